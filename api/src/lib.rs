@@ -1,0 +1,16 @@
+//! Every noun of Flotilla: keys, changes, kinds and the one list of them, names, errors.
+//!
+//! Objects are Kubernetes' own. Where code decides, they are `k8s-openapi` types; where bytes pass
+//! through, they are JSON with a schema, so that kinds added at run time travel the same road.
+//!
+//! Invariant: nothing here does I/O, reads a clock or draws randomness that it was not handed.
+
+pub mod change;
+pub mod error;
+pub mod key;
+pub mod object;
+
+pub use change::{Change, Conflict, Expect, Precondition, Write};
+pub use error::{Cause, Reason, Status};
+pub use key::{GroupResource, Key};
+pub use k8s_openapi;
