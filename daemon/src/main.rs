@@ -1,1 +1,3 @@
+//! The `flotilla` binary: the daemon, the command line and the shim in one.
+
 fn main() {}

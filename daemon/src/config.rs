@@ -1,0 +1,332 @@
+//! The daemon's configuration: a TOML file, then `FLOTILLA_*` variables, then flags, each stronger than the one before.
+//!
+//! Invariant: a key that nobody knows is an error that names it and its source.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::{fs, io};
+
+use serde::{Deserialize, Serialize};
+
+/// Where the configuration file is looked for when none is named.
+pub const DEFAULT_FILE: &str = "/etc/flotilla/flotilla.toml";
+
+/// TCP for clients, UDP for nodes.
+pub const DEFAULT_PORT: u16 = 6443;
+
+/// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
+const CLIENT_VARIABLES: [&str; 4] = ["FLOTILLA_SERVER", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
+
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    #[error("cannot read the configuration file {path}")]
+    Read { path: PathBuf, source: io::Error },
+    #[error("{origin}: {message}")]
+    Invalid { origin: String, message: String },
+}
+
+/// One layer of configuration; what is absent is left to weaker layers.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+pub struct Layer {
+    /// Where the node keeps its identity, store, images and pods [default: /var/lib/flotilla]
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// Where sockets and network namespaces live until the next boot [default: /run/flotilla]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// The node's name in the cluster [default: the host name]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Address and port to listen on: UDP for nodes, TCP for clients [default: 0.0.0.0:6443]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// Addresses at which other nodes reach this one [default: this machine's global addresses]
+    #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',')]
+    pub advertise: Option<Vec<SocketAddr>>,
+    /// Join the cluster of this token; ignored once the node has joined
+    #[arg(long, value_name = "TOKEN")]
+    pub join: Option<String>,
+    /// Never hold a replica of the store
+    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
+    pub no_replica: Option<bool>,
+    /// What runs containers: `libcontainer`, or the path of an OCI runtime such as runc [default: libcontainer]
+    #[arg(long, value_name = "ENGINE")]
+    pub engine: Option<String>,
+    /// Addresses for pods, a /24 of it for each node; set on the first node [default: 10.244.0.0/16]
+    #[arg(long, value_name = "CIDR")]
+    pub cluster_cidr: Option<String>,
+    /// The bridge that pods are attached to [default: flotilla0]
+    #[arg(long, value_name = "NAME")]
+    pub bridge: Option<String>,
+    /// The cgroup under which pods get theirs [default: /flotilla]
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<String>,
+    /// What to log: `info`, `debug`, `flotilla=debug,warn` [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+    /// How to log: `human` or `json` [default: human]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+    /// Heartbeat between nodes, in milliseconds [default: 250]
+    #[arg(long, value_name = "MS")]
+    pub beat_ms: Option<u64>,
+    /// Silence after which a node is suspected, in milliseconds [default: 1000]
+    #[arg(long, value_name = "MS")]
+    pub suspect_ms: Option<u64>,
+    /// Silence after which a node counts as dead, in milliseconds [default: 3000]
+    #[arg(long, value_name = "MS")]
+    pub dead_ms: Option<u64>,
+    /// Labels of the Node, `key=value`; set when the node joins
+    #[arg(skip)]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Registries by host, with mirrors, credentials, CA file, or plain HTTP
+    #[arg(skip)]
+    pub registries: Option<BTreeMap<String, Registry>>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    Human,
+    Json,
+}
+
+/// How to reach one registry.
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Registry {
+    /// Asked before the registry itself, in this order: `https://mirror.example:5000`.
+    pub mirrors: Vec<String>,
+    /// Speak plain HTTP with it. Never the default, not even on loopback.
+    pub insecure_http: bool,
+    pub username: Option<String>,
+    pub password: Option<String>,
+    /// PEM file of the CA that signed its certificate.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    pub data_dir: PathBuf,
+    pub run_dir: PathBuf,
+    pub name: String,
+    pub listen: SocketAddr,
+    /// Empty: this machine's global addresses.
+    pub advertise: Vec<SocketAddr>,
+    pub join: Option<String>,
+    pub replica: bool,
+    /// `None`: libcontainer, inside the shim.
+    pub engine: Option<PathBuf>,
+    pub cluster_cidr: String,
+    pub bridge: String,
+    pub cgroup_parent: String,
+    pub log: String,
+    pub log_format: LogFormat,
+    pub beat_ms: u64,
+    pub suspect_ms: u64,
+    pub dead_ms: u64,
+    pub labels: BTreeMap<String, String>,
+    pub registries: BTreeMap<String, Registry>,
+}
+
+impl Config {
+    /// The socket that the local command line speaks to; only root may open it.
+    pub fn socket(&self) -> PathBuf {
+        self.run_dir.join("flotilla.sock")
+    }
+
+    /// Puts the layers together.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a source has an unknown key or a bad value, or values contradict each other.
+    pub fn load(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        flags: Layer,
+    ) -> Result<Self, ConfigError> {
+        let file = Layer::from_file(file)?;
+        let environment = Layer::from_environment(environment)?;
+        file.overridden_by(environment).overridden_by(flags).resolve()
+    }
+}
+
+/// Takes each field from the stronger layer if it has it.
+macro_rules! override_fields {
+    ($weak:ident, $strong:ident, $($field:ident),* $(,)?) => {
+        Layer { $($field: $strong.$field.or($weak.$field)),* }
+    };
+}
+
+impl Layer {
+    fn from_file(path: Option<&Path>) -> Result<Self, ConfigError> {
+        let (path, required) = match path {
+            Some(path) => (path, true),
+            None => (Path::new(DEFAULT_FILE), false),
+        };
+        match fs::read_to_string(path) {
+            Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Invalid {
+                origin: path.display().to_string(),
+                message: error.to_string().trim_end().to_owned(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
+            Err(source) => Err(ConfigError::Read { path: path.into(), source }),
+        }
+    }
+
+    fn from_environment(variables: impl IntoIterator<Item = (String, String)>) -> Result<Self, ConfigError> {
+        let mut layer = Self::default();
+        for (name, value) in variables {
+            let Some(key) = name.strip_prefix("FLOTILLA_") else { continue };
+            if CLIENT_VARIABLES.contains(&name.as_str()) {
+                continue;
+            }
+            let one = Self::from_variable(&key.to_lowercase(), &value)
+                .map_err(|message| ConfigError::Invalid { origin: format!("environment variable {name}"), message })?;
+            layer = layer.overridden_by(one);
+        }
+        Ok(layer)
+    }
+
+    /// A variable holds what would stand behind `key =` in the file; text needs no quotes.
+    fn from_variable(key: &str, value: &str) -> Result<Self, String> {
+        let quoted = toml::Value::String(value.to_owned());
+        let parsed = toml::from_str::<toml::Table>(&format!("{key} = {value}")).ok();
+        let candidates = parsed.into_iter().chain([toml::Table::from_iter([(key.to_owned(), quoted)])]);
+        let mut last = String::new();
+        for candidate in candidates {
+            match candidate.try_into::<Self>() {
+                Ok(layer) => return Ok(layer),
+                Err(error) => last = error.message().to_owned(),
+            }
+        }
+        Err(last)
+    }
+
+    fn overridden_by(self, strong: Self) -> Self {
+        let weak = self;
+        override_fields!(
+            weak, strong, data_dir, run_dir, name, listen, advertise, join, no_replica, engine, cluster_cidr, bridge,
+            cgroup_parent, log, log_format, beat_ms, suspect_ms, dead_ms, labels, registries,
+        )
+    }
+
+    fn resolve(self) -> Result<Config, ConfigError> {
+        let config = Config {
+            data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/flotilla".into()),
+            run_dir: self.run_dir.unwrap_or_else(|| "/run/flotilla".into()),
+            name: self.name.map_or_else(host_name, Ok)?,
+            listen: self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT)),
+            advertise: self.advertise.unwrap_or_default(),
+            join: self.join,
+            replica: !self.no_replica.unwrap_or(false),
+            engine: self.engine.filter(|engine| engine != "libcontainer").map(PathBuf::from),
+            cluster_cidr: self.cluster_cidr.unwrap_or_else(|| "10.244.0.0/16".into()),
+            bridge: self.bridge.unwrap_or_else(|| "flotilla0".into()),
+            cgroup_parent: self.cgroup_parent.unwrap_or_else(|| "/flotilla".into()),
+            log: self.log.unwrap_or_else(|| "info".into()),
+            log_format: self.log_format.unwrap_or(LogFormat::Human),
+            beat_ms: self.beat_ms.unwrap_or(250),
+            suspect_ms: self.suspect_ms.unwrap_or(1_000),
+            dead_ms: self.dead_ms.unwrap_or(3_000),
+            labels: self.labels.unwrap_or_default(),
+            registries: self.registries.unwrap_or_default(),
+        };
+        config.check()?;
+        Ok(config)
+    }
+}
+
+impl Config {
+    fn check(&self) -> Result<(), ConfigError> {
+        let bad = |key: &str, message: String| Err(ConfigError::Invalid { origin: key.into(), message });
+        if !is_node_name(&self.name) {
+            return bad("name", format!("{:?} must be lower-case letters, digits, '-' and '.', at most 63", self.name));
+        }
+        if !(self.beat_ms > 0 && self.beat_ms * 2 <= self.suspect_ms && self.suspect_ms < self.dead_ms) {
+            return bad(
+                "beat_ms, suspect_ms, dead_ms",
+                format!(
+                    "{}, {}, {}: a node must miss at least two beats before it is suspected, and be suspected before it is dead",
+                    self.beat_ms, self.suspect_ms, self.dead_ms
+                ),
+            );
+        }
+        if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
+            return bad("bridge", format!("{:?} must be a link name of 1 to 15 characters", self.bridge));
+        }
+        if let Some(engine) = self.engine.as_ref().filter(|path| !path.is_file()) {
+            return bad("engine", format!("{} is not a file; use `libcontainer` or an OCI runtime's path", engine.display()));
+        }
+        Ok(())
+    }
+}
+
+/// A DNS-1123 subdomain that also fits a certificate's common name behind `system:node:`.
+fn is_node_name(name: &str) -> bool {
+    !name.is_empty()
+        && name.len() <= 63
+        && name.split('.').all(|label| {
+            !label.is_empty()
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-')
+        })
+}
+
+fn host_name() -> Result<String, ConfigError> {
+    let name = nix::unistd::gethostname().map_err(|error| ConfigError::Invalid {
+        origin: "name".into(),
+        message: format!("the host name cannot be read ({error}); give --name"),
+    })?;
+    Ok(name.to_string_lossy().to_lowercase())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(file: &str, environment: &[(&str, &str)], flags: Layer) -> Result<Config, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("flotilla.toml");
+        fs::write(&path, file).unwrap();
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::load(Some(&path), environment, flags).map_err(|e| e.to_string())
+    }
+
+    #[test]
+    fn each_layer_is_stronger_than_the_one_before() {
+        let file = "name = \"file\"\nbridge = \"file0\"\nlog = \"warn\"\n";
+        let flags = Layer { name: Some("flag".into()), ..Layer::default() };
+        let config = load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
+        assert_eq!((&*config.name, &*config.bridge, &*config.log), ("flag", "env0", "warn"));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let error = load("nam = \"x\"\n", &[], Layer::default()).unwrap_err();
+        assert!(error.contains("flotilla.toml") && error.contains("nam"), "{error}");
+        let error = load("", &[("FLOTILLA_NAM", "x")], Layer::default()).unwrap_err();
+        assert!(error.contains("FLOTILLA_NAM") && error.contains("unknown field `nam`"), "{error}");
+    }
+
+    #[test]
+    fn variables_hold_numbers_lists_and_plain_text() {
+        let variables = [
+            ("FLOTILLA_NAME", "n1"),
+            ("FLOTILLA_DEAD_MS", "5000"),
+            ("FLOTILLA_ADVERTISE", "[\"10.0.0.1:6443\"]"),
+            ("FLOTILLA_SERVER", "elsewhere"),
+        ];
+        let config = load("", &variables, Layer::default()).unwrap();
+        assert_eq!((config.dead_ms, config.advertise.len()), (5_000, 1));
+    }
+
+    #[test]
+    fn timings_that_contradict_each_other_are_refused() {
+        let error = load("name = \"a\"\nsuspect_ms = 300\n", &[], Layer::default()).unwrap_err();
+        assert!(error.contains("beat_ms, suspect_ms, dead_ms"), "{error}");
+    }
+}
