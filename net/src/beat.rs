@@ -1,0 +1,206 @@
+//! Heartbeats: each node tells every member that it is alive, in datagrams on a connection of their own, so that neither a
+//! slow disk nor a busy stream delays them. The same connection carries address records, on streams, whenever there are
+//! newer ones.
+//!
+//! Invariant: one task a member; a member that does not answer delays no other.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Instant;
+
+use bytes::Bytes;
+use quinn::{Connection, RecvStream};
+use serde::{Deserialize, Serialize};
+use tokio::task::{AbortHandle, JoinSet};
+use tokio::time::MissedTickBehavior;
+
+use crate::alpn::Alpn;
+use crate::codec;
+use crate::frame::{FrameError, read_frame_or_end, write_frame};
+use crate::names::NodeId;
+use crate::pool::canonical;
+use crate::ports::PeerInfo;
+use crate::pulse::MAX_PAYLOAD_BYTES;
+use crate::record::AddressRecord;
+use crate::shared::Shared;
+
+const MAX_BEAT_BYTES: usize = MAX_PAYLOAD_BYTES + 64;
+const MAX_RECORDS_FRAME_BYTES: usize = 64 * 1024;
+const MAX_FRAMES_EACH_STREAM: usize = 1024;
+const RECORDS_EACH_FRAME: usize = 16;
+
+#[derive(Serialize, Deserialize)]
+struct Beat {
+    /// Counts on each connection, since datagrams may overtake each other.
+    sequence: u64,
+    payload: Bytes,
+}
+
+/// Judges silence and keeps one sender for each member, until the network stops.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut members = shared.members.watch();
+    let mut senders = Senders::default();
+    let mut ticks = tokio::time::interval(shared.pulse.tick_period());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => break,
+            _ = ticks.tick() => shared.pulse.tick(Instant::now()),
+            Ok(()) = members.changed() => {
+                let names = members.borrow_and_update().clone();
+                shared.pulse.set_members(&names, Instant::now());
+                senders.set(&shared, &names);
+            }
+        }
+    }
+    senders.tasks.shutdown().await;
+}
+
+#[derive(Default)]
+struct Senders {
+    tasks: JoinSet<()>,
+    running: HashMap<NodeId, AbortHandle>,
+}
+
+impl Senders {
+    fn set(&mut self, shared: &Arc<Shared>, names: &BTreeMap<NodeId, Arc<str>>) {
+        self.running.retain(|id, task| {
+            let stays = names.contains_key(id);
+            if !stays {
+                task.abort();
+            }
+            stays
+        });
+        while self.tasks.try_join_next().is_some() {}
+        for id in names.keys().filter(|id| **id != shared.own_id()) {
+            self.running.entry(*id).or_insert_with(|| self.tasks.spawn(beat_to(shared.clone(), *id)));
+        }
+    }
+}
+
+/// Beats towards one member for ever.
+async fn beat_to(shared: Arc<Shared>, id: NodeId) {
+    let mut ticks = tokio::time::interval(shared.options.beat_period);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut line = Line::default();
+    loop {
+        ticks.tick().await;
+        match shared.connect(id, Alpn::Beat).await {
+            Ok(connection) => line.send(&shared, id, &connection).await,
+            Err(error) => tracing::trace!(node = id, %error, "no heartbeat could be sent"),
+        }
+    }
+}
+
+/// What has been said on a connection.
+#[derive(Default)]
+struct Line {
+    connection: usize,
+    beats: u64,
+    book: Option<u64>,
+    records: HashMap<NodeId, u64>,
+}
+
+impl Line {
+    async fn send(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
+        if self.connection != connection.stable_id() {
+            *self = Line { connection: connection.stable_id(), ..Line::default() };
+        }
+        self.beats += 1;
+        let beat = Beat { sequence: self.beats, payload: shared.pulse.own_payload() };
+        let sent = codec::encode(&beat).map(|bytes| connection.send_datagram(bytes.into()));
+        if let Ok(Err(error)) = sent {
+            tracing::debug!(node = id, %error, "a heartbeat could not be sent");
+        }
+        shared.pulse.set_rtt(id, connection.rtt());
+        if let Err(error) = self.send_records(shared, id, connection).await {
+            tracing::debug!(node = id, %error, "addresses could not be sent");
+            self.book = None;
+        }
+    }
+
+    /// Sends the records that are newer than those sent before.
+    async fn send_records(&mut self, shared: &Shared, id: NodeId, connection: &Connection) -> Result<(), FrameError> {
+        let generation = *shared.book.watch().borrow();
+        if self.book.replace(generation) == Some(generation) {
+            return Ok(());
+        }
+        let all = shared.book.all();
+        let news: Vec<_> = all.iter().filter(|record| record.id() != id && self.is_news(record)).collect();
+        if news.is_empty() {
+            return Ok(());
+        }
+        let broken = |error: quinn::ConnectionError| FrameError::Stream(error.into());
+        let mut stream = connection.open_uni().await.map_err(broken)?;
+        for part in news.chunks(RECORDS_EACH_FRAME) {
+            let records: Vec<&AddressRecord> = part.iter().map(|record| record.as_ref()).collect();
+            let bytes = codec::encode(&records).map_err(|error| FrameError::Stream(std::io::Error::other(error)))?;
+            write_frame(&mut stream, &bytes).await?;
+        }
+        // The peer may have closed the stream by now; then it has what it wanted.
+        let _ = stream.finish();
+        self.records.extend(news.iter().map(|record| (record.id(), record.sequence())));
+        Ok(())
+    }
+
+    fn is_news(&self, record: &AddressRecord) -> bool {
+        self.records.get(&record.id()).is_none_or(|sent| *sent < record.sequence())
+    }
+}
+
+/// Takes the heartbeats and records that come on one connection, until it ends.
+pub(crate) async fn receive(shared: &Arc<Shared>, peer: &PeerInfo, connection: &Connection) {
+    let mut last = 0;
+    let mut streams = JoinSet::new();
+    loop {
+        tokio::select! {
+            datagram = connection.read_datagram() => match datagram {
+                Ok(datagram) => last = take_beat(shared, peer, connection, &datagram, last),
+                Err(_) => break,
+            },
+            stream = connection.accept_uni(), if streams.len() < 4 => match stream {
+                Ok(stream) => { streams.spawn(take_records(shared.clone(), peer.clone(), stream)); }
+                Err(_) => break,
+            },
+            Some(_) = streams.join_next() => {}
+            () = shared.stop.cancelled() => break,
+        }
+    }
+    streams.shutdown().await;
+}
+
+/// Counts a heartbeat and returns the highest sequence so far.
+fn take_beat(shared: &Shared, peer: &PeerInfo, connection: &Connection, datagram: &[u8], last: u64) -> u64 {
+    match codec::decode_within::<Beat, MAX_BEAT_BYTES>(datagram) {
+        Ok(beat) if beat.payload.len() <= MAX_PAYLOAD_BYTES && beat.sequence > last => {
+            shared.pulse.heard(peer.id, canonical(connection.remote_address()), beat.payload, Instant::now());
+            beat.sequence
+        }
+        Ok(_) => last,
+        Err(error) => {
+            tracing::debug!(node = peer.id, %error, "a heartbeat cannot be read");
+            last
+        }
+    }
+}
+
+async fn take_records(shared: Arc<Shared>, peer: PeerInfo, mut stream: RecvStream) {
+    for _ in 0..MAX_FRAMES_EACH_STREAM {
+        let frame = match read_frame_or_end(&mut stream, MAX_RECORDS_FRAME_BYTES).await {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return,
+            Err(error) => return tracing::debug!(node = peer.id, %error, "addresses cannot be read"),
+        };
+        match codec::decode_within::<Vec<AddressRecord>, MAX_RECORDS_FRAME_BYTES>(&frame) {
+            Ok(records) => records.into_iter().for_each(|record| take_record(&shared, &peer, record)),
+            Err(error) => return tracing::debug!(node = peer.id, %error, "addresses cannot be read"),
+        }
+    }
+}
+
+fn take_record(shared: &Shared, peer: &PeerInfo, record: AddressRecord) {
+    let about = record.id();
+    if let Err(error) = shared.learn(record) {
+        tracing::debug!(node = peer.id, about, %error, "an address is not believed");
+    }
+}

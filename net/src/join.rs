@@ -1,0 +1,309 @@
+//! How a machine becomes a node. It dials an address of its token, sees by the pinned authority that it has found the right
+//! cluster, and only then sends the token's secret with a request for a certificate. One question, one answer.
+//!
+//! Invariant: the secret is sent to nobody but a node certified by the authority that the token pins.
+//! Invariant: what comes back is believed only if it fits the token and what was asked for.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use quinn::{Connection, ConnectionError, Endpoint};
+use rustls::pki_types::CertificateDer;
+use serde::{Deserialize, Serialize};
+
+use crate::authority::MAX_REQUEST_BYTES;
+use crate::certificate::fingerprint;
+use crate::codec::{self, CodecError};
+use crate::frame::{FrameError, read_frame, write_frame};
+use crate::identity::{Identity, IdentityError, NodeKey};
+use crate::names::{NameError, NodeId, check_node_name};
+use crate::pool::canonical;
+use crate::ports::{JoinGrant, JoinRequest, Member, Refusal};
+use crate::record::MAX_ADDRESSES;
+use crate::seal::SealKey;
+use crate::shared::Shared;
+use crate::tls;
+use crate::token::{Token, TokenId, TokenSecret};
+use crate::transport::{self, Keeping};
+
+/// The largest question.
+pub const MAX_QUESTION_BYTES: usize = 64 * 1024;
+
+/// The largest answer.
+pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// The transport errors that are TLS alerts (RFC 9001, section 4.8).
+const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
+
+const MAX_VERSION_BYTES: usize = 64;
+const MAX_REASON_BYTES: usize = 512;
+
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    #[error("the token has expired; ask for a new one")]
+    Expired,
+    #[error("none of the token's addresses answers: {0}")]
+    Unreachable(String),
+    #[error("{0} belongs to another cluster than the token, or is not what it claims to be; nothing was sent to it")]
+    WrongCluster(SocketAddr),
+    #[error("{0}")]
+    Refused(String),
+    #[error("{0}")]
+    Broken(String),
+    #[error("the cluster's answer does not fit what was asked: {0}")]
+    Misfit(&'static str),
+    #[error(transparent)]
+    Name(#[from] NameError),
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    #[error("this machine cannot dial: {0}")]
+    Local(String),
+}
+
+/// What the machine says about itself.
+#[derive(Debug, Clone)]
+pub struct JoinParts {
+    pub name: String,
+    pub id: NodeId,
+    /// Where it will listen (UDP).
+    pub addresses: Vec<SocketAddr>,
+    pub version: String,
+    /// Whether it is willing to hold a replica.
+    pub replica: bool,
+}
+
+/// How long a join may take.
+#[derive(Debug, Clone, Copy)]
+pub struct JoinTimeouts {
+    /// For each address, until it has proved what it is.
+    pub connect: Duration,
+    /// From the question to the answer.
+    pub answer: Duration,
+}
+
+impl Default for JoinTimeouts {
+    fn default() -> Self {
+        JoinTimeouts { connect: Duration::from_secs(5), answer: Duration::from_secs(15) }
+    }
+}
+
+/// What a machine has once it is a node. Nothing is on disk yet.
+#[derive(Debug)]
+pub struct Joined {
+    pub identity: Identity,
+    pub seal_key: Option<SealKey>,
+    pub members: Vec<Member>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Question {
+    token_id: TokenId,
+    secret: TokenSecret,
+    name: String,
+    id: NodeId,
+    csr: Vec<u8>,
+    addresses: Vec<SocketAddr>,
+    version: String,
+    replica: bool,
+}
+
+type Answer<T> = Result<T, String>;
+
+/// Joins the cluster of `token`. The addresses are tried in order until one answers; a refusal is final.
+pub async fn join(
+    token: &Token,
+    parts: &JoinParts,
+    timeouts: JoinTimeouts,
+    now: SystemTime,
+) -> Result<Joined, JoinError> {
+    check_node_name(&parts.name)?;
+    if token.expires().is_some_and(|expires| expires <= now) {
+        return Err(JoinError::Expired);
+    }
+    let key = NodeKey::generate()?;
+    let question = question(token, parts, &key)?;
+    let mut failures = Vec::new();
+    for address in token.addresses() {
+        match ask(token, *address, &question, timeouts).await {
+            Ok(grant) => return accept(token, parts, key, grant),
+            Err(JoinError::Unreachable(reason)) => failures.push(reason),
+            Err(error) => return Err(error),
+        }
+    }
+    Err(JoinError::Unreachable(failures.join("; ")))
+}
+
+fn question(token: &Token, parts: &JoinParts, key: &NodeKey) -> Result<Vec<u8>, JoinError> {
+    let question = Question {
+        token_id: token.id(),
+        secret: token.secret().clone(),
+        name: parts.name.clone(),
+        id: parts.id,
+        csr: key.request()?,
+        addresses: parts.addresses.clone(),
+        version: parts.version.clone(),
+        replica: parts.replica,
+    };
+    codec::encode(&question).map_err(|error| JoinError::Local(error.to_string()))
+}
+
+/// Dials one address and asks.
+async fn ask(
+    token: &Token,
+    address: SocketAddr,
+    question: &[u8],
+    timeouts: JoinTimeouts,
+) -> Result<JoinGrant, JoinError> {
+    let endpoint = caller_endpoint(address).map_err(JoinError::Local)?;
+    let connection = tokio::time::timeout(timeouts.connect, dial(&endpoint, token, address))
+        .await
+        .map_err(|_| JoinError::Unreachable(format!("{address} does not answer")))??;
+    let result = tokio::time::timeout(timeouts.answer, exchange(&connection, question)).await;
+    connection.close(0_u32.into(), b"done");
+    // So that the close is sent; the answer stands whether or not it is heard.
+    let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+    let broken = |reason: String| JoinError::Broken(format!("{address} broke off: {reason}"));
+    match result {
+        Ok(Ok(bytes)) => codec::decode_within::<Answer<JoinGrant>, MAX_ANSWER_BYTES>(&bytes)
+            .map_err(|error| broken(error.to_string()))?
+            .map_err(JoinError::Refused),
+        Ok(Err(error)) => Err(broken(explain(&connection, &error))),
+        Err(_) => Err(broken(format!("no answer within {} ms", timeouts.answer.as_millis()))),
+    }
+}
+
+/// The peer's reason for closing, where it gave one.
+pub(crate) fn explain(connection: &Connection, error: &FrameError) -> String {
+    match connection.close_reason() {
+        Some(ConnectionError::ApplicationClosed(close)) => String::from_utf8_lossy(&close.reason).into_owned(),
+        Some(ConnectionError::LocallyClosed) | None => error.to_string(),
+        Some(other) => other.to_string(),
+    }
+}
+
+fn caller_endpoint(address: SocketAddr) -> Result<Endpoint, String> {
+    let any = if address.is_ipv4() { IpAddr::from(Ipv4Addr::UNSPECIFIED) } else { IpAddr::from(Ipv6Addr::UNSPECIFIED) };
+    Endpoint::client(SocketAddr::new(any, 0)).map_err(|error| error.to_string())
+}
+
+async fn dial(endpoint: &Endpoint, token: &Token, address: SocketAddr) -> Result<Connection, JoinError> {
+    let tls =
+        tls::quic_join(*token.authority(), token.cluster()).map_err(|error| JoinError::Local(error.to_string()))?;
+    let keeping = Keeping { idle_timeout: Duration::from_secs(10), keep_alive: Duration::from_secs(2) };
+    let config = transport::client(tls, keeping).map_err(JoinError::Local)?;
+    let unreachable = |error: String| JoinError::Unreachable(format!("{address}: {error}"));
+    let connecting =
+        endpoint.connect_with(config, address, "join.flotilla").map_err(|error| unreachable(error.to_string()))?;
+    connecting.await.map_err(|error| match error {
+        // What this side found wrong with the other is a TLS alert; all else may pass.
+        ConnectionError::TransportError(error) if TLS_ALERTS.contains(&u64::from(error.code)) => {
+            JoinError::WrongCluster(address)
+        }
+        other => unreachable(other.to_string()),
+    })
+}
+
+pub(crate) async fn exchange(connection: &Connection, question: &[u8]) -> Result<bytes::Bytes, FrameError> {
+    let (mut send, mut recv) = connection.open_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
+    write_frame(&mut send, question).await?;
+    // Only a stream that was finished or reset before cannot be finished.
+    let _ = send.finish();
+    read_frame(&mut recv, MAX_ANSWER_BYTES).await
+}
+
+/// Checks that what was granted is what was asked for.
+fn accept(token: &Token, parts: &JoinParts, key: NodeKey, grant: JoinGrant) -> Result<Joined, JoinError> {
+    if grant.cluster != token.cluster() {
+        return Err(JoinError::Misfit("another cluster"));
+    }
+    if !grant.authorities.iter().any(|authority| fingerprint(authority) == *token.authority()) {
+        return Err(JoinError::Misfit("another authority"));
+    }
+    let authorities = grant.authorities.into_iter().map(CertificateDer::from).collect();
+    let identity = Identity::new(key, CertificateDer::from(grant.certificate), authorities)?;
+    if identity.cluster() != token.cluster() || identity.id() != parts.id || identity.name() != parts.name {
+        return Err(JoinError::Misfit("a certificate for another node"));
+    }
+    Ok(Joined { identity, seal_key: grant.seal_key, members: grant.members })
+}
+
+/// Answers the one question of a stranger.
+pub(crate) async fn serve(shared: &Arc<Shared>, connection: &Connection) {
+    let remote = canonical(connection.remote_address());
+    match answer(shared, connection, remote).await {
+        Ok(Ok(name)) => tracing::info!(%remote, name, "a node joined"),
+        Ok(Err(reason)) => tracing::info!(%remote, reason, "a join was refused"),
+        Err(error) => tracing::info!(%remote, %error, "a join broke off"),
+    }
+}
+
+async fn answer(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    remote: SocketAddr,
+) -> Result<Result<String, String>, FrameError> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
+    let frame = read_frame(&mut recv, MAX_QUESTION_BYTES).await?;
+    let (name, answer) = decide(shared, &frame, remote).await;
+    let told = answer.as_ref().map(|_| name).map_err(String::clone);
+    write_answer(&mut send, &answer).await?;
+    Ok(told)
+}
+
+pub(crate) async fn write_answer<T: Serialize>(
+    send: &mut quinn::SendStream,
+    answer: &Answer<T>,
+) -> Result<(), FrameError> {
+    let bytes = codec::encode(answer).map_err(|error: CodecError| FrameError::Stream(std::io::Error::other(error)))?;
+    write_frame(send, &bytes).await?;
+    // Only a stream that was finished or reset before cannot be finished.
+    let _ = send.finish();
+    Ok(())
+}
+
+async fn decide(shared: &Arc<Shared>, frame: &[u8], remote: SocketAddr) -> (String, Answer<JoinGrant>) {
+    let request = match read_question(frame, remote) {
+        Ok(request) => request,
+        Err(reason) => return (String::new(), Err(reason)),
+    };
+    let name = request.name.clone();
+    let answer = match shared.ports.admission() {
+        Some(admission) => admission.admit(request).await.map_err(bounded_reason),
+        None => Err("this node admits nobody yet; try again".to_string()),
+    };
+    (name, answer)
+}
+
+pub(crate) fn bounded_reason(Refusal(mut reason): Refusal) -> String {
+    let end = (0..=MAX_REASON_BYTES.min(reason.len())).rev().find(|at| reason.is_char_boundary(*at)).unwrap_or(0);
+    reason.truncate(end);
+    reason.replace(['\n', '\r'], " ")
+}
+
+/// Checks the bounds of a question.
+fn read_question(frame: &[u8], remote: SocketAddr) -> Result<JoinRequest, String> {
+    let question: Question =
+        codec::decode_within::<_, MAX_QUESTION_BYTES>(frame).map_err(|error| format!("not a join request: {error}"))?;
+    check_node_name(&question.name).map_err(|error| error.to_string())?;
+    if question.csr.len() > MAX_REQUEST_BYTES {
+        return Err(format!("the certificate request is larger than {MAX_REQUEST_BYTES} bytes"));
+    }
+    if question.addresses.len() > MAX_ADDRESSES {
+        return Err(format!("more than {MAX_ADDRESSES} addresses"));
+    }
+    if question.version.len() > MAX_VERSION_BYTES || question.version.chars().any(char::is_control) {
+        return Err(format!("a version is at most {MAX_VERSION_BYTES} printable bytes"));
+    }
+    Ok(JoinRequest {
+        token_id: question.token_id,
+        secret: question.secret,
+        name: question.name,
+        id: question.id,
+        csr: question.csr,
+        addresses: question.addresses,
+        version: question.version,
+        replica: question.replica,
+        remote,
+    })
+}

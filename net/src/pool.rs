@@ -1,0 +1,209 @@
+//! Connections that this node opens: one for each peer and protocol, dialled when first needed and again when lost.
+//!
+//! Invariant: at most one dial for each peer and protocol is under way, and each ends within the dial timeout.
+//! Invariant: a connection is handed out only after the peer has welcomed this node, so that a refusal is an error of
+//! `open` and not of the first write.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+
+use crate::alpn::Alpn;
+use crate::error::NetError;
+use crate::links::Close;
+use crate::names::NodeId;
+use crate::tls::server_name;
+
+/// A failed dial answers for others within this time.
+const FAILURE_HOLDS: Duration = Duration::from_millis(100);
+
+/// Between the first tries of a node's addresses.
+const ADDRESS_STAGGER: Duration = Duration::from_millis(100);
+
+/// What a server sends on a stream of its own once it has admitted a connection.
+pub(crate) const WELCOME: [u8; 1] = [1];
+
+type Key = (NodeId, Alpn);
+
+#[derive(Default)]
+pub(crate) struct Pool {
+    slots: Mutex<HashMap<Key, Arc<Slot>>>,
+}
+
+#[derive(Default)]
+struct Slot {
+    dialling: tokio::sync::Mutex<()>,
+    held: Mutex<Held>,
+}
+
+#[derive(Default)]
+struct Held {
+    connection: Option<Connection>,
+    failed: Option<(Instant, NetError)>,
+}
+
+/// All that a dial needs.
+pub(crate) struct Dial<'a> {
+    pub(crate) endpoint: &'a Endpoint,
+    pub(crate) config: ClientConfig,
+    pub(crate) node: NodeId,
+    pub(crate) alpn: Alpn,
+    pub(crate) addresses: Vec<SocketAddr>,
+    pub(crate) timeout: Duration,
+}
+
+impl Pool {
+    /// The open connection to `key`, if there is one.
+    pub(crate) fn open_connection(&self, key: Key) -> Option<Connection> {
+        let slot = self.lock().get(&key).cloned()?;
+        slot.live()
+    }
+
+    /// The connection to the node and protocol of `dial`, which is dialled if there is none.
+    pub(crate) async fn connection(&self, dial: Dial<'_>) -> Result<Connection, NetError> {
+        let slot = self.lock().entry((dial.node, dial.alpn)).or_default().clone();
+        if let Some(connection) = slot.live() {
+            return Ok(connection);
+        }
+        let _dialling = slot.dialling.lock().await;
+        if let Some(connection) = slot.live() {
+            return Ok(connection);
+        }
+        if let Some(error) = slot.recent_failure(Instant::now()) {
+            return Err(error);
+        }
+        let result = dial.within_its_time().await;
+        slot.keep(&result, Instant::now());
+        result
+    }
+
+    /// Closes the connections to `node` and forgets that dials failed.
+    pub(crate) fn close(&self, node: NodeId, why: Close) {
+        let slots: Vec<_> = {
+            let mut slots = self.lock();
+            slots.extract_if(|key, _| key.0 == node).map(|(_, slot)| slot).collect()
+        };
+        for connection in slots.iter().filter_map(|slot| slot.live()) {
+            why.close(&connection);
+        }
+    }
+
+    /// Closes the connections to `node` that go to none of `addresses`: it has moved.
+    pub(crate) fn close_elsewhere(&self, node: NodeId, addresses: &[SocketAddr]) {
+        let slots: Vec<_> = self.lock().iter().filter(|(key, _)| key.0 == node).map(|(_, slot)| slot.clone()).collect();
+        for connection in slots.iter().filter_map(|slot| slot.live()) {
+            if !addresses.contains(&canonical(connection.remote_address())) {
+                Close::Displaced.close(&connection);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {
+        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Slot {
+    fn live(&self) -> Option<Connection> {
+        self.lock().connection.clone().filter(|connection| connection.close_reason().is_none())
+    }
+
+    fn recent_failure(&self, now: Instant) -> Option<NetError> {
+        let held = self.lock();
+        let (at, error) = held.failed.as_ref()?;
+        (now.saturating_duration_since(*at) < FAILURE_HOLDS).then(|| error.clone())
+    }
+
+    fn keep(&self, result: &Result<Connection, NetError>, now: Instant) {
+        *self.lock() = match result {
+            Ok(connection) => Held { connection: Some(connection.clone()), failed: None },
+            Err(error) => Held { connection: None, failed: Some((now, error.clone())) },
+        };
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Held> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Dial<'_> {
+    async fn within_its_time(&self) -> Result<Connection, NetError> {
+        let late = NetError::Timeout {
+            node: self.node,
+            alpn: self.alpn,
+            waited_ms: self.timeout.as_millis().try_into().unwrap_or(u64::MAX),
+        };
+        tokio::time::timeout(self.timeout, self.any_address()).await.unwrap_or(Err(late))
+    }
+
+    /// Tries all addresses, each a little after the one before, and takes the first that welcomes this node.
+    async fn any_address(&self) -> Result<Connection, NetError> {
+        let mut tries: FuturesUnordered<_> = self
+            .addresses
+            .iter()
+            .zip(0..)
+            .map(|(address, turn)| async move {
+                tokio::time::sleep(ADDRESS_STAGGER * turn).await;
+                self.address(*address).await
+            })
+            .collect();
+        let mut last = NetError::NoAddress(self.node);
+        while let Some(result) = tries.next().await {
+            match result {
+                Ok(connection) => return Ok(connection),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn address(&self, address: SocketAddr) -> Result<Connection, NetError> {
+        let unreachable = |reason: String| NetError::Unreachable {
+            node: self.node,
+            alpn: self.alpn,
+            reason: format!("{address}: {reason}"),
+        };
+        let connecting = self
+            .endpoint
+            .connect_with(self.config.clone(), address, &server_name(self.node))
+            .map_err(|error| unreachable(error.to_string()))?;
+        let connection = connecting.await.map_err(|error| self.explain(address, error))?;
+        if !self.alpn.admits_strangers() {
+            await_welcome(&connection).await.map_err(|error| self.explain(address, error))?;
+        }
+        Ok(connection)
+    }
+
+    fn explain(&self, address: SocketAddr, error: ConnectionError) -> NetError {
+        let (node, alpn) = (self.node, self.alpn);
+        match error {
+            ConnectionError::ApplicationClosed(close) => {
+                NetError::Refused { node, alpn, reason: String::from_utf8_lossy(&close.reason).into_owned() }
+            }
+            ConnectionError::ConnectionClosed(close) => NetError::Refused { node, alpn, reason: close.to_string() },
+            ConnectionError::TransportError(error) => {
+                NetError::Unreachable { node, alpn, reason: format!("{address}: {error}") }
+            }
+            other => NetError::Unreachable { node, alpn, reason: format!("{address}: {other}") },
+        }
+    }
+}
+
+async fn await_welcome(connection: &Connection) -> Result<(), ConnectionError> {
+    let mut stream = connection.accept_uni().await?;
+    let mut welcome = WELCOME;
+    match stream.read_exact(&mut welcome).await {
+        Ok(()) => Ok(()),
+        Err(_) => Err(connection.close_reason().unwrap_or(ConnectionError::Reset)),
+    }
+}
+
+/// An address as records write it.
+pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

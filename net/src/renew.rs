@@ -1,0 +1,231 @@
+//! How a node gets its next certificate, also when the last one expired while it was off. It comes without a certificate in
+//! the handshake, and shows the old one with a signature over this very connection: so that the handshake never lets an
+//! expired certificate pass, and a recorded request is worth nothing elsewhere.
+//!
+//! Invariant: the next certificate is for the same node and the same key.
+//! Invariant: only a listed, unrevoked node is signed for.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use quinn::Connection;
+use rcgen::{CertificateSigningRequestParams, PublicKeyData};
+use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use serde::{Deserialize, Serialize};
+
+use crate::alpn::Alpn;
+use crate::authority::MAX_REQUEST_BYTES;
+use crate::certificate::{MAX_CERTIFICATE_BYTES, fingerprint, verify_node_despite_age};
+use crate::codec;
+use crate::frame::{FrameError, read_frame};
+use crate::identity::Identity;
+use crate::join::{MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, bounded_reason, exchange, explain, write_answer};
+use crate::names::NodeId;
+use crate::pool::canonical;
+use crate::ports::{RenewGrant, RenewRequest};
+use crate::shared::Shared;
+
+const LABEL: &[u8] = b"EXPORTER-flotilla-renew-1";
+const MAX_PROOF_BYTES: usize = 128;
+
+/// Between a failed renewal and the next try, at least and at most.
+const RETRY_MIN: Duration = Duration::from_secs(1);
+const RETRY_MAX: Duration = Duration::from_secs(60);
+
+/// The most peers that one round of a renewal asks.
+const MAX_PEERS_ASKED: usize = 8;
+
+#[derive(Serialize, Deserialize)]
+struct Question {
+    certificate: Vec<u8>,
+    csr: Vec<u8>,
+    /// Over this connection and the request, by the certificate's key.
+    proof: Vec<u8>,
+}
+
+/// Renews this node's certificate at two thirds of its life, until the network stops.
+pub(crate) async fn run(shared: Arc<Shared>) {
+    let mut wait = Duration::ZERO;
+    let mut retry = RETRY_MIN;
+    loop {
+        tokio::select! {
+            () = shared.stop.cancelled() => return,
+            () = tokio::time::sleep(wait) => {}
+        }
+        let identity = shared.credentials.identity();
+        let due = identity.subject().renew_at();
+        if let Ok(left) = due.duration_since(SystemTime::now())
+            && !left.is_zero()
+        {
+            // The clock may be set meanwhile, so that a long time is not slept through.
+            wait = left.min(shared.options.renew_check);
+            continue;
+        }
+        match renew(&shared, &identity).await {
+            Ok(()) => (wait, retry) = (RETRY_MIN, RETRY_MIN),
+            Err(reason) => {
+                tracing::warn!(reason, retry_in_ms = retry.as_millis() as u64, "the certificate could not be renewed");
+                (wait, retry) = (retry, (retry * 2).min(RETRY_MAX));
+            }
+        }
+    }
+}
+
+/// Asks this node's own authority, then others'.
+async fn renew(shared: &Arc<Shared>, identity: &Identity) -> Result<(), String> {
+    let csr = identity.key().request().map_err(|error| error.to_string())?;
+    let mut reasons = Vec::new();
+    match ask_self(shared, identity, csr.clone()).await {
+        Ok(grant) => return install(shared, identity, grant).await,
+        Err(reason) => reasons.push(reason),
+    }
+    for peer in peers_to_ask(shared) {
+        match ask_peer(shared, identity, peer, &csr).await {
+            Ok(grant) => return install(shared, identity, grant).await,
+            Err(reason) => reasons.push(format!("node {peer}: {reason}")),
+        }
+    }
+    Err(reasons.join("; "))
+}
+
+/// Some of the other members, beginning anywhere.
+fn peers_to_ask(shared: &Shared) -> Vec<NodeId> {
+    let own = shared.own_id();
+    let mut ids: Vec<NodeId> = shared.members.watch().borrow().keys().copied().filter(|id| *id != own).collect();
+    if !ids.is_empty() {
+        let mut random = [0; 8];
+        crate::random::fill(&mut random);
+        let start = u64::from_be_bytes(random) % ids.len() as u64;
+        ids.rotate_left(start as usize);
+    }
+    ids.truncate(MAX_PEERS_ASKED);
+    ids
+}
+
+async fn ask_self(shared: &Shared, identity: &Identity, csr: Vec<u8>) -> Result<RenewGrant, String> {
+    let port = shared.ports.renewal().ok_or("this node signs no certificates")?;
+    let request = RenewRequest {
+        id: identity.id(),
+        name: identity.name().to_string(),
+        csr,
+        key_fingerprint: identity.key().fingerprint(),
+        addresses: addresses_of(shared, identity.id()),
+    };
+    let answer = tokio::time::timeout(shared.options.stranger_timeout, port.renew(request));
+    answer.await.map_err(|_| "this node's own authority did not answer".to_string())?.map_err(bounded_reason)
+}
+
+async fn ask_peer(shared: &Shared, identity: &Identity, peer: NodeId, csr: &[u8]) -> Result<RenewGrant, String> {
+    let connection = shared.connect(peer, Alpn::Renew).await.map_err(|error| error.to_string())?;
+    let proof = identity.key().sign(&proven(&connection, csr)?).map_err(|error| error.to_string())?;
+    let question = Question { certificate: identity.certificate().to_vec(), csr: csr.to_vec(), proof };
+    let question = codec::encode(&question).map_err(|error| error.to_string())?;
+    let answer = tokio::time::timeout(shared.options.stranger_timeout, exchange(&connection, &question)).await;
+    let result = match answer {
+        Ok(Ok(bytes)) => codec::decode_within::<Result<RenewGrant, String>, MAX_ANSWER_BYTES>(&bytes)
+            .map_err(|error| error.to_string())
+            .and_then(|answer| answer),
+        Ok(Err(error)) => Err(explain(&connection, &error)),
+        Err(_) => Err("no answer".to_string()),
+    };
+    // One question a connection.
+    connection.close(0_u32.into(), b"done");
+    result
+}
+
+/// Uses the new certificate from now on, here and on disk.
+async fn install(shared: &Arc<Shared>, identity: &Identity, grant: RenewGrant) -> Result<(), String> {
+    let authorities = grant.authorities.into_iter().map(CertificateDer::from).collect();
+    let next = Identity::new(identity.key().clone(), CertificateDer::from(grant.certificate), authorities)
+        .map_err(|error| error.to_string())?;
+    crate::net::replace_identity(shared, next).await.map_err(|error| error.to_string())?;
+    tracing::info!("the certificate was renewed");
+    Ok(())
+}
+
+/// What the signature in a question covers: this connection and no other, this request and no other.
+fn proven(connection: &Connection, csr: &[u8]) -> Result<Vec<u8>, String> {
+    let mut exported = [0; 32];
+    connection
+        .export_keying_material(&mut exported, LABEL, &fingerprint(csr))
+        .map_err(|_| "the connection yields no key material".to_string())?;
+    Ok([LABEL, &exported].concat())
+}
+
+/// Answers the one question of a peer that comes without a certificate.
+pub(crate) async fn serve(shared: &Arc<Shared>, connection: &Connection) {
+    let remote = canonical(connection.remote_address());
+    match answer(shared, connection).await {
+        Ok(Ok(id)) => tracing::info!(%remote, node = id, "a certificate was renewed"),
+        Ok(Err(reason)) => tracing::info!(%remote, reason, "a renewal was refused"),
+        Err(error) => tracing::info!(%remote, %error, "a renewal broke off"),
+    }
+}
+
+async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Result<Result<NodeId, String>, FrameError> {
+    let (mut send, mut recv) = connection.accept_bi().await.map_err(|error| FrameError::Stream(error.into()))?;
+    let frame = read_frame(&mut recv, MAX_QUESTION_BYTES).await?;
+    let (told, answer) = match check(shared, connection, &frame) {
+        Ok(request) => {
+            let id = request.id;
+            match sign(shared, request).await {
+                Ok(grant) => (Ok(id), Ok(grant)),
+                Err(reason) => (Err(reason.clone()), Err(reason)),
+            }
+        }
+        Err(reason) => (Err(reason.clone()), Err(reason)),
+    };
+    write_answer(&mut send, &answer).await?;
+    Ok(told)
+}
+
+async fn sign(shared: &Shared, request: RenewRequest) -> Result<RenewGrant, String> {
+    let port = shared.ports.renewal().ok_or("this node signs no certificates")?;
+    port.renew(request).await.map_err(bounded_reason)
+}
+
+/// Checks all that a question claims.
+fn check(shared: &Shared, connection: &Connection, frame: &[u8]) -> Result<RenewRequest, String> {
+    let question: Question =
+        codec::decode_within::<_, MAX_QUESTION_BYTES>(frame).map_err(|error| format!("not a renewal: {error}"))?;
+    let sizes = [
+        (question.certificate.len(), MAX_CERTIFICATE_BYTES),
+        (question.csr.len(), MAX_REQUEST_BYTES),
+        (question.proof.len(), MAX_PROOF_BYTES),
+    ];
+    if sizes.iter().any(|(bytes, max)| bytes > max) {
+        return Err("a part of the renewal is too large".to_string());
+    }
+    let current = shared.credentials.current();
+    let (node, subject) =
+        verify_node_despite_age(&question.certificate, &current.roots).map_err(|error| error.to_string())?;
+    if node.cluster != current.identity.cluster() {
+        return Err("the certificate is another cluster's".to_string());
+    }
+    shared.judge(node.id, &node.name).map_err(|why| why.reason().to_string())?;
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &subject.public_key)
+        .verify(&proven(connection, &question.csr)?, &question.proof)
+        .map_err(|_| "the request was not signed by the certificate's key".to_string())?;
+    if requested_key(&question.csr)? != subject.key_fingerprint {
+        return Err("the request is for another key".to_string());
+    }
+    let addresses = addresses_of(shared, node.id);
+    Ok(RenewRequest {
+        id: node.id,
+        name: node.name,
+        csr: question.csr,
+        key_fingerprint: subject.key_fingerprint,
+        addresses,
+    })
+}
+
+fn requested_key(csr: &[u8]) -> Result<[u8; 32], String> {
+    let request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr))
+        .map_err(|error| error.to_string())?;
+    Ok(fingerprint(&request.public_key.subject_public_key_info()))
+}
+
+fn addresses_of(shared: &Shared, id: NodeId) -> Vec<std::net::SocketAddr> {
+    shared.book.get(id).map(|record| record.addresses().to_vec()).unwrap_or_default()
+}

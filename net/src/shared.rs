@@ -1,0 +1,199 @@
+//! What the tasks of one network share.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Instant, SystemTime};
+
+use quinn::{Connection, Endpoint};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::alpn::Alpn;
+use crate::book::{Book, Learned};
+use crate::credentials::Credentials;
+use crate::error::NetError;
+use crate::limit::{Gate, Origin, RateLimit};
+use crate::links::{Close, Links};
+use crate::members::{Members, Standing};
+use crate::names::NodeId;
+use crate::options::Options;
+use crate::pool::{Dial, Pool};
+use crate::ports::{Admission, Handler, Renewal};
+use crate::pulse::Pulse;
+use crate::record::AddressRecord;
+use crate::{tls, transport};
+
+/// The most origins whose attempts are counted one by one.
+const MAX_ORIGINS: usize = 4096;
+
+pub(crate) struct Shared {
+    pub(crate) options: Options,
+    pub(crate) credentials: Arc<Credentials>,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) members: Members,
+    pub(crate) book: Book,
+    pub(crate) links: Arc<Links>,
+    pub(crate) pool: Pool,
+    pub(crate) pulse: Pulse,
+    pub(crate) ports: Ports,
+    pub(crate) handshakes: Arc<Gate<Origin>>,
+    pub(crate) strangers: Arc<Gate<Origin>>,
+    pub(crate) attempts: Mutex<RateLimit>,
+    pub(crate) tasks: TaskTracker,
+    pub(crate) stop: CancellationToken,
+}
+
+/// What has been registered.
+#[derive(Default)]
+pub(crate) struct Ports {
+    handlers: RwLock<HashMap<Alpn, Arc<dyn Handler>>>,
+    admission: RwLock<Option<Arc<dyn Admission>>>,
+    renewal: RwLock<Option<Arc<dyn Renewal>>>,
+}
+
+impl Ports {
+    pub(crate) fn set_handler(&self, alpn: Alpn, handler: Arc<dyn Handler>) {
+        self.handlers.write().unwrap_or_else(PoisonError::into_inner).insert(alpn, handler);
+    }
+
+    pub(crate) fn handler(&self, alpn: Alpn) -> Option<Arc<dyn Handler>> {
+        self.handlers.read().unwrap_or_else(PoisonError::into_inner).get(&alpn).cloned()
+    }
+
+    pub(crate) fn set_admission(&self, admission: Arc<dyn Admission>) {
+        *self.admission.write().unwrap_or_else(PoisonError::into_inner) = Some(admission);
+    }
+
+    pub(crate) fn admission(&self) -> Option<Arc<dyn Admission>> {
+        self.admission.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_renewal(&self, renewal: Arc<dyn Renewal>) {
+        *self.renewal.write().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
+    }
+
+    pub(crate) fn renewal(&self) -> Option<Arc<dyn Renewal>> {
+        self.renewal.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Shared {
+    pub(crate) fn new(
+        options: Options,
+        credentials: Arc<Credentials>,
+        endpoint: Endpoint,
+        members: Members,
+        now: Instant,
+    ) -> Self {
+        let handshakes = Gate::new(options.max_handshakes, options.max_handshakes_each);
+        let strangers = Gate::new(options.max_strangers, options.max_strangers.div_ceil(4));
+        Shared {
+            book: Book::load(credentials.clone(), &options.dir),
+            pulse: Pulse::new(&options, credentials.identity().id(), now),
+            attempts: Mutex::new(RateLimit::new(options.stranger_rate, MAX_ORIGINS, now)),
+            options,
+            credentials,
+            endpoint,
+            members,
+            links: Arc::default(),
+            pool: Pool::default(),
+            ports: Ports::default(),
+            handshakes,
+            strangers,
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    pub(crate) fn own_id(&self) -> NodeId {
+        self.credentials.identity().id()
+    }
+
+    /// The addresses that this node tells others.
+    pub(crate) fn own_addresses(&self, advertise: &[SocketAddr]) -> Vec<SocketAddr> {
+        if !advertise.is_empty() {
+            return advertise.to_vec();
+        }
+        let local = self.endpoint.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+        local.into_iter().collect()
+    }
+
+    /// The connection to a member, dialled if need be.
+    pub(crate) async fn connect(&self, node: NodeId, alpn: Alpn) -> Result<Connection, NetError> {
+        if self.stop.is_cancelled() {
+            return Err(NetError::ShuttingDown);
+        }
+        if self.members.name(node).is_none() {
+            return Err(NetError::NotAMember(node));
+        }
+        if let Some(connection) = self.pool.open_connection((node, alpn)) {
+            return Ok(connection);
+        }
+        let connection = self.pool.connection(self.dial(node, alpn)?).await?;
+        // A node that was removed meanwhile had no connection yet that could have been closed.
+        if self.members.name(node).is_none() {
+            Close::NotAMember.close(&connection);
+            return Err(NetError::NotAMember(node));
+        }
+        Ok(connection)
+    }
+
+    fn dial(&self, node: NodeId, alpn: Alpn) -> Result<Dial<'_>, NetError> {
+        let start = |reason: String| NetError::Unreachable { node, alpn, reason };
+        let tls = tls::quic_client(&self.credentials, alpn).map_err(|error| start(error.to_string()))?;
+        Ok(Dial {
+            endpoint: &self.endpoint,
+            config: transport::client(tls, self.options.keeping()).map_err(start)?,
+            node,
+            alpn,
+            addresses: self.addresses(node),
+            timeout: self.options.dial_timeout,
+        })
+    }
+
+    /// Where `node` may be found: its own word first, then where it was last seen.
+    fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
+        let mut addresses = self.book.get(node).map(|record| record.addresses().to_vec()).unwrap_or_default();
+        let seen = self.pulse.seen_at(node).filter(|seen| !addresses.contains(seen));
+        addresses.extend(seen);
+        addresses
+    }
+
+    /// Takes a record that somebody brought.
+    pub(crate) fn learn(&self, record: AddressRecord) -> Result<(), NetError> {
+        let id = record.id();
+        if id == self.own_id() || self.members.is_revoked(id) {
+            return Ok(());
+        }
+        let addresses = record.addresses().to_vec();
+        let learned = self.book.learn(record).map_err(|error| NetError::Record(error.to_string()))?;
+        if learned == Learned::Moved {
+            tracing::debug!(node = id, ?addresses, "learned where a node is");
+            self.pool.close_elsewhere(id, &addresses);
+        }
+        Ok(())
+    }
+
+    /// Signs this node's own record anew, if anything in it changed.
+    pub(crate) fn publish(&self, advertise: &[SocketAddr]) -> Result<(), NetError> {
+        let addresses = self.own_addresses(advertise);
+        self.book.publish(&addresses, SystemTime::now()).map_err(|error| NetError::Record(error.to_string()))
+    }
+
+    /// Ends all that a node that may no longer speak has open.
+    pub(crate) fn cut_off(&self, node: NodeId) {
+        let why = if self.members.is_revoked(node) { Close::Revoked } else { Close::NotAMember };
+        self.links.close(node, why);
+        self.pool.close(node, why);
+    }
+
+    /// Whether a peer that proved to be `id` may speak, or how to refuse it.
+    pub(crate) fn judge(&self, id: NodeId, name: &str) -> Result<(), Close> {
+        match self.members.standing(id, name) {
+            Standing::Member => Ok(()),
+            Standing::Unlisted => Err(Close::NotAMember),
+            Standing::Revoked => Err(Close::Revoked),
+        }
+    }
+}
