@@ -117,7 +117,10 @@ mod tests {
     fn a_key_gives_back_its_parts() {
         let key = Key::new(&GroupResource::new("apps", "deployments"), "default", "web");
         assert_eq!(key.as_str(), "apps/deployments/default/web");
-        assert_eq!((key.group(), key.resource(), key.namespace(), key.name()), ("apps", "deployments", "default", "web"));
+        assert_eq!(
+            (key.group(), key.resource(), key.namespace(), key.name()),
+            ("apps", "deployments", "default", "web")
+        );
         assert_eq!(Key::parse(key.as_str()), Some(key));
     }
 

@@ -5,12 +5,25 @@
 //!
 //! Invariant: nothing here does I/O, reads a clock or draws randomness that it was not handed.
 
+pub mod admit;
 pub mod change;
+pub mod columns;
+mod defaults;
 pub mod error;
+pub mod field;
 pub mod key;
+pub mod kinds;
+pub mod names;
 pub mod object;
+pub mod quantity;
+pub mod registry;
+pub mod schema;
+pub mod selector;
+mod validate;
 
 pub use change::{Change, Conflict, Expect, Precondition, Write};
 pub use error::{Cause, Reason, Status};
-pub use key::{GroupResource, Key};
 pub use k8s_openapi;
+pub use key::{GroupResource, Key};
+pub use kinds::{Builtin, Kind, Scope};
+pub use registry::Registry;

@@ -1,0 +1,135 @@
+//! The tables that people read: upstream's printer columns and how their cells are worded.
+//!
+//! Invariant: a row has exactly as many cells as its kind has columns.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
+use serde_json::Value;
+
+use crate::selector;
+
+/// What stands in a cell that has nothing to say.
+pub const NONE: &str = "<none>";
+pub const UNKNOWN: &str = "<unknown>";
+
+/// A column of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Column {
+    pub name: &'static str,
+    /// `string`, `integer` or `date`, as upstream's Table says.
+    pub type_: &'static str,
+    /// Shown only in wide listings.
+    pub wide: bool,
+}
+
+impl Column {
+    pub const fn text(name: &'static str) -> Self {
+        Self { name, type_: "string", wide: false }
+    }
+
+    pub const fn number(name: &'static str) -> Self {
+        Self { name, type_: "integer", wide: false }
+    }
+
+    pub const fn wide(name: &'static str) -> Self {
+        Self { name, type_: "string", wide: true }
+    }
+}
+
+/// The first column of every kind.
+pub const NAME: Column = Column::text("Name");
+pub const AGE: Column = Column::text("Age");
+
+/// The row of an object that does not decode: its name, and nothing else.
+pub(crate) fn unreadable(object: &Value, columns: &[Column]) -> Vec<String> {
+    let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or(UNKNOWN);
+    let rest = columns.iter().skip(1).map(|_| UNKNOWN.to_owned());
+    std::iter::once(name.to_owned()).chain(rest).collect()
+}
+
+pub(crate) fn name(metadata: &ObjectMeta) -> String {
+    metadata.name.clone().unwrap_or_default()
+}
+
+/// How long ago the object was created.
+pub(crate) fn age(metadata: &ObjectMeta, now: Timestamp) -> String {
+    since(metadata.creation_timestamp.as_ref(), now)
+}
+
+/// How long ago `time` was; `<unknown>` without one.
+pub(crate) fn since(time: Option<&Time>, now: Timestamp) -> String {
+    time.map_or_else(|| UNKNOWN.to_owned(), |time| duration(now.as_second() - time.0.as_second()))
+}
+
+/// Seconds as upstream's `HumanDuration` words them: `5s`, `3m7s`, `4h`, `2d3h`, `1y30d`.
+pub fn duration(seconds: i64) -> String {
+    let pair = |big: i64, big_unit: &str, small: i64, small_unit: &str| match small {
+        0 => format!("{big}{big_unit}"),
+        small => format!("{big}{big_unit}{small}{small_unit}"),
+    };
+    let (minutes, hours) = (seconds / 60, seconds / 3600);
+    let (days, years) = (hours / 24, hours / 24 / 365);
+    match seconds {
+        ..-1 => "<invalid>".to_owned(),
+        ..0 => "0s".to_owned(),
+        ..120 => format!("{seconds}s"),
+        ..600 => pair(minutes, "m", seconds % 60, "s"),
+        ..10_800 => format!("{minutes}m"),
+        ..28_800 => pair(hours, "h", minutes % 60, "m"),
+        ..172_800 => format!("{hours}h"),
+        ..691_200 => pair(days, "d", hours % 24, "h"),
+        ..63_072_000 => format!("{days}d"),
+        ..252_288_000 => pair(years, "y", days % 365, "d"),
+        _ => format!("{years}y"),
+    }
+}
+
+/// `app=web,tier in (a,b)`, or `<none>`.
+pub(crate) fn selector(selector: Option<&LabelSelector>) -> String {
+    match selector.map(selector::format) {
+        Some(text) if !text.is_empty() => text,
+        _ => NONE.to_owned(),
+    }
+}
+
+/// Texts joined by commas, or `<none>`.
+pub(crate) fn joined<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
+    let joined = texts.into_iter().collect::<Vec<_>>().join(",");
+    if joined.is_empty() { NONE.to_owned() } else { joined }
+}
+
+/// The text, or `<none>` if there is none.
+pub(crate) fn or_none(text: Option<&str>) -> String {
+    text.filter(|text| !text.is_empty()).unwrap_or(NONE).to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_are_worded_as_upstream() {
+        let table = [
+            (-5, "<invalid>"),
+            (-1, "0s"),
+            (0, "0s"),
+            (119, "119s"),
+            (120, "2m"),
+            (187, "3m7s"),
+            (600, "10m"),
+            (3 * 3600 - 1, "179m"),
+            (3 * 3600, "3h"),
+            (3 * 3600 + 60, "3h1m"),
+            (8 * 3600, "8h"),
+            (48 * 3600, "2d"),
+            (51 * 3600, "2d3h"),
+            (8 * 86_400, "8d"),
+            (2 * 365 * 86_400, "2y"),
+            (2 * 365 * 86_400 + 86_400, "2y1d"),
+            (9 * 365 * 86_400, "9y"),
+        ];
+        for (seconds, text) in table {
+            assert_eq!(duration(seconds), text, "{seconds}");
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What upstream fills in where a pod's writer said nothing.
+//!
+//! Defined by the Kubernetes API reference, field by field ("Defaults to …").
+//!
+//! Invariant: defaulting twice gives what defaulting once gave.
+
+use k8s_openapi::api::core::v1::{
+    Container, EnvVar, EphemeralContainer, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume,
+};
+
+const DEFAULT_MODE: i32 = 0o644;
+const GRACE_SECONDS: i64 = 30;
+const TOKEN_EXPIRATION_SECONDS: i64 = 3600;
+
+/// Sets the value of an optional field that has none.
+pub(crate) fn set<T>(field: &mut Option<T>, value: impl FnOnce() -> T) {
+    if field.is_none() {
+        *field = Some(value());
+    }
+}
+
+/// Sets an optional text that is absent or empty.
+pub(crate) fn set_text(field: &mut Option<String>, value: &str) {
+    if field.as_deref().unwrap_or_default().is_empty() {
+        *field = Some(value.to_owned());
+    }
+}
+
+/// The defaults of a pod template: those of a pod's spec.
+pub(crate) fn template(template: &mut PodTemplateSpec) {
+    pod_spec(template.spec.get_or_insert_default());
+}
+
+/// The defaults of a pod's spec that templates get too.
+pub(crate) fn pod_spec(spec: &mut PodSpec) {
+    set_text(&mut spec.dns_policy, "ClusterFirst");
+    set_text(&mut spec.restart_policy, "Always");
+    set(&mut spec.security_context, Default::default);
+    set(&mut spec.termination_grace_period_seconds, || GRACE_SECONDS);
+    set_text(&mut spec.scheduler_name, "default-scheduler");
+    if let Some(account) = spec.service_account_name.clone().or_else(|| spec.service_account.clone()) {
+        spec.service_account = Some(account.clone());
+        spec.service_account_name = Some(account);
+    }
+    let host_network = spec.host_network == Some(true);
+    spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()).for_each(|c| {
+        container(c);
+        if host_network {
+            host_ports(c);
+        }
+    });
+    spec.ephemeral_containers.iter_mut().flatten().for_each(ephemeral_container);
+    spec.volumes.iter_mut().flatten().for_each(volume);
+    for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
+        set_text(&mut constraint.node_affinity_policy, "Honor");
+        set_text(&mut constraint.node_taints_policy, "Ignore");
+    }
+}
+
+/// The defaults that only a pod itself gets.
+pub(crate) fn pod_only(spec: &mut PodSpec) {
+    set(&mut spec.enable_service_links, || true);
+    set(&mut spec.priority, || match spec.priority_class_name.as_deref() {
+        Some("system-node-critical") => 2_000_001_000,
+        Some("system-cluster-critical") => 2_000_000_000,
+        _ => 0,
+    });
+    set_text(&mut spec.preemption_policy, "PreemptLowerPriority");
+    let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
+    containers.filter_map(|c| c.resources.as_mut()).for_each(requests_from_limits);
+    spec.resources.iter_mut().for_each(requests_from_limits);
+}
+
+/// What is limited but not requested is requested up to its limit.
+fn requests_from_limits(resources: &mut ResourceRequirements) {
+    let Some(limits) = resources.limits.clone().filter(|limits| !limits.is_empty()) else { return };
+    let requests = resources.requests.get_or_insert_default();
+    for (name, limit) in limits {
+        requests.entry(name).or_insert(limit);
+    }
+}
+
+/// On the host's network a port of the container is that port of the host.
+fn host_ports(container: &mut Container) {
+    for port in container.ports.iter_mut().flatten() {
+        set(&mut port.host_port, || port.container_port);
+    }
+}
+
+fn container(container: &mut Container) {
+    pull_policy(&mut container.image_pull_policy, container.image.as_deref());
+    set_text(&mut container.termination_message_path, "/dev/termination-log");
+    set_text(&mut container.termination_message_policy, "File");
+    set(&mut container.resources, Default::default);
+    for port in container.ports.iter_mut().flatten() {
+        set_text(&mut port.protocol, "TCP");
+    }
+    container.env.iter_mut().flatten().for_each(env);
+    let probes = [&mut container.liveness_probe, &mut container.readiness_probe, &mut container.startup_probe];
+    probes.into_iter().flatten().for_each(probe);
+    if let Some(lifecycle) = &mut container.lifecycle {
+        let hooks = [&mut lifecycle.post_start, &mut lifecycle.pre_stop];
+        hooks.into_iter().flatten().filter_map(|h| h.http_get.as_mut()).for_each(|get| {
+            set_text(&mut get.path, "/");
+            set_text(&mut get.scheme, "HTTP");
+        });
+    }
+}
+
+fn ephemeral_container(container: &mut EphemeralContainer) {
+    pull_policy(&mut container.image_pull_policy, container.image.as_deref());
+    set_text(&mut container.termination_message_path, "/dev/termination-log");
+    set_text(&mut container.termination_message_policy, "File");
+    set(&mut container.resources, Default::default);
+    container.env.iter_mut().flatten().for_each(env);
+}
+
+/// `Always` for a tag that moves, `IfNotPresent` for all others.
+fn pull_policy(policy: &mut Option<String>, image: Option<&str>) {
+    let image = image.unwrap_or_default();
+    let last = image.rsplit('/').next().unwrap_or_default();
+    let moves = !image.contains('@') && last.split_once(':').is_none_or(|(_, tag)| tag == "latest");
+    set_text(policy, if moves { "Always" } else { "IfNotPresent" });
+}
+
+fn env(env: &mut EnvVar) {
+    if let Some(field) = env.value_from.as_mut().and_then(|from| from.field_ref.as_mut()) {
+        set_text(&mut field.api_version, "v1");
+    }
+}
+
+fn probe(probe: &mut Probe) {
+    let positive = |field: &mut Option<i32>, value| {
+        if field.unwrap_or_default() == 0 {
+            *field = Some(value);
+        }
+    };
+    positive(&mut probe.timeout_seconds, 1);
+    positive(&mut probe.period_seconds, 10);
+    positive(&mut probe.success_threshold, 1);
+    positive(&mut probe.failure_threshold, 3);
+    if let Some(get) = &mut probe.http_get {
+        set_text(&mut get.path, "/");
+        set_text(&mut get.scheme, "HTTP");
+    }
+    if let Some(grpc) = &mut probe.grpc {
+        set(&mut grpc.service, String::new);
+    }
+}
+
+fn volume(volume: &mut Volume) {
+    if *volume == (Volume { name: volume.name.clone(), ..Volume::default() }) {
+        volume.empty_dir = Some(Default::default());
+    }
+    if let Some(source) = &mut volume.config_map {
+        set(&mut source.default_mode, || DEFAULT_MODE);
+    }
+    if let Some(source) = &mut volume.secret {
+        set(&mut source.default_mode, || DEFAULT_MODE);
+    }
+    if let Some(source) = &mut volume.downward_api {
+        set(&mut source.default_mode, || DEFAULT_MODE);
+        let fields = source.items.iter_mut().flatten().filter_map(|item| item.field_ref.as_mut());
+        fields.for_each(|field| set_text(&mut field.api_version, "v1"));
+    }
+    if let Some(source) = &mut volume.projected {
+        set(&mut source.default_mode, || DEFAULT_MODE);
+        for source in source.sources.iter_mut().flatten() {
+            let items = source.downward_api.iter_mut().flat_map(|d| d.items.iter_mut().flatten());
+            items.filter_map(|item| item.field_ref.as_mut()).for_each(|f| set_text(&mut f.api_version, "v1"));
+            if let Some(token) = &mut source.service_account_token {
+                set(&mut token.expiration_seconds, || TOKEN_EXPIRATION_SECONDS);
+            }
+        }
+    }
+    if let Some(source) = &mut volume.host_path {
+        set(&mut source.type_, String::new);
+    }
+    if let Some(source) = &mut volume.iscsi {
+        set_text(&mut source.iscsi_interface, "default");
+    }
+    if let Some(source) = &mut volume.rbd {
+        set_text(&mut source.pool, "rbd");
+        set_text(&mut source.user, "admin");
+        set_text(&mut source.keyring, "/etc/ceph/keyring");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_tag_that_moves_is_always_pulled() {
+        let table = [
+            ("nginx", "Always"),
+            ("nginx:latest", "Always"),
+            ("nginx:1.27", "IfNotPresent"),
+            ("localhost:5000/nginx", "Always"),
+            ("localhost:5000/nginx:1", "IfNotPresent"),
+            ("nginx@sha256:00", "IfNotPresent"),
+            ("nginx:latest@sha256:00", "IfNotPresent"),
+        ];
+        for (image, expected) in table {
+            let mut policy = None;
+            pull_policy(&mut policy, Some(image));
+            assert_eq!(policy.as_deref(), Some(expected), "{image}");
+        }
+    }
+}

@@ -1,0 +1,45 @@
+//! Leases: who holds something, and until when.
+
+use jiff::Timestamp;
+use k8s_openapi::api::coordination::v1 as coordination;
+
+use super::{BuiltIn, Info};
+use crate::columns::{self, Column};
+use crate::field::{Errors, Path};
+
+pub struct Lease;
+
+impl BuiltIn for Lease {
+    type Object = coordination::Lease;
+    const INFO: Info = Info {
+        group: "coordination.k8s.io",
+        kind: "Lease",
+        plural: "leases",
+        singular: "lease",
+        schema: "io.k8s.api.coordination.v1.Lease",
+        ..Info::DEFAULT
+    };
+    const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("Holder"), columns::AGE];
+
+    fn validate(lease: &coordination::Lease, errors: &mut Errors) {
+        let Some(spec) = &lease.spec else { return };
+        let path = Path::new("spec");
+        if let Some(seconds) = spec.lease_duration_seconds.filter(|seconds| *seconds <= 0) {
+            errors.invalid(&path.child("leaseDurationSeconds"), seconds, "must be greater than 0");
+        }
+        if let Some(count) = spec.lease_transitions.filter(|count| *count < 0) {
+            errors.invalid(&path.child("leaseTransitions"), count, "must be greater than or equal to 0");
+        }
+        if spec.preferred_holder.as_deref().is_some_and(|h| !h.is_empty()) && spec.strategy.is_none() {
+            errors.forbidden(&path.child("preferredHolder"), "may only be specified when `strategy` is defined");
+        }
+        if let Some(strategy) = spec.strategy.as_deref().filter(|s| *s != "OldestEmulationVersion") {
+            errors.not_supported(&path.child("strategy"), strategy, &["OldestEmulationVersion"]);
+        }
+    }
+
+    fn row(lease: &coordination::Lease, now: Timestamp) -> Vec<String> {
+        let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
+        vec![columns::name(&lease.metadata), holder, columns::age(&lease.metadata, now)]
+    }
+}

@@ -1,0 +1,352 @@
+//! The kinds and the one list of them.
+//!
+//! A built-in kind is one file here and one line in [`kinds!`]. The list only seeds a [`crate::registry::Registry`];
+//! kinds that are added while the cluster runs are the same [`Kind`] with another [`Behaviour`].
+//!
+//! Invariant: whatever passes a kind's `create` or `update` without a complaint decodes into the kind's type.
+
+use std::fmt;
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use k8s_openapi::Metadata;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::field::{Errors, Path};
+use crate::key::GroupResource;
+use crate::names;
+
+pub use crate::columns::Column;
+
+/// The API group of Flotilla's own kinds.
+pub const FLOTILLA_GROUP: &str = "flotilla.dev";
+
+/// Lets a type of Flotilla's own group be used like those of `k8s-openapi`.
+macro_rules! resource {
+    ($type:ty, $kind:literal, $plural:literal, $scope:ty) => {
+        impl k8s_openapi::Resource for $type {
+            const API_VERSION: &'static str = "flotilla.dev/v1";
+            const GROUP: &'static str = super::FLOTILLA_GROUP;
+            const KIND: &'static str = $kind;
+            const VERSION: &'static str = "v1";
+            const URL_PATH_SEGMENT: &'static str = $plural;
+            type Scope = $scope;
+        }
+
+        impl k8s_openapi::Metadata for $type {
+            type Ty = ObjectMeta;
+
+            fn metadata(&self) -> &ObjectMeta {
+                &self.metadata
+            }
+
+            fn metadata_mut(&mut self) -> &mut ObjectMeta {
+                &mut self.metadata
+            }
+        }
+    };
+}
+use resource;
+
+/// Lists the built-in kinds: a module of this folder, and the marker type in it that implements [`BuiltIn`].
+macro_rules! kinds {
+    ($($module:ident::$kind:ident),* $(,)?) => {
+        $(pub mod $module;)*
+
+        /// Every built-in kind, for matches that the compiler keeps complete.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        pub enum Builtin {
+            $($kind),*
+        }
+
+        impl Builtin {
+            pub const ALL: &'static [Builtin] = &[$(Builtin::$kind),*];
+
+            /// The fixed facts of the kind.
+            pub fn info(self) -> &'static Info {
+                match self {
+                    $(Builtin::$kind => &<$module::$kind as BuiltIn>::INFO),*
+                }
+            }
+
+            /// The collection that objects of the kind are kept in.
+            pub fn collection(self) -> GroupResource {
+                GroupResource::new(self.info().group, self.info().plural)
+            }
+        }
+
+        pub(crate) fn builtin_kinds() -> Vec<Kind> {
+            vec![$(Kind::built_in::<$module::$kind>(Builtin::$kind)),*]
+        }
+    };
+}
+
+kinds! {
+    namespace::Namespace,
+    node::Node,
+    pod::Pod,
+    replicaset::ReplicaSet,
+    deployment::Deployment,
+    job::Job,
+    configmap::ConfigMap,
+    secret::Secret,
+    event::Event,
+    lease::Lease,
+    jointoken::JoinToken,
+    cluster::Cluster,
+}
+
+/// Whether objects of a kind live in namespaces.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    Namespaced,
+    Cluster,
+}
+
+/// What a name of the kind must be like.
+pub type NameRule = fn(&str) -> Vec<String>;
+
+/// The facts of a built-in kind.
+#[derive(Clone, Copy, Debug)]
+pub struct Info {
+    /// `""` is core.
+    pub group: &'static str,
+    pub version: &'static str,
+    pub kind: &'static str,
+    pub plural: &'static str,
+    pub singular: &'static str,
+    pub short_names: &'static [&'static str],
+    pub scope: Scope,
+    pub categories: &'static [&'static str],
+    /// `status`, `log`, …
+    pub subresources: &'static [&'static str],
+    /// Whether `metadata.generation` counts the changes of the spec.
+    pub generation: bool,
+    /// The type's name in the schema.
+    pub schema: &'static str,
+    pub name_rule: NameRule,
+}
+
+impl Info {
+    pub(crate) const DEFAULT: Info = Info {
+        group: "",
+        version: "v1",
+        kind: "",
+        plural: "",
+        singular: "",
+        short_names: &[],
+        scope: Scope::Namespaced,
+        categories: &[],
+        subresources: &[],
+        generation: false,
+        schema: "",
+        name_rule: names::dns_subdomain,
+    };
+}
+
+/// What a built-in kind defines. Everything has upstream's meaning and words.
+pub trait BuiltIn: Send + Sync + 'static {
+    type Object: Clone + PartialEq + Serialize + DeserializeOwned + Metadata<Ty = ObjectMeta>;
+    const INFO: Info;
+    const COLUMNS: &'static [Column];
+
+    /// Fills in what the writer left out.
+    fn default(_object: &mut Self::Object) {}
+
+    /// What a create sets or clears whatever the writer said. Name, uid and times have been minted.
+    fn create(_object: &mut Self::Object) {}
+
+    /// What an update keeps from the old object whatever the writer said, beside the status.
+    fn update(_old: &Self::Object, _new: &mut Self::Object) {}
+
+    /// Complaints about the object itself, its metadata apart.
+    fn validate(object: &Self::Object, errors: &mut Errors);
+
+    /// Complaints about the change from `old`.
+    fn validate_update(_old: &Self::Object, _new: &Self::Object, _errors: &mut Errors) {}
+
+    /// Complaints about a new status.
+    fn validate_status(_new: &Self::Object, _errors: &mut Errors) {}
+
+    /// Whether an update counts as a new generation; asked only if `INFO.generation`.
+    fn changed(old: &Value, new: &Value) -> bool {
+        old.get("spec") != new.get("spec")
+    }
+
+    /// One cell for each of `COLUMNS`.
+    fn row(object: &Self::Object, now: Timestamp) -> Vec<String>;
+}
+
+/// What a kind does to an object on its way in and out. Objects have passed strict decoding.
+pub trait Behaviour: Send + Sync {
+    /// Defaults, prepares and validates a new object.
+    fn create(&self, object: &mut Value, errors: &mut Errors);
+
+    /// Defaults, prepares and validates `new`, which is to replace `old`.
+    fn update(&self, old: &Value, new: &mut Value, errors: &mut Errors);
+
+    /// Validates `new`, which is `old` with another status.
+    fn update_status(&self, old: &Value, new: &mut Value, errors: &mut Errors);
+
+    /// Whether `new` is a new generation.
+    fn changed(&self, old: &Value, new: &Value) -> bool;
+
+    fn columns(&self) -> Vec<Column>;
+
+    /// One cell for each of `columns`.
+    fn row(&self, object: &Value, now: Timestamp) -> Vec<String>;
+}
+
+/// A kind of object: what it is called and how it behaves.
+#[derive(Clone)]
+pub struct Kind {
+    /// `""` is core.
+    pub group: String,
+    pub version: String,
+    /// `Deployment`
+    pub kind: String,
+    /// `deployments`
+    pub plural: String,
+    /// `deployment`
+    pub singular: String,
+    pub short_names: Vec<String>,
+    pub scope: Scope,
+    pub categories: Vec<String>,
+    pub subresources: Vec<String>,
+    pub generation: bool,
+    /// The type's name in [`crate::schema`]; `None` if any fields are welcome.
+    pub schema: Option<String>,
+    pub name_rule: NameRule,
+    /// Which built-in kind this is, if any.
+    pub builtin: Option<Builtin>,
+    pub behaviour: Arc<dyn Behaviour>,
+}
+
+impl Kind {
+    fn built_in<B: BuiltIn>(builtin: Builtin) -> Self {
+        let owned = |texts: &[&str]| texts.iter().map(|&text| text.to_owned()).collect();
+        let info = B::INFO;
+        Self {
+            group: info.group.to_owned(),
+            version: info.version.to_owned(),
+            kind: info.kind.to_owned(),
+            plural: info.plural.to_owned(),
+            singular: info.singular.to_owned(),
+            short_names: owned(info.short_names),
+            scope: info.scope,
+            categories: owned(info.categories),
+            subresources: owned(info.subresources),
+            generation: info.generation,
+            schema: Some(info.schema.to_owned()),
+            name_rule: info.name_rule,
+            builtin: Some(builtin),
+            behaviour: Arc::new(Typed::<B>(std::marker::PhantomData)),
+        }
+    }
+
+    /// `v1`, `apps/v1`.
+    pub fn api_version(&self) -> String {
+        if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// Where objects of the kind are kept.
+    pub fn collection(&self) -> GroupResource {
+        GroupResource::new(&self.group, &self.plural)
+    }
+
+    /// `Pod`, `Deployment.apps`: how upstream names a kind in errors.
+    pub fn qualified(&self) -> String {
+        qualify(&self.kind, &self.group)
+    }
+
+    /// `pod`, `deployment.apps`: how upstream's command line names the kind of one object.
+    pub fn qualified_singular(&self) -> String {
+        qualify(&self.singular, &self.group)
+    }
+
+    pub fn is_namespaced(&self) -> bool {
+        self.scope == Scope::Namespaced
+    }
+
+    pub fn has_status(&self) -> bool {
+        self.subresources.iter().any(|s| s == "status")
+    }
+
+    pub fn columns(&self) -> Vec<Column> {
+        self.behaviour.columns()
+    }
+
+    /// One cell for each of [`Kind::columns`].
+    pub fn row(&self, object: &Value, now: Timestamp) -> Vec<String> {
+        self.behaviour.row(object, now)
+    }
+}
+
+fn qualify(name: &str, group: &str) -> String {
+    if group.is_empty() { name.to_owned() } else { format!("{name}.{group}") }
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Kind({}, {})", self.api_version(), self.kind)
+    }
+}
+
+/// The behaviour of a built-in kind: its functions over types, behind JSON.
+struct Typed<B>(std::marker::PhantomData<fn() -> B>);
+
+impl<B: BuiltIn> Typed<B> {
+    fn decode(value: &Value, errors: &mut Errors) -> Option<B::Object> {
+        B::Object::deserialize(value).map_err(|e| errors.invalid(&Path::root(), B::INFO.kind, e)).ok()
+    }
+
+    fn encode(object: &B::Object, into: &mut Value, errors: &mut Errors) {
+        match serde_json::to_value(object) {
+            Ok(value) => *into = value,
+            Err(e) => errors.invalid(&Path::root(), B::INFO.kind, e),
+        }
+    }
+}
+
+impl<B: BuiltIn> Behaviour for Typed<B> {
+    fn create(&self, value: &mut Value, errors: &mut Errors) {
+        let Some(mut object) = Self::decode(value, errors) else { return };
+        B::default(&mut object);
+        B::create(&mut object);
+        B::validate(&object, errors);
+        Self::encode(&object, value, errors);
+    }
+
+    fn update(&self, old: &Value, new: &mut Value, errors: &mut Errors) {
+        let (Some(old), Some(mut object)) = (Self::decode(old, errors), Self::decode(new, errors)) else { return };
+        B::default(&mut object);
+        B::update(&old, &mut object);
+        B::validate(&object, errors);
+        B::validate_update(&old, &object, errors);
+        Self::encode(&object, new, errors);
+    }
+
+    fn update_status(&self, _old: &Value, new: &mut Value, errors: &mut Errors) {
+        let Some(object) = Self::decode(new, errors) else { return };
+        B::validate_status(&object, errors);
+        Self::encode(&object, new, errors);
+    }
+
+    fn changed(&self, old: &Value, new: &Value) -> bool {
+        B::changed(old, new)
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        B::COLUMNS.to_vec()
+    }
+
+    fn row(&self, object: &Value, now: Timestamp) -> Vec<String> {
+        match B::Object::deserialize(object) {
+            Ok(object) => B::row(&object, now),
+            Err(_) => crate::columns::unreadable(object, B::COLUMNS),
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! ReplicaSets: so many pods of one template.
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1 as apps;
+
+use super::{BuiltIn, Info};
+use crate::columns::{self, Column};
+use crate::defaults::{self, set};
+use crate::field::{Errors, Path};
+use crate::validate::{self, workload};
+
+pub struct ReplicaSet;
+
+impl BuiltIn for ReplicaSet {
+    type Object = apps::ReplicaSet;
+    const INFO: Info = Info {
+        group: "apps",
+        kind: "ReplicaSet",
+        plural: "replicasets",
+        singular: "replicaset",
+        short_names: &["rs"],
+        categories: &["all"],
+        subresources: &["status", "scale"],
+        generation: true,
+        schema: "io.k8s.api.apps.v1.ReplicaSet",
+        ..Info::DEFAULT
+    };
+    const COLUMNS: &'static [Column] = &[
+        columns::NAME,
+        Column::number("Desired"),
+        Column::number("Current"),
+        Column::number("Ready"),
+        columns::AGE,
+        Column::wide("Containers"),
+        Column::wide("Images"),
+        Column::wide("Selector"),
+    ];
+
+    fn default(set_: &mut apps::ReplicaSet) {
+        let spec = &mut set_.spec;
+        set(&mut spec.replicas, || 1);
+        if let Some(template) = &mut spec.template {
+            defaults::template(template);
+        }
+    }
+
+    fn create(set: &mut apps::ReplicaSet) {
+        set.status = Some(apps::ReplicaSetStatus::default());
+    }
+
+    fn validate(set: &apps::ReplicaSet, errors: &mut Errors) {
+        let path = Path::new("spec");
+        let spec = &set.spec;
+        workload::replicas(spec.replicas, &path, errors);
+        validate::non_negative(spec.min_ready_seconds, &path.child("minReadySeconds"), errors);
+        let template = spec.template.clone().unwrap_or_default();
+        workload::selector(&spec.selector, &template, &path, errors);
+        workload::template(&template, &["Always"], &path.child("template"), errors);
+    }
+
+    fn validate_update(old: &apps::ReplicaSet, new: &apps::ReplicaSet, errors: &mut Errors) {
+        let path = Path::new("spec").child("selector");
+        validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn row(set: &apps::ReplicaSet, now: Timestamp) -> Vec<String> {
+        let spec = set.spec.clone();
+        let status = set.status.clone().unwrap_or_default();
+        let containers = spec.template.and_then(|t| t.spec).unwrap_or_default().containers;
+        vec![
+            columns::name(&set.metadata),
+            spec.replicas.unwrap_or_default().to_string(),
+            status.replicas.to_string(),
+            status.ready_replicas.unwrap_or_default().to_string(),
+            columns::age(&set.metadata, now),
+            columns::joined(containers.iter().map(|c| c.name.as_str())),
+            columns::joined(containers.iter().filter_map(|c| c.image.as_deref())),
+            columns::selector(Some(&spec.selector)),
+        ]
+    }
+}

@@ -1,0 +1,138 @@
+//! What each type looks like: the structural facts of Kubernetes' API, loaded a type at a time.
+//!
+//! The data holds one type a line, sorted by name, so that finding a type costs a binary search over the program's own
+//! read-only pages and only types that are used take memory. Strict decoding, merges, discovery and OpenAPI all read
+//! these facts; none keeps a table of its own.
+//!
+//! Invariant: a type's facts never change while the program runs.
+
+use std::collections::BTreeMap;
+use std::sync::{LazyLock, OnceLock};
+
+use serde::Deserialize;
+
+const KUBERNETES: &str = include_str!("../data/kubernetes-1.37-schema.json");
+const FLOTILLA: &str = include_str!("../data/flotilla-schema.json");
+
+pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
+pub const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
+pub const INT_OR_STRING: &str = "io.k8s.apimachinery.pkg.util.intstr.IntOrString";
+pub const RAW_EXTENSION: &str = "io.k8s.apimachinery.pkg.runtime.RawExtension";
+pub const FIELDS_V1: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.FieldsV1";
+
+/// A type, or the type of a field together with how the field is merged.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct Schema {
+    /// `object`, `array`, `string`, `integer`, `number` or `boolean`.
+    #[serde(rename = "type")]
+    pub type_: Option<String>,
+    /// `int32`, `int64`, `double`, `byte` or `date-time`.
+    pub format: Option<String>,
+    /// The name of another type.
+    #[serde(rename = "ref")]
+    pub reference: Option<String>,
+    /// Of an array.
+    pub items: Option<Box<Schema>>,
+    /// Of an object with any keys.
+    pub values: Option<Box<Schema>>,
+    /// Of an object with known keys.
+    pub properties: BTreeMap<String, Schema>,
+    pub required: Vec<String>,
+    #[serde(rename = "enum")]
+    pub allowed: Vec<String>,
+    /// `atomic`, `set` or `map`.
+    #[serde(rename = "x-kubernetes-list-type")]
+    pub list_type: Option<String>,
+    #[serde(rename = "x-kubernetes-list-map-keys")]
+    pub list_map_keys: Vec<String>,
+    /// `atomic` or `granular`.
+    #[serde(rename = "x-kubernetes-map-type")]
+    pub map_type: Option<String>,
+    #[serde(rename = "x-kubernetes-patch-merge-key")]
+    pub patch_merge_key: Option<String>,
+    /// `merge`, `replace`, `retainKeys`, joined by commas.
+    #[serde(rename = "x-kubernetes-patch-strategy")]
+    pub patch_strategy: Option<String>,
+    #[serde(rename = "x-kubernetes-group-version-kind")]
+    pub group_version_kinds: Vec<GroupVersionKind>,
+}
+
+impl Schema {
+    /// This schema, or the type that it refers to.
+    pub fn resolve(&self) -> Option<&Schema> {
+        match &self.reference {
+            Some(name) => get(name),
+            None => Some(self),
+        }
+    }
+}
+
+/// What an object calls itself by `apiVersion` and `kind`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+pub struct GroupVersionKind {
+    pub group: String,
+    pub version: String,
+    pub kind: String,
+}
+
+struct Entry {
+    name: &'static str,
+    json: &'static str,
+    schema: OnceLock<Option<Schema>>,
+}
+
+static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
+    let mut entries: Vec<Entry> = FLOTILLA.lines().chain(KUBERNETES.lines()).filter_map(entry).collect();
+    entries.sort_by_key(|entry| entry.name);
+    entries
+});
+
+/// `"NAME":{…},` on a line of its own; other lines are the outer braces.
+fn entry(line: &'static str) -> Option<Entry> {
+    let (name, json) = line.strip_prefix('"')?.split_once("\":")?;
+    Some(Entry { name, json: json.trim_end_matches(','), schema: OnceLock::new() })
+}
+
+/// The facts of a type: `io.k8s.api.core.v1.Pod`.
+pub fn get(name: &str) -> Option<&'static Schema> {
+    let index = ENTRIES.binary_search_by_key(&name, |entry| entry.name).ok()?;
+    let entry = &ENTRIES[index];
+    entry.schema.get_or_init(|| serde_json::from_str(entry.json).ok()).as_ref()
+}
+
+/// The names of all types, sorted.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    ENTRIES.iter().map(|entry| entry.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_type_loads_and_refers_to_types_that_exist() {
+        fn references<'a>(schema: &'a Schema, found: &mut Vec<&'a str>) {
+            found.extend(schema.reference.as_deref());
+            schema.items.iter().chain(&schema.values).for_each(|s| references(s, found));
+            schema.properties.values().for_each(|s| references(s, found));
+        }
+        assert!(names().count() > 860);
+        for name in names() {
+            let mut found = Vec::new();
+            references(get(name).unwrap_or_else(|| panic!("{name} does not load")), &mut found);
+            for reference in found {
+                assert!(get(reference).is_some(), "{name} refers to {reference}");
+            }
+        }
+    }
+
+    #[test]
+    fn merge_facts_are_reachable() {
+        let containers = &get("io.k8s.api.core.v1.PodSpec").unwrap().properties["containers"];
+        assert_eq!(containers.patch_merge_key.as_deref(), Some("name"));
+        assert_eq!(containers.list_type.as_deref(), Some("map"));
+        assert_eq!(containers.list_map_keys, ["name"]);
+        assert!(get("io.k8s.api.core.v1.Nonsense").is_none());
+    }
+}

@@ -1,0 +1,240 @@
+//! Pods and their specs.
+
+use std::collections::BTreeSet;
+
+use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec};
+
+use super::container::{self, PodContext, Stage};
+use super::{metadata, name, non_negative, one_of, resources, scheduling, volume};
+use crate::field::{Errors, Path};
+use crate::names;
+
+const MAX_NAMESERVERS: usize = 3;
+const MAX_SEARCHES: usize = 32;
+const RESTART: [&str; 3] = ["Always", "Never", "OnFailure"];
+const DNS: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
+const UPDATE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
+    `spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing \
+    tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)";
+
+pub(crate) fn pod(pod: &Pod, errors: &mut Errors) {
+    let path = Path::new("spec");
+    let Some(spec) = &pod.spec else { return errors.required(&path, "") };
+    self::spec(spec, &path, errors);
+    priority_class(spec, &path, errors);
+}
+
+/// Only the priority classes that every cluster has are known.
+fn priority_class(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    let class = spec.priority_class_name.as_deref().unwrap_or_default();
+    if !matches!(class, "" | "system-node-critical" | "system-cluster-critical") {
+        let detail = format_args!("no PriorityClass with name {class} was found");
+        errors.forbidden(&path.child("priorityClassName"), detail);
+    }
+}
+
+/// A pod's spec, in a pod or in a template.
+pub(crate) fn spec(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    let volumes = spec.volumes.as_deref().unwrap_or_default();
+    let context = PodContext {
+        volumes: volume::volumes(volumes, &path.child("volumes"), errors),
+        host_network: spec.host_network == Some(true),
+    };
+    let mut taken = BTreeSet::new();
+    if spec.containers.is_empty() {
+        errors.required(&path.child("containers"), "");
+    }
+    container::containers(&spec.containers, Stage::Main, &context, &mut taken, &path.child("containers"), errors);
+    let init = spec.init_containers.as_deref().unwrap_or_default();
+    container::containers(init, Stage::Init, &context, &mut taken, &path.child("initContainers"), errors);
+    if spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
+        errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    }
+    one_of(spec.restart_policy.as_deref(), &RESTART, &path.child("restartPolicy"), errors);
+    life(spec, path, errors);
+    placement(spec, path, errors);
+    identity(spec, path, errors);
+    dns(spec, path, errors);
+}
+
+fn life(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    non_negative(spec.termination_grace_period_seconds, &path.child("terminationGracePeriodSeconds"), errors);
+    let max = i64::from(i32::MAX);
+    if let Some(seconds) = spec.active_deadline_seconds.filter(|seconds| !(1..=max).contains(seconds)) {
+        let detail = format_args!("must be between 1 and {max}, inclusive");
+        errors.invalid(&path.child("activeDeadlineSeconds"), seconds, detail);
+    }
+    if let Some(requirements) = &spec.resources {
+        resources::requirements(requirements, &path.child("resources"), errors);
+    }
+    for (resource, quantity) in spec.overhead.iter().flatten() {
+        resources::amount(resource, quantity, &path.child("overhead").key(resource), errors);
+    }
+    for (index, gate) in spec.readiness_gates.iter().flatten().enumerate() {
+        let path = path.child("readinessGates").index(index).child("conditionType");
+        name(&gate.condition_type, names::qualified_name, &path, errors);
+    }
+}
+
+fn placement(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    metadata::labels(spec.node_selector.as_ref(), &path.child("nodeSelector"), errors);
+    if let Some(node) = spec.node_name.as_deref().filter(|node| !node.is_empty()) {
+        name(node, names::dns_subdomain, &path.child("nodeName"), errors);
+    }
+    if let Some(affinity) = &spec.affinity {
+        scheduling::affinity(affinity, &path.child("affinity"), errors);
+    }
+    let tolerations = spec.tolerations.as_deref().unwrap_or_default();
+    scheduling::tolerations(tolerations, &path.child("tolerations"), errors);
+    let constraints = spec.topology_spread_constraints.as_deref().unwrap_or_default();
+    scheduling::spread(constraints, &path.child("topologySpreadConstraints"), errors);
+    let mut gates = BTreeSet::new();
+    for (index, gate) in spec.scheduling_gates.iter().flatten().enumerate() {
+        let path = path.child("schedulingGates").index(index);
+        name(&gate.name, names::qualified_name, &path, errors);
+        if !gates.insert(&gate.name) {
+            errors.duplicate(&path, gate.name.as_str());
+        }
+    }
+    let policies = ["Never", "PreemptLowerPriority"];
+    one_of(spec.preemption_policy.as_deref(), &policies, &path.child("preemptionPolicy"), errors);
+}
+
+fn identity(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    let named = |value: &Option<String>, rule, field: &str, errors: &mut Errors| {
+        if let Some(value) = value.as_deref().filter(|value| !value.is_empty()) {
+            name(value, rule, &path.child(field), errors);
+        }
+    };
+    named(&spec.service_account_name, names::dns_subdomain, "serviceAccountName", errors);
+    named(&spec.hostname, names::dns_label, "hostname", errors);
+    named(&spec.subdomain, names::dns_label, "subdomain", errors);
+    named(&spec.priority_class_name, names::dns_subdomain, "priorityClassName", errors);
+    named(&spec.runtime_class_name, names::dns_subdomain, "runtimeClassName", errors);
+    for (index, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
+        if secret.name.is_empty() {
+            errors.required(&path.child("imagePullSecrets").index(index).child("name"), "");
+        }
+    }
+    if let Some(security) = &spec.security_context {
+        security_context(security, &path.child("securityContext"), errors);
+    }
+    if spec.share_process_namespace == Some(true) && spec.host_pid == Some(true) {
+        let detail = "ShareProcessNamespace and HostPID cannot both be enabled";
+        errors.invalid(&path.child("securityContext").child("shareProcessNamespace"), true, detail);
+    }
+}
+
+fn security_context(security: &PodSecurityContext, path: &Path, errors: &mut Errors) {
+    container::id(security.run_as_user, &path.child("runAsUser"), errors);
+    container::id(security.run_as_group, &path.child("runAsGroup"), errors);
+    container::id(security.fs_group, &path.child("fsGroup"), errors);
+    for (index, group) in security.supplemental_groups.iter().flatten().enumerate() {
+        container::id(Some(*group), &path.child("supplementalGroups").index(index), errors);
+    }
+    let policies = ["Always", "OnRootMismatch"];
+    one_of(security.fs_group_change_policy.as_deref(), &policies, &path.child("fsGroupChangePolicy"), errors);
+    if let Some(profile) = &security.seccomp_profile {
+        let path = path.child("seccompProfile");
+        container::seccomp(&profile.type_, profile.localhost_profile.as_deref(), &path, errors);
+    }
+    let mut taken = BTreeSet::new();
+    for (index, sysctl) in security.sysctls.iter().flatten().enumerate() {
+        let path = path.child("sysctls").index(index).child("name");
+        if sysctl.name.is_empty() {
+            errors.required(&path, "");
+        } else if !is_sysctl(&sysctl.name) {
+            let detail = "must have at most 253 characters and match regex \
+                          ^([a-z0-9]([-_a-z0-9]*[a-z0-9])?[\\./])*[a-z0-9]([-_a-z0-9]*[a-z0-9])?$";
+            errors.invalid(&path, sysctl.name.as_str(), detail);
+        } else if !taken.insert(&sysctl.name) {
+            errors.duplicate(&path, sysctl.name.as_str());
+        }
+    }
+}
+
+fn is_sysctl(text: &str) -> bool {
+    let edge = |b: Option<u8>| b.is_some_and(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    let part = |part: &str| {
+        let inner = part.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-_".contains(&b));
+        inner && edge(part.bytes().next()) && edge(part.bytes().next_back())
+    };
+    text.len() <= names::SUBDOMAIN_MAX_BYTES && text.split(['.', '/']).all(part)
+}
+
+fn dns(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    one_of(spec.dns_policy.as_deref(), &DNS, &path.child("dnsPolicy"), errors);
+    let config = spec.dns_config.clone().unwrap_or_default();
+    let (servers, searches) = (config.nameservers.unwrap_or_default(), config.searches.unwrap_or_default());
+    let path_of = |field: &str| path.child("dnsConfig").child(field);
+    if spec.dns_policy.as_deref() == Some("None") && servers.is_empty() {
+        let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
+        errors.required(&path_of("nameservers"), detail);
+    }
+    if servers.len() > MAX_NAMESERVERS {
+        let detail = format_args!("must not have more than {MAX_NAMESERVERS} nameservers");
+        errors.invalid(&path_of("nameservers"), servers.clone(), detail);
+    }
+    for (index, server) in servers.iter().enumerate() {
+        container::ip_address(server, &path_of("nameservers").index(index), errors);
+    }
+    if searches.len() > MAX_SEARCHES {
+        let detail = format_args!("must not have more than {MAX_SEARCHES} search paths");
+        errors.invalid(&path_of("searches"), searches.clone(), detail);
+    }
+    for (index, option) in config.options.iter().flatten().enumerate() {
+        if option.name.as_deref().unwrap_or_default().is_empty() {
+            errors.required(&path_of("options").index(index), "must not be empty");
+        }
+    }
+    for (index, alias) in spec.host_aliases.iter().flatten().enumerate() {
+        let path = path.child("hostAliases").index(index);
+        container::ip_address(&alias.ip, &path.child("ip"), errors);
+        for host in alias.hostnames.iter().flatten() {
+            name(host, names::dns_subdomain, &path.child("hostnames"), errors);
+        }
+    }
+}
+
+/// Only a few fields of a pod may change once it exists.
+pub(crate) fn update(old: &Pod, new: &Pod, errors: &mut Errors) {
+    let (Some(before), Some(after)) = (&old.spec, &new.spec) else { return };
+    let path = Path::new("spec");
+    deadline(before, after, &path, errors);
+    let kept = before.tolerations.as_deref().unwrap_or_default();
+    let tolerations = after.tolerations.as_deref().unwrap_or_default();
+    let mut allowed = after.clone();
+    allowed.active_deadline_seconds = before.active_deadline_seconds;
+    if kept.iter().all(|toleration| tolerations.contains(toleration)) {
+        allowed.tolerations.clone_from(&before.tolerations);
+    }
+    let grace = (before.termination_grace_period_seconds, after.termination_grace_period_seconds);
+    if grace.0.is_some_and(|seconds| seconds < 0) && grace.1 == Some(1) {
+        allowed.termination_grace_period_seconds = grace.0;
+    }
+    keep_images(&before.containers, &mut allowed.containers);
+    keep_images(
+        before.init_containers.as_deref().unwrap_or_default(),
+        allowed.init_containers.as_deref_mut().unwrap_or_default(),
+    );
+    if &allowed != before {
+        errors.forbidden(&path, UPDATE);
+    }
+}
+
+fn keep_images(old: &[k8s_openapi::api::core::v1::Container], new: &mut [k8s_openapi::api::core::v1::Container]) {
+    for (old, new) in old.iter().zip(new) {
+        new.image.clone_from(&old.image);
+    }
+}
+
+fn deadline(old: &PodSpec, new: &PodSpec, path: &Path, errors: &mut Errors) {
+    let path = path.child("activeDeadlineSeconds");
+    match (old.active_deadline_seconds, new.active_deadline_seconds) {
+        (Some(old), Some(new)) if new > old => {
+            errors.invalid(&path, new, format_args!("must be less than or equal to previous value"));
+        }
+        (Some(old), None) => errors.invalid(&path, old, "must not update from a positive integer to nil value"),
+        _ => {}
+    }
+}

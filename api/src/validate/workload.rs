@@ -1,0 +1,117 @@
+//! What Deployments, ReplicaSets and Jobs have in common: selectors, templates, strategies.
+
+use k8s_openapi::api::apps::v1::DeploymentStrategy;
+use k8s_openapi::api::core::v1::PodTemplateSpec;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use serde_json::Value;
+
+use super::{NON_NEGATIVE, metadata, non_negative, pod};
+use crate::field::{Errors, Path};
+use crate::selector;
+
+const PERCENT: &str = "a valid percent string must be a numeric string followed by an ending '%' (e.g. '1%',  or '93%', \
+    regex used for validation is '[0-9]+%')";
+
+pub(crate) fn replicas(replicas: Option<i32>, path: &Path, errors: &mut Errors) {
+    non_negative(replicas, &path.child("replicas"), errors);
+}
+
+/// The selector must be there and must choose the pods of the template.
+pub(crate) fn selector(labels: &LabelSelector, template: &PodTemplateSpec, path: &Path, errors: &mut Errors) {
+    let empty = labels.match_labels.as_ref().is_none_or(|l| l.is_empty())
+        && labels.match_expressions.as_ref().is_none_or(Vec::is_empty);
+    if empty {
+        return errors.required(&path.child("selector"), "");
+    }
+    selector::validate(labels, &path.child("selector"), errors);
+    must_match(labels, template, path, errors);
+}
+
+/// The pods that the template makes must be those that the selector chooses.
+pub(crate) fn must_match(labels: &LabelSelector, template: &PodTemplateSpec, path: &Path, errors: &mut Errors) {
+    let template_labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+    if !selector::matches(labels, template_labels) {
+        let path = path.child("template").child("metadata").child("labels");
+        let value = serde_json::to_value(template_labels).unwrap_or(Value::Null);
+        errors.invalid(&path, value, "`selector` does not match template `labels`");
+    }
+}
+
+/// A pod template; `restart` lists the restart policies that its pods may have.
+pub(crate) fn template(template: &PodTemplateSpec, restart: &[&str], path: &Path, errors: &mut Errors) {
+    if let Some(of) = &template.metadata {
+        metadata::labels(of.labels.as_ref(), &path.child("labels"), errors);
+        metadata::annotations(of.annotations.as_ref(), &path.child("annotations"), errors);
+    }
+    let path = path.child("spec");
+    let Some(spec) = &template.spec else { return errors.required(&path, "") };
+    pod::spec(spec, &path, errors);
+    let policy = spec.restart_policy.as_deref().unwrap_or_default();
+    if restart == ["Always"] {
+        if matches!(policy, "Never" | "OnFailure") {
+            errors.not_supported(&path.child("restartPolicy"), policy, restart);
+        }
+        if spec.active_deadline_seconds.is_some() {
+            let detail = "activeDeadlineSeconds in ReplicaSet is not Supported";
+            errors.forbidden(&path.child("activeDeadlineSeconds"), detail);
+        }
+    } else if policy == "Always" {
+        let words: Vec<String> = restart.iter().map(|word| format!("{word:?}")).collect();
+        errors.required(&path.child("restartPolicy"), &format!("valid values: {}", words.join(", ")));
+    }
+}
+
+pub(crate) fn deployment_strategy(strategy: &DeploymentStrategy, path: &Path, errors: &mut Errors) {
+    match (strategy.type_.as_deref().unwrap_or_default(), &strategy.rolling_update) {
+        ("Recreate", Some(_)) => {
+            let detail = "may not be specified when strategy `type` is 'Recreate'";
+            errors.forbidden(&path.child("rollingUpdate"), detail);
+        }
+        ("RollingUpdate", None) => {
+            errors.required(&path.child("rollingUpdate"), "this should be defaulted and never be nil");
+        }
+        ("RollingUpdate", Some(rolling)) => {
+            let path = path.child("rollingUpdate");
+            let unavailable = rolling.max_unavailable.clone().unwrap_or_default();
+            let surge = rolling.max_surge.clone().unwrap_or_default();
+            share(&unavailable, &path.child("maxUnavailable"), errors);
+            share(&surge, &path.child("maxSurge"), errors);
+            if is_zero(&unavailable) && is_zero(&surge) {
+                let detail = "may not be 0 when `maxSurge` is 0";
+                errors.invalid(&path.child("maxUnavailable"), shown(&unavailable), detail);
+            }
+            if percent(&unavailable).is_some_and(|percent| percent > 100) {
+                errors.invalid(&path.child("maxUnavailable"), shown(&unavailable), "must not be greater than 100%");
+            }
+        }
+        ("Recreate", None) => {}
+        (other, _) => errors.not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]),
+    }
+}
+
+/// A count that is not negative, or a percentage.
+fn share(value: &IntOrString, path: &Path, errors: &mut Errors) {
+    match value {
+        IntOrString::Int(count) if *count < 0 => errors.invalid(path, *count, NON_NEGATIVE),
+        IntOrString::String(text) if percent(value).is_none() => errors.invalid(path, text.as_str(), PERCENT),
+        _ => {}
+    }
+}
+
+fn percent(value: &IntOrString) -> Option<u32> {
+    let IntOrString::String(text) = value else { return None };
+    let digits = text.strip_suffix('%').filter(|digits| digits.bytes().all(|b| b.is_ascii_digit()))?;
+    digits.parse().ok()
+}
+
+fn is_zero(value: &IntOrString) -> bool {
+    matches!(value, IntOrString::Int(0)) || percent(value) == Some(0)
+}
+
+fn shown(value: &IntOrString) -> Value {
+    match value {
+        IntOrString::Int(count) => (*count).into(),
+        IntOrString::String(text) => text.as_str().into(),
+    }
+}
