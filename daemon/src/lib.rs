@@ -4,6 +4,7 @@
 //! shows them to people.
 
 pub mod config;
+pub mod dev;
 pub mod proto;
 
 /// What `flotilla --version` says, and what nodes tell each other.
