@@ -16,7 +16,8 @@ pub const DEFAULT_FILE: &str = "/etc/flotilla/flotilla.toml";
 pub const DEFAULT_PORT: u16 = 6443;
 
 /// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
-const CLIENT_VARIABLES: [&str; 4] = ["FLOTILLA_SERVER", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
+const CLIENT_VARIABLES: [&str; 4] =
+    ["FLOTILLA_SERVER", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -208,8 +209,26 @@ impl Layer {
     fn overridden_by(self, strong: Self) -> Self {
         let weak = self;
         override_fields!(
-            weak, strong, data_dir, run_dir, name, listen, advertise, join, no_replica, engine, cluster_cidr, bridge,
-            cgroup_parent, log, log_format, beat_ms, suspect_ms, dead_ms, labels, registries,
+            weak,
+            strong,
+            data_dir,
+            run_dir,
+            name,
+            listen,
+            advertise,
+            join,
+            no_replica,
+            engine,
+            cluster_cidr,
+            bridge,
+            cgroup_parent,
+            log,
+            log_format,
+            beat_ms,
+            suspect_ms,
+            dead_ms,
+            labels,
+            registries,
         )
     }
 
@@ -258,7 +277,10 @@ impl Config {
             return bad("bridge", format!("{:?} must be a link name of 1 to 15 characters", self.bridge));
         }
         if let Some(engine) = self.engine.as_ref().filter(|path| !path.is_file()) {
-            return bad("engine", format!("{} is not a file; use `libcontainer` or an OCI runtime's path", engine.display()));
+            return bad(
+                "engine",
+                format!("{} is not a file; use `libcontainer` or an OCI runtime's path", engine.display()),
+            );
         }
         Ok(())
     }
@@ -300,7 +322,8 @@ mod tests {
     fn each_layer_is_stronger_than_the_one_before() {
         let file = "name = \"file\"\nbridge = \"file0\"\nlog = \"warn\"\n";
         let flags = Layer { name: Some("flag".into()), ..Layer::default() };
-        let config = load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
+        let config =
+            load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
         assert_eq!((&*config.name, &*config.bridge, &*config.log), ("flag", "env0", "warn"));
     }
 

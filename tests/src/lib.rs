@@ -1,1 +1,21 @@
+//! Real daemons in a box, things to do to them, and ways to see what became of it.
+//!
+//! A test makes a [`Cluster`], submits work through the gRPC API, breaks something, and waits with [`eventually`] for
+//! what must hold. Nothing here stands in for the product: the daemons are the `flotilla` binary, the registry is
+//! Debian's, the images are made by other tools.
+//!
+//! Invariant: whatever a test makes goes away with it, even if it panics or is killed: a later run sweeps up.
 
+pub mod cli;
+pub mod cluster;
+pub mod http;
+pub mod image;
+pub mod job;
+pub mod proxy;
+pub mod registry;
+pub mod wait;
+pub mod writer;
+
+pub use cluster::Cluster;
+pub use registry::Registry;
+pub use wait::{eventually, within};

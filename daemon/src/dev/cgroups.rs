@@ -28,6 +28,13 @@ pub(crate) fn remove(group: &str) -> Result<(), DevError> {
     Ok(())
 }
 
+/// Removes the group itself unless something is left in it.
+pub(crate) fn remove_if_empty(group: &str) {
+    for top in directories(group) {
+        let _ = fs::remove_dir(top);
+    }
+}
+
 /// Where the group lies: in the one hierarchy of cgroup v2, and in each of v1.
 fn directories(group: &str) -> Vec<PathBuf> {
     let group = group.trim_start_matches('/');

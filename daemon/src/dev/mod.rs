@@ -259,6 +259,7 @@ fn remove(places: &Places) -> Result<(), DevError> {
     }
     cgroups::remove(&places.cgroup())?;
     remove_dir(&places.run())?;
+    places.remove_empty_parents();
     remove_dir(&places.dir())
 }
 

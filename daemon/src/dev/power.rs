@@ -184,25 +184,28 @@ mod tests {
     }
 
     /// Takes its cluster down when the test ends, however it ends.
-    struct Box(Options, tempfile::TempDir);
+    struct Held {
+        options: Options,
+        _dir: tempfile::TempDir,
+    }
 
-    impl Drop for Box {
+    impl Drop for Held {
         fn drop(&mut self) {
-            Cluster::down(&self.0.root, &self.0.name).unwrap();
+            Cluster::down(&self.options.root, &self.options.name).unwrap();
         }
     }
 
-    fn in_a_box(name: &str) -> Box {
+    fn in_a_box(name: &str) -> Held {
         let dir = tempfile::tempdir().unwrap();
         let name = format!("{name}-{}", std::process::id());
         let options = Options { root: dir.path().join("c"), name, binary: idle_program(dir.path()), subnet: None };
-        Box(options, dir)
+        Held { options, _dir: dir }
     }
 
     #[test]
     fn a_node_goes_through_stopped_off_and_on_again() {
         let held = in_a_box("power");
-        let mut cluster = Cluster::create(&held.0).unwrap();
+        let mut cluster = Cluster::create(&held.options).unwrap();
         let node = cluster.add_node().unwrap();
         let state = |cluster: &Cluster| (cluster.states()[0].state, cluster.states()[0].linked);
         assert_eq!(state(&cluster), ("off", false));
@@ -230,7 +233,7 @@ mod tests {
     #[test]
     fn a_cluster_goes_away_whole_even_without_its_record() {
         let held = in_a_box("down");
-        let options = &held.0;
+        let options = &held.options;
         let mut cluster = Cluster::create(options).unwrap();
         assert!(matches!(Cluster::create(options), Err(DevError::Exists { .. })));
         let node = cluster.add_node().unwrap();

@@ -17,6 +17,7 @@ use super::space::Space;
 pub const DEFAULT_ROOT: &str = "/var/lib/flotilla-dev";
 /// Sockets have short paths: the system allows 107 bytes.
 const RUN_ROOT: &str = "/run/flotilla-dev";
+const CGROUP_ROOT: &str = "/flotilla-dev";
 const MAX_NAME_BYTES: usize = 24;
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -99,12 +100,19 @@ impl Places {
 
     #[must_use]
     pub fn cgroup(&self) -> String {
-        format!("/flotilla-dev/{}", self.name)
+        format!("{CGROUP_ROOT}/{}", self.name)
     }
 
     #[must_use]
     pub fn node_cgroup(&self, node: &str) -> String {
         format!("{}/{node}", self.cgroup())
+    }
+
+    /// The last cluster to go takes with it what all of them shared.
+    pub(crate) fn remove_empty_parents(&self) {
+        super::cgroups::remove_if_empty(CGROUP_ROOT);
+        // Not empty: another cluster lives.
+        let _ = fs::remove_dir(RUN_ROOT);
     }
 
     fn record(&self) -> PathBuf {
