@@ -3,6 +3,8 @@
 //! Everything that decides, stores, talks or runs lives in the other crates; this one wires them together and
 //! shows them to people.
 
+pub mod cli;
+pub mod client;
 pub mod config;
 pub mod dev;
 pub mod proto;

@@ -1,0 +1,95 @@
+//! `status` without a job: who leads, who holds the store, what is wrong.
+
+use std::fmt::Write;
+
+use super::DONE;
+use super::output::{Format, Out, Table, Tone, plain};
+use super::session::{Session, ask};
+use super::views::ClusterView;
+use crate::proto::{ClusterStatus, ClusterStatusRequest, NodeSummary, NodesRequest};
+
+pub async fn status(session: &Session, format: Format) -> anyhow::Result<u8> {
+    let mut client = session.cluster();
+    let status = client.status(ask(ClusterStatusRequest {})).await?.into_inner();
+    if format != Format::Table {
+        session.out.show(format, &ClusterView::from(&status), Table::default)?;
+        return Ok(DONE);
+    }
+    let nodes = client.nodes(ask(NodesRequest {})).await?.into_inner().nodes;
+    session.say(describe(&session.out, &status, &nodes).trim_end())?;
+    Ok(DONE)
+}
+
+fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String {
+    let mut text = String::new();
+    let mut fact = |name: &str, value: &str| {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{}{}", out.paint(Tone::Strong, &format!("{name:<10}")), value);
+    };
+    fact("Cluster", &plain(&status.cluster_id));
+    fact("Leader", &leader_words(status));
+    fact("Voters", &names(&status.voters));
+    fact("Learners", &names(&status.learners));
+    fact("Nodes", &node_words(nodes));
+    fact("Revision", &status.revision.to_string());
+    fact("Answered", &plain(&format!("{} (version {})", status.node, status.version)));
+    match status.problems.as_slice() {
+        [] => fact("Problems", &out.paint(Tone::Good, "none")),
+        problems => {
+            for problem in problems {
+                fact("Problem", &out.paint(Tone::Bad, &plain(problem)));
+            }
+        }
+    }
+    text
+}
+
+fn leader_words(status: &ClusterStatus) -> String {
+    match status.leader.as_str() {
+        "" => "none: an election is under way, or most voters are out of reach".into(),
+        leader => plain(&format!("{leader} (term {})", status.term)),
+    }
+}
+
+fn names(names: &[String]) -> String {
+    if names.is_empty() { "none".into() } else { plain(&names.join(", ")) }
+}
+
+fn node_words(nodes: &[NodeSummary]) -> String {
+    let ready = nodes.iter().filter(|node| node.status.split(',').next() == Some("Ready")).count();
+    let pods: i32 = nodes.iter().map(|node| node.pods).sum();
+    format!("{ready}/{} ready, {pods} pods", nodes.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cluster_in_a_few_lines() {
+        let status = ClusterStatus {
+            cluster_id: "c1".into(),
+            node: "node-2".into(),
+            leader: "node-1".into(),
+            term: 3,
+            revision: 1042,
+            voters: vec!["node-1".into(), "node-2".into(), "node-3".into()],
+            version: "0.1.0".into(),
+            problems: vec!["node-3 is silent".into()],
+            ..ClusterStatus::default()
+        };
+        let node = NodeSummary { status: "Ready,SchedulingDisabled".into(), pods: 4, ..NodeSummary::default() };
+        let silent = NodeSummary { status: "NotReady".into(), ..NodeSummary::default() };
+        assert_eq!(
+            describe(&Out { terminal: false, colour: false }, &status, &[node, silent]),
+            "Cluster   c1\n\
+             Leader    node-1 (term 3)\n\
+             Voters    node-1, node-2, node-3\n\
+             Learners  none\n\
+             Nodes     1/2 ready, 4 pods\n\
+             Revision  1042\n\
+             Answered  node-2 (version 0.1.0)\n\
+             Problem   node-3 is silent\n"
+        );
+    }
+}

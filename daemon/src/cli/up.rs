@@ -1,0 +1,35 @@
+//! `up`: the daemon itself.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::config::{Config, Layer};
+
+/// Variables of the command line that the daemon's configuration has no key for.
+const CLIENT_VARIABLES: [&str; 1] = ["FLOTILLA_SOCKET"];
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  flotilla up
+  flotilla up --join flt1.TOKEN --name machine-2
+  flotilla up --config /etc/flotilla/flotilla.toml --log debug
+
+Every option is also a key of the configuration file (with _ for -) and a variable: FLOTILLA_DATA_DIR.")]
+pub struct UpArgs {
+    /// The configuration file [default: /etc/flotilla/flotilla.toml if there is one]
+    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    layer: Layer,
+}
+
+/// Reads the configuration and hands it to `daemon`, which runs until it is told to stop.
+///
+/// # Errors
+/// If the configuration is wrong or the daemon fails.
+pub fn start(args: UpArgs, daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let environment = std::env::vars().filter(|(name, _)| !CLIENT_VARIABLES.contains(&name.as_str()));
+    daemon(Config::load(args.config.as_deref(), environment, args.layer)?)
+}

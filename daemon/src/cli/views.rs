@@ -1,0 +1,135 @@
+//! What `-o json` and `-o yaml` show of nodes, jobs, pods, tokens, images and the cluster.
+//!
+//! Invariant: fields are only ever added here; `docs/cli.md` lists them. Absent text is an empty string, times are
+//! RFC 3339.
+
+use serde::Serialize;
+
+use super::jobs::type_of;
+use crate::proto::{ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, TokenSummary};
+
+/// A struct of borrowed fields, made of the message that has the same ones.
+macro_rules! view {
+    ($view:ident of $message:ident { $($field:ident: $type:ty = $value:expr),* $(,)? }) => {
+        #[derive(Debug, Serialize)]
+        #[serde(rename_all = "camelCase")]
+        pub struct $view<'a> {
+            $($field: $type),*
+        }
+
+        impl<'a> From<&'a $message> for $view<'a> {
+            fn from(message: &'a $message) -> Self {
+                // A closure each, so that the list reads like the message.
+                Self { $($field: { let value: fn(&'a $message) -> $type = $value; value(message) }),* }
+            }
+        }
+    };
+}
+
+view!(NodeView of NodeSummary {
+    name: &'a str = |m| &m.name,
+    id: u64 = |m| m.id,
+    role: &'a str = |m| &m.role,
+    status: &'a str = |m| &m.status,
+    message: &'a str = |m| &m.message,
+    address: &'a str = |m| &m.address,
+    version: &'a str = |m| &m.version,
+    cpu_used_millis: i64 = |m| m.cpu_used_millis,
+    cpu_capacity_millis: i64 = |m| m.cpu_capacity_millis,
+    memory_used_bytes: i64 = |m| m.memory_used_bytes,
+    memory_capacity_bytes: i64 = |m| m.memory_capacity_bytes,
+    pods: i32 = |m| m.pods,
+    created: &'a str = |m| &m.created,
+});
+
+view!(TokenView of TokenSummary {
+    id: &'a str = |m| &m.id,
+    state: &'a str = |m| &m.state,
+    uses: u32 = |m| m.uses,
+    max_uses: u32 = |m| m.max_uses,
+    created: &'a str = |m| &m.created,
+    expires: &'a str = |m| &m.expires,
+});
+
+view!(ImageView of ImageSummary {
+    id: &'a str = |m| &m.id,
+    references: &'a [String] = |m| &m.references,
+    size_bytes: u64 = |m| m.size_bytes,
+    created: &'a str = |m| &m.created,
+});
+
+view!(ClusterView of ClusterStatus {
+    cluster_id: &'a str = |m| &m.cluster_id,
+    node: &'a str = |m| &m.node,
+    version: &'a str = |m| &m.version,
+    leader: &'a str = |m| &m.leader,
+    term: u64 = |m| m.term,
+    revision: u64 = |m| m.revision,
+    voters: &'a [String] = |m| &m.voters,
+    learners: &'a [String] = |m| &m.learners,
+    problems: &'a [String] = |m| &m.problems,
+});
+
+view!(PodView of PodSummary {
+    name: &'a str = |m| &m.name,
+    namespace: &'a str = |m| &m.namespace,
+    status: &'a str = |m| &m.status,
+    message: &'a str = |m| &m.message,
+    ready: &'a str = |m| &m.ready,
+    restarts: i32 = |m| m.restarts,
+    node: &'a str = |m| &m.node,
+    ip: &'a str = |m| &m.ip,
+    created: &'a str = |m| &m.created,
+});
+
+view!(EventView of EventSummary {
+    type_: &'a str = |m| &m.r#type,
+    reason: &'a str = |m| &m.reason,
+    message: &'a str = |m| &m.message,
+    object: &'a str = |m| &m.object,
+    count: i32 = |m| m.count,
+    last_seen: &'a str = |m| &m.last_seen,
+});
+
+/// A job as it stands, with the pods that belong to it and what happened lately.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JobView<'a> {
+    name: &'a str,
+    namespace: &'a str,
+    #[serde(rename = "type")]
+    type_: &'a str,
+    status: &'a str,
+    message: &'a str,
+    desired: i32,
+    ready: i32,
+    updated: i32,
+    succeeded: i32,
+    failed: i32,
+    created: &'a str,
+    revision: u64,
+    pods: Vec<PodView<'a>>,
+    events: Vec<EventView<'a>>,
+}
+
+impl<'a> From<&'a JobStatus> for JobView<'a> {
+    fn from(message: &'a JobStatus) -> Self {
+        let job = message.job.as_ref();
+        Self {
+            name: job.map_or("", |job| &job.name),
+            namespace: job.map_or("", |job| &job.namespace),
+            type_: job.map_or("", type_of),
+            status: &message.phase,
+            message: &message.message,
+            desired: message.desired,
+            ready: message.ready,
+            updated: message.updated,
+            succeeded: message.succeeded,
+            failed: message.failed,
+            created: &message.created,
+            revision: message.revision,
+            pods: message.pods.iter().map(PodView::from).collect(),
+            events: message.events.iter().map(EventView::from).collect(),
+        }
+    }
+}
