@@ -39,6 +39,8 @@ struct Beat {
 /// Judges silence and keeps one sender for each member, until the network stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
     let mut members = shared.members.watch();
+    // Members may have been listed before this task began.
+    members.mark_changed();
     let mut senders = Senders::default();
     let mut ticks = tokio::time::interval(shared.pulse.tick_period());
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -121,7 +123,7 @@ impl Line {
 
     /// Sends the records that are newer than those sent before.
     async fn send_records(&mut self, shared: &Shared, id: NodeId, connection: &Connection) -> Result<(), FrameError> {
-        let generation = *shared.book.watch().borrow();
+        let generation = shared.book.generation();
         if self.book.replace(generation) == Some(generation) {
             return Ok(());
         }

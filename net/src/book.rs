@@ -114,7 +114,12 @@ impl Book {
         }
     }
 
-    /// Changes with every change of the book.
+    /// A number that changes with every change of the book.
+    pub(crate) fn generation(&self) -> u64 {
+        *self.generation.borrow()
+    }
+
+    /// Wakes with every change of the book.
     pub(crate) fn watch(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()
     }

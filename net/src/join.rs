@@ -110,7 +110,8 @@ struct Question {
 
 type Answer<T> = Result<T, String>;
 
-/// Joins the cluster of `token`. The addresses are tried in order until one answers; a refusal is final.
+/// Joins the cluster of `token`. The addresses are tried in order until one of the token's cluster answers; a refusal is
+/// final.
 pub async fn join(
     token: &Token,
     parts: &JoinParts,
@@ -123,15 +124,16 @@ pub async fn join(
     }
     let key = NodeKey::generate()?;
     let question = question(token, parts, &key)?;
-    let mut failures = Vec::new();
+    let (mut failures, mut stranger) = (Vec::new(), None);
     for address in token.addresses() {
         match ask(token, *address, &question, timeouts).await {
             Ok(grant) => return accept(token, parts, key, grant),
             Err(JoinError::Unreachable(reason)) => failures.push(reason),
+            Err(error @ JoinError::WrongCluster(_)) => stranger = Some(error),
             Err(error) => return Err(error),
         }
     }
-    Err(JoinError::Unreachable(failures.join("; ")))
+    Err(stranger.unwrap_or_else(|| JoinError::Unreachable(failures.join("; "))))
 }
 
 fn question(token: &Token, parts: &JoinParts, key: &NodeKey) -> Result<Vec<u8>, JoinError> {

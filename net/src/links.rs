@@ -76,7 +76,7 @@ impl Links {
 
     /// Closes all connections of `peer`.
     pub(crate) fn close(&self, peer: NodeId, why: Close) {
-        for (_, connection) in self.lock().links.range((peer, Alpn::Raft, 0)..).take_while(|(key, _)| key.0 == peer) {
+        for (_, connection) in self.lock().links.iter().filter(|(key, _)| key.0 == peer) {
             why.close(connection);
         }
     }

@@ -178,7 +178,7 @@ impl Net {
         replace_identity(&self.shared, identity).await
     }
 
-    /// Ends all connections, calls and tasks, within some seconds.
+    /// Ends all connections, calls and tasks, within some seconds. The port is free once the last clone is dropped.
     pub async fn shutdown(&self) {
         self.shared.stop.cancel();
         self.shared.endpoint.close(0_u32.into(), b"shutting down");

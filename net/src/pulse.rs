@@ -73,7 +73,7 @@ impl Pulse {
     pub(crate) fn set_members(&self, names: &BTreeMap<NodeId, Arc<str>>, now: Instant) {
         let mut state = self.lock();
         state.suspicion.set_members(names.keys().copied(), now);
-        state.signs.retain(|id, _| names.contains_key(id));
+        state.signs.retain(|id, _| *id == self.own || names.contains_key(id));
         state.names = names.clone();
         self.publish(&state, now);
     }

@@ -42,7 +42,11 @@ pub fn name(id: NodeId) -> String {
     format!("node-{id}")
 }
 
+/// A new authority. `RUST_LOG` makes the nodes under it talk.
 pub fn authority() -> Authority {
+    let filter = tracing_subscriber::EnvFilter::from_default_env();
+    // Only the first test of a process can set it.
+    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
     Authority::create(ClusterId::generate(), SystemTime::now()).expect("an authority")
 }
 
@@ -57,6 +61,19 @@ impl Node {
         change(&mut options);
         let net = Net::start(options).await.expect("starts");
         Node { net, dir, id, name: name(id) }
+    }
+}
+
+impl Node {
+    /// Ends the node as a crash would for others, and begins it again with the same directory and port.
+    pub async fn restart(self) -> Node {
+        let Node { net, dir, id, name } = self;
+        let mut options = options((*net.credentials().identity()).clone(), &dir);
+        options.listen = net.local_addr().expect("bound");
+        net.shutdown().await;
+        drop(net);
+        until("the port is free", || async { std::net::UdpSocket::bind(options.listen).is_ok() }).await;
+        Node { net: Net::start(options).await.expect("starts"), dir, id, name }
     }
 }
 

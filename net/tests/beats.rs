@@ -1,0 +1,118 @@
+//! Heartbeats between running nodes.
+
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_net::*;
+use support::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_stops_is_suspected_then_dead_and_alive_again_when_it_returns() {
+    let authority = authority();
+    let mut nodes = cluster(&authority, 3).await;
+    for node in &nodes {
+        for id in 1..=3 {
+            await_state(node, id, Liveness::Alive).await;
+        }
+    }
+    let gone = nodes.pop().expect("three nodes");
+    gone.net.shutdown().await;
+    await_state(&nodes[0], 3, Liveness::Suspect).await;
+    await_state(&nodes[0], 3, Liveness::Dead).await;
+    await_state(&nodes[1], 3, Liveness::Dead).await;
+    let others = nodes[0].net.liveness().borrow().clone();
+    assert_eq!(others[&2].state, Liveness::Alive, "the silence of one is no other's");
+
+    let back = gone.restart().await;
+    back.net.set_members((1..=3).map(|id| (id, name(id))).collect());
+    await_state(&nodes[0], 3, Liveness::Alive).await;
+    // It kept the addresses of the others.
+    await_state(&back, 2, Liveness::Alive).await;
+    nodes.push(back);
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn beats_carry_a_payload_a_round_trip_and_an_address() {
+    let authority = authority();
+    let nodes = cluster(&authority, 2).await;
+    nodes[0].net.set_beat_payload(Bytes::from(vec![9; MAX_PAYLOAD_BYTES])).expect("fits");
+    assert!(matches!(
+        nodes[0].net.set_beat_payload(Bytes::from(vec![9; MAX_PAYLOAD_BYTES + 1])),
+        Err(NetError::PayloadTooLarge { .. })
+    ));
+    let mut seen = nodes[1].net.liveness();
+    let came = seen.wait_for(|peers| peers.get(&1).is_some_and(|peer| peer.payload.len() == MAX_PAYLOAD_BYTES));
+    let peers = tokio::time::timeout(PATIENCE, came).await.expect("in time").expect("runs").clone();
+    assert_eq!(peers[&1].address, Some(nodes[0].net.local_addr().expect("bound")));
+    assert_eq!(peers[&2].state, Liveness::Alive, "a node sees itself");
+    until("a round trip is measured", || async { nodes[1].net.liveness().borrow()[&1].rtt.is_some() }).await;
+    stop(nodes).await;
+}
+
+/// One thread runs all, so that blocking it stops every clock and every packet, as SIGSTOP does.
+#[tokio::test(flavor = "current_thread")]
+async fn a_node_that_was_itself_paused_declares_nobody_dead() {
+    let authority = authority();
+    let nodes = cluster(&authority, 2).await;
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    await_state(&nodes[1], 1, Liveness::Alive).await;
+    let mut worst = nodes[0].net.liveness();
+    worst.mark_unchanged();
+    std::thread::sleep(Duration::from_secs(3));
+    // Until beats have come again, every state on the way is looked at.
+    let since = std::time::Instant::now();
+    let heard_again = async {
+        loop {
+            let peers = worst.borrow_and_update().clone();
+            assert_ne!(peers[&2].state, Liveness::Dead);
+            if peers[&2].last_heard.is_some_and(|heard| heard > since) {
+                return;
+            }
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, heard_again).await.expect("beats come again");
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_address_spreads_to_those_who_were_not_told() {
+    let authority = authority();
+    let nodes = cluster(&authority, 3).await;
+    for id in 2..=3 {
+        await_state(&nodes[0], id, Liveness::Alive).await;
+    }
+    let elsewhere = "127.0.0.9:9".parse().expect("an address");
+    let here = nodes[0].net.local_addr().expect("bound");
+    nodes[0].net.set_advertise(vec![here, elsewhere]).expect("signs");
+    let knows = |node: &Node| {
+        let record = node.net.peers().into_iter().find(|record| record.id() == 1);
+        record.is_some_and(|record| record.addresses() == [here, elsewhere])
+    };
+    for node in &nodes {
+        until("the new address is known", || async { knows(node) }).await;
+    }
+    stop(nodes).await;
+}
+
+/// Two know each other, and the third knows one of them: the third hears of the other through it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn addresses_are_passed_on() {
+    let authority = authority();
+    let mut nodes = Vec::new();
+    for id in 1..=3 {
+        nodes.push(Node::start(&authority, id).await);
+    }
+    let members: Vec<_> = nodes.iter().map(|node| (node.id, node.name.clone())).collect();
+    for (at, of) in [(0, 1), (2, 1)] {
+        let record = nodes[of].net.own_record().expect("a record");
+        nodes[at].net.learn((*record).clone()).expect("learns");
+    }
+    nodes.iter().for_each(|node| node.net.set_members(members.clone()));
+    await_state(&nodes[2], 1, Liveness::Alive).await;
+    await_state(&nodes[0], 3, Liveness::Alive).await;
+    stop(nodes).await;
+}
