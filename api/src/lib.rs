@@ -11,6 +11,7 @@ pub mod columns;
 mod defaults;
 pub mod error;
 pub mod field;
+pub mod job;
 pub mod key;
 pub mod kinds;
 pub mod names;

@@ -21,7 +21,7 @@ use crate::kinds::Kind;
 use crate::{names, validate};
 
 mod parse;
-mod strict;
+pub(crate) mod strict;
 
 pub use parse::{MAX_INPUT_BYTES, MAX_OBJECTS, Parsed, documents, parse};
 

@@ -141,7 +141,8 @@ fn add_chunk<'a>(chunks: &mut Vec<Chunk<'a>>, text: &'a str, offset_lines: u64) 
     }
 }
 
-/// Upstream reads YAML 1.1: `yes` is true and `0644` is octal.
+/// Numbers are read as upstream's YAML 1.1 has them (`0644` is octal), but only `true` and `false` are booleans, so that
+/// a node may be called `n` and a variable may be `yes`.
 fn yaml_options() -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
@@ -162,6 +163,7 @@ fn yaml_options() -> serde_saphyr::Options {
         },
         duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
         legacy_octal_numbers: true,
+        strict_booleans: true,
         with_snippet: false,
     }
 }
