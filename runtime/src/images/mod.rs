@@ -1,0 +1,218 @@
+//! Images of one node: names, content, unpacked layers, and the root file systems of containers.
+//!
+//! ```text
+//! registry ── pull ──┐                   ┌── mount ── root file systems
+//! archive ── import ─┴─ blobs ── layers ─┤
+//!                        │               └── garbage collection
+//!                        └── export
+//! ```
+//!
+//! [`Images`] is the handle to all of it. Below its directory lie `blobs/` (compressed, by digest),
+//! `ingest/` (blobs on their way), `layers/` (unpacked), `mounts/` (what containers changed),
+//! `catalog.json` (names) and `tmp/`.
+//!
+//! Invariant: one process at a time has a store open.
+//! Invariant: what a crash interrupts is either not there when the store opens again, or whole.
+
+mod blobs;
+mod catalog;
+mod config;
+mod digest;
+mod disk;
+mod error;
+mod layers;
+mod locks;
+pub mod manifest;
+mod mounts;
+mod pull;
+mod reference;
+mod registry;
+pub mod tarball;
+pub mod tarheader;
+pub mod unpack;
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::FutureExt;
+use futures::future::{BoxFuture, Shared, WeakShared};
+use nix::fcntl::{Flock, FlockArg};
+use tokio::sync::watch;
+
+pub use catalog::Image;
+pub use config::{Credentials, HostConfig, Limits, RegistryConfig};
+pub use digest::{Digest, DigestError};
+pub use error::{ImageError, PullError};
+pub use layers::Layer;
+pub use manifest::ImageConfig;
+pub use mounts::Rootfs;
+pub use pull::{PullPhase, PullProgress};
+pub use reference::{Reference, ReferenceError};
+
+use blobs::Blobs;
+use catalog::Catalog;
+use layers::Layers;
+use locks::{KeyedLocks, Pins};
+use mounts::Mounts;
+use pull::Pull;
+use registry::Registries;
+
+/// The images of this node; cheap to clone.
+#[derive(Clone)]
+pub struct Images {
+    store: Arc<Store>,
+    registries: Arc<Registries>,
+    /// Pulls under way, by name and credentials.
+    pulls: Arc<Mutex<HashMap<PullKey, RunningPull>>>,
+}
+
+type PullKey = (Reference, Option<Credentials>);
+type PullJob = BoxFuture<'static, Result<Image, PullError>>;
+
+struct RunningPull {
+    job: WeakShared<PullJob>,
+    progress: watch::Receiver<PullProgress>,
+}
+
+/// What is on the disk.
+struct Store {
+    blobs: Blobs,
+    layers: Layers,
+    catalog: Catalog,
+    mounts: Mounts,
+    locks: KeyedLocks,
+    pins: Pins,
+    config: RegistryConfig,
+    /// Held as long as the store is open.
+    _lock: Flock<File>,
+}
+
+impl Images {
+    /// Opens or makes the store in `directory`, and removes what a crash left half done. Blocks.
+    ///
+    /// # Errors
+    /// If another process has it open, or the directory cannot be used.
+    pub fn open(directory: &Path, config: RegistryConfig) -> Result<Self, ImageError> {
+        disk::create_directory(directory)?;
+        let directory = &std::path::absolute(directory).map_err(ImageError::at("find", directory))?;
+        let lock = lock(directory)?;
+        let scratch = directory.join("tmp");
+        disk::remove(&scratch)?;
+        disk::create_directory(&scratch)?;
+        let blobs = Blobs::open(directory)?;
+        blobs.remove_scratch()?;
+        let store = Store {
+            layers: Layers::open(directory, &scratch)?,
+            catalog: Catalog::open(directory, &scratch, &blobs)?,
+            mounts: Mounts::open(directory, &scratch)?,
+            blobs,
+            locks: KeyedLocks::default(),
+            pins: Pins::default(),
+            config: config.clone(),
+            _lock: lock,
+        };
+        Ok(Self { store: Arc::new(store), registries: Arc::new(Registries::new(config)), pulls: Arc::default() })
+    }
+
+    /// Gets an image from its registry, or from a mirror of it, even if the name is known here already.
+    ///
+    /// Calls for the same image at the same time share one pull, which ends when the last of them is
+    /// dropped. What a failed pull received is kept for the next.
+    ///
+    /// # Errors
+    /// In one line that fits into a Pod's status; [`PullError::reason`] is its short form.
+    pub async fn pull(
+        &self,
+        reference: &str,
+        credentials: Option<&Credentials>,
+        progress: watch::Sender<PullProgress>,
+    ) -> Result<Image, PullError> {
+        let reference: Reference = reference.parse()?;
+        let (job, mut updates) = self.join_pull(reference, credentials)?;
+        tokio::pin!(job);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut job => {
+                    progress.send_replace(updates.borrow().clone());
+                    return result;
+                }
+                Ok(()) = updates.changed() => {
+                    let update = updates.borrow_and_update().clone();
+                    progress.send_replace(update);
+                }
+            }
+        }
+    }
+
+    fn join_pull(
+        &self,
+        reference: Reference,
+        credentials: Option<&Credentials>,
+    ) -> Result<(Shared<PullJob>, watch::Receiver<PullProgress>), PullError> {
+        let key = (reference.clone(), credentials.cloned());
+        let mut pulls = self.pulls.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = pulls.get(&key)
+            && let Some(job) = running.job.upgrade()
+            && job.peek().is_none()
+        {
+            return Ok((job, running.progress.clone()));
+        }
+        let sources = self.registries.sources(&reference, credentials)?;
+        let (sender, progress) = watch::channel(PullProgress::default());
+        let pull = Pull { store: self.store.clone(), reference, sources, progress: sender };
+        let job = pull.run().boxed().shared();
+        pulls.retain(|_, running| running.job.upgrade().is_some());
+        if let Some(weak) = job.downgrade() {
+            pulls.insert(key, RunningPull { job: weak, progress: progress.clone() });
+        }
+        Ok((job, progress))
+    }
+
+    /// The image that `name` means here: a reference, or the digest of a manifest or configuration.
+    pub fn find(&self, name: &str) -> Option<Image> {
+        self.store.catalog.find(name)
+    }
+
+    pub fn list(&self) -> Vec<Image> {
+        self.store.catalog.list()
+    }
+
+    /// Mounts a root file system of `image` for the container `id`. Blocks for about a millisecond.
+    ///
+    /// Again for the same container gives the same mount, also after the daemon or the machine restarted.
+    pub fn mount(&self, image: &Image, id: &str, mount_dir: &Path) -> Result<Rootfs, ImageError> {
+        let rootfs = self.store.mounts.mount(&self.store.layers, image, id, mount_dir)?;
+        self.store.catalog.touch(&image.digest, jiff::Timestamp::now());
+        Ok(rootfs)
+    }
+
+    /// Unmounts the container's root file system and deletes what it wrote. Blocks. A container that has
+    /// none is fine.
+    pub fn unmount(&self, id: &str) -> Result<(), ImageError> {
+        self.store.mounts.unmount(id)
+    }
+
+    /// The containers that have a root file system here, and where.
+    pub fn mounts(&self) -> Vec<(String, Rootfs)> {
+        self.store.mounts.rootfs()
+    }
+}
+
+fn lock(directory: &Path) -> Result<Flock<File>, ImageError> {
+    let path = directory.join("lock");
+    let file = File::create(&path).map_err(ImageError::at("open", &path))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock)
+        .map_err(|_| ImageError::Locked(directory.display().to_string()))
+}
+
+/// Runs `work` where it may block.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ImageError> + Send + 'static,
+) -> Result<T, ImageError> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(ImageError::Io { action: "work on the image store".into(), cause: error.into() }))
+}
