@@ -1,0 +1,123 @@
+//! Events: what happened, told to people.
+//!
+//! Invariant: an Event is written in the Change that makes it true, or not at all.
+
+use flotilla_api::k8s_openapi::api::core::v1::{Event, EventSource, ObjectReference};
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use flotilla_api::k8s_openapi::{Metadata, Resource};
+use flotilla_api::{Change, Expect};
+use jiff::Timestamp;
+use rand::RngCore;
+
+use crate::{keys, meta};
+
+/// Longest message; upstream refuses longer ones.
+const MAX_MESSAGE_BYTES: usize = 1024;
+/// Where Events about objects without a namespace live.
+const DEFAULT_NAMESPACE: &str = "default";
+
+/// What an Event says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    Normal,
+    Warning,
+}
+
+impl Severity {
+    fn as_str(self) -> &'static str {
+        match self {
+            Severity::Normal => "Normal",
+            Severity::Warning => "Warning",
+        }
+    }
+}
+
+/// A reference to an object, as Events carry it.
+pub fn reference<T>(object: &T) -> ObjectReference
+where
+    T: Resource + Metadata<Ty = ObjectMeta>,
+{
+    let meta = object.metadata();
+    ObjectReference {
+        api_version: Some(T::API_VERSION.to_owned()),
+        kind: Some(T::KIND.to_owned()),
+        name: meta.name.clone(),
+        namespace: meta.namespace.clone(),
+        uid: meta.uid.clone(),
+        ..ObjectReference::default()
+    }
+}
+
+/// An Event about `object`, told by `component`.
+pub fn event(
+    object: ObjectReference,
+    component: &str,
+    severity: Severity,
+    reason: &str,
+    message: &str,
+    now: Timestamp,
+    rng: &mut dyn RngCore,
+) -> Event {
+    let namespace = object.namespace.clone().unwrap_or_else(|| DEFAULT_NAMESPACE.to_owned());
+    let stem = object.name.as_deref().unwrap_or("object");
+    let name = format!("{stem}.{:016x}", rng.next_u64());
+    let time = meta::seconds(now);
+    let metadata = ObjectMeta { generation: None, ..meta::mint(&namespace, name, now, rng) };
+    Event {
+        metadata,
+        involved_object: object,
+        type_: Some(severity.as_str().to_owned()),
+        reason: Some(reason.to_owned()),
+        message: Some(clip(message).to_owned()),
+        count: Some(1),
+        first_timestamp: Some(time.clone()),
+        last_timestamp: Some(time),
+        source: Some(EventSource { component: Some(component.to_owned()), host: None }),
+        reporting_component: Some(component.to_owned()),
+        reporting_instance: Some(String::new()),
+        ..Event::default()
+    }
+}
+
+/// Adds an Event to a Change.
+pub fn tell(change: Change, event: &Event) -> Change {
+    let key = keys::event(meta::namespace(&event.metadata), meta::name(&event.metadata));
+    change.require(key.clone(), Expect::Absent).put(key, meta::encode(event))
+}
+
+fn clip(message: &str) -> &str {
+    let mut end = message.len().min(MAX_MESSAGE_BYTES);
+    while !message.is_char_boundary(end) {
+        end -= 1;
+    }
+    &message[..end]
+}
+
+/// Tells Events in one component's name.
+pub(crate) struct Teller<'a> {
+    pub component: &'static str,
+    pub now: Timestamp,
+    pub rng: &'a mut dyn RngCore,
+}
+
+impl Teller<'_> {
+    pub fn normal(&mut self, change: Change, object: &ObjectReference, reason: &str, message: &str) -> Change {
+        self.tell(change, object, Severity::Normal, reason, message)
+    }
+
+    pub fn warning(&mut self, change: Change, object: &ObjectReference, reason: &str, message: &str) -> Change {
+        self.tell(change, object, Severity::Warning, reason, message)
+    }
+
+    fn tell(
+        &mut self,
+        change: Change,
+        object: &ObjectReference,
+        severity: Severity,
+        reason: &str,
+        message: &str,
+    ) -> Change {
+        let event = event(object.clone(), self.component, severity, reason, message, self.now, self.rng);
+        tell(change, &event)
+    }
+}

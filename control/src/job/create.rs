@@ -1,0 +1,90 @@
+//! Making a Job's pods.
+
+use std::collections::BTreeSet;
+
+use flotilla_api::Expect;
+use flotilla_api::k8s_openapi::api::core::v1::{EnvVar, Pod};
+
+use super::{MANAGER, Pass, TRACKING};
+use crate::event::{self, Teller};
+use crate::plan::{Context, Plan, change};
+use crate::{meta, pods};
+
+const INDEX: &str = "batch.kubernetes.io/job-completion-index";
+const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
+/// Pods created by one Change, each with its Event.
+const CREATED_PER_CHANGE: usize = 50;
+
+/// The completion index of a pod, if its Job is indexed.
+pub(super) fn index_of(pod: &Pod) -> Option<usize> {
+    meta::annotation(&pod.metadata, INDEX)?.parse().ok()
+}
+
+impl Pass<'_> {
+    pub(super) fn create_pods(&mut self, missing: usize, cx: &mut Context<'_>, plan: &mut Plan) {
+        let gate = match cx.view.admits(self.job.key.namespace()) {
+            Ok(gate) => gate,
+            // The namespace is going and takes the Job with it.
+            Err(_) => return,
+        };
+        let numbers: Vec<Option<usize>> = match self.is_indexed() {
+            true => self.free_indexes(missing).into_iter().map(Some).collect(),
+            false => vec![None; missing],
+        };
+        let about = event::reference(&self.job.object);
+        for batch in numbers.chunks(CREATED_PER_CHANGE) {
+            let mut change = change(MANAGER).require(self.job.key.clone(), Expect::Exists);
+            for index in batch {
+                let pod = self.new_pod(*index, cx);
+                change = pods::create(change, &pod, gate);
+                let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
+                let message = format!("Created pod: {}", meta::name(&pod.metadata));
+                change = teller.normal(change, &about, "SuccessfulCreate", &message);
+            }
+            plan.add(change);
+        }
+    }
+
+    /// The lowest indexes that are neither done nor at work.
+    fn free_indexes(&self, missing: usize) -> Vec<usize> {
+        let mut taken: BTreeSet<usize> = self.completed_indexes();
+        taken.extend(self.active.iter().filter_map(|pod| index_of(pod)));
+        (0..self.completions().unwrap_or(0)).filter(|index| !taken.contains(index)).take(missing).collect()
+    }
+
+    fn new_pod(&self, index: Option<usize>, cx: &mut Context<'_>) -> Pod {
+        let name = self.job.key.name();
+        let prefix = match index {
+            Some(index) => format!("{name}-{index}-"),
+            None => format!("{name}-"),
+        };
+        let owner = meta::controller_reference(&self.job.object);
+        let namespace = self.job.key.namespace();
+        let mut pod = pods::from_template(&self.spec.template, namespace, &prefix, owner, cx.now, cx.rng);
+        let uid = meta::uid(&self.job.metadata);
+        let labels = &mut pod.metadata.labels;
+        for (key, value) in [("job-name", name), ("controller-uid", uid)] {
+            meta::set(labels, key, value);
+            meta::set(labels, &format!("batch.kubernetes.io/{key}"), value);
+        }
+        pod.metadata.finalizers.get_or_insert_default().push(TRACKING.to_owned());
+        if let Some(index) = index {
+            number(&mut pod, name, index);
+        }
+        pod
+    }
+}
+
+/// Tells a pod its completion index, in all the ways upstream does.
+fn number(pod: &mut Pod, job: &str, index: usize) {
+    meta::set(&mut pod.metadata.annotations, INDEX, index.to_string());
+    meta::set(&mut pod.metadata.labels, INDEX, index.to_string());
+    let Some(spec) = &mut pod.spec else { return };
+    spec.hostname.get_or_insert_with(|| format!("{job}-{index}"));
+    for container in spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten()) {
+        let env = container.env.get_or_insert_default();
+        if !env.iter().any(|variable| variable.name == INDEX_VARIABLE) {
+            env.push(EnvVar { name: INDEX_VARIABLE.into(), value: Some(index.to_string()), value_from: None });
+        }
+    }
+}

@@ -1,0 +1,135 @@
+//! When a Job is over, and what is left to do then.
+
+use flotilla_api::k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
+use jiff::Timestamp;
+
+use super::{MANAGER, Pass, is_tracked, untrack};
+use crate::plan::{Context, Plan, change};
+use crate::view::{PodEntry, Stored};
+use crate::{condition, deletion, meta, pods};
+
+/// Upstream's default of `spec.backoffLimit`.
+const DEFAULT_BACKOFF_LIMIT: i32 = 6;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    Complete,
+    BackoffLimit,
+    Deadline,
+}
+
+fn finished_condition(job: &Job) -> Option<&JobCondition> {
+    let conditions = job.status.as_ref()?.conditions.as_ref()?;
+    conditions
+        .iter()
+        .find(|condition| matches!(condition.type_.as_str(), "Complete" | "Failed") && condition.status == "True")
+}
+
+pub(super) fn is_finished(job: &Job) -> bool {
+    finished_condition(job).is_some()
+}
+
+/// A finished Job keeps no pod from going, and goes itself when its time has come.
+pub(super) fn tidy_up(job: &Stored<Job>, spec: &JobSpec, pods: &[&PodEntry], cx: &Context<'_>, plan: &mut Plan) {
+    for pod in pods.iter().filter(|pod| is_tracked(&pod.metadata)) {
+        plan.add(untrack(change(MANAGER), pod));
+    }
+    let finished = finished_condition(job).and_then(|condition| condition.last_transition_time.as_ref());
+    if let (Some(seconds), Some(finished)) = (spec.ttl_seconds_after_finished, finished) {
+        let at = meta::plus_seconds(finished.0, i64::from(seconds));
+        if at > cx.now {
+            plan.wake(at);
+        } else {
+            let (change, _) = deletion::delete(change("ttl-after-finished-controller"), cx.view, &job.key, cx.now);
+            plan.add(change);
+        }
+    }
+}
+
+impl Pass<'_> {
+    /// How the Job ended, if it did. An end that was begun is brought to its end.
+    pub(super) fn outcome(&self, now: Timestamp, plan: &mut Plan) -> Option<Outcome> {
+        if let Some(begun) = self.begun() {
+            return Some(begun);
+        }
+        if self.exceeds_backoff_limit() {
+            return Some(Outcome::BackoffLimit);
+        }
+        if self.is_complete() {
+            return Some(Outcome::Complete);
+        }
+        self.exceeds_deadline(now, plan).then_some(Outcome::Deadline)
+    }
+
+    fn begun(&self) -> Option<Outcome> {
+        let conditions = self.job.status.as_ref()?.conditions.as_ref()?;
+        let set = |kind: &str| condition::find(Some(conditions), kind).filter(|condition| condition.status == "True");
+        if set("SuccessCriteriaMet").is_some() {
+            return Some(Outcome::Complete);
+        }
+        match set("FailureTarget")?.reason.as_deref() {
+            Some("DeadlineExceeded") => Some(Outcome::Deadline),
+            _ => Some(Outcome::BackoffLimit),
+        }
+    }
+
+    fn is_complete(&self) -> bool {
+        match self.completions() {
+            Some(completions) => self.succeeded() >= completions,
+            None => self.succeeded() > 0 && self.active.is_empty(),
+        }
+    }
+
+    /// Failed pods count, and so do restarts of containers where pods restart them themselves.
+    fn exceeds_backoff_limit(&self) -> bool {
+        let limit = self.spec.backoff_limit.unwrap_or(DEFAULT_BACKOFF_LIMIT);
+        let failed = self.next.status.as_ref().and_then(|status| status.failed).unwrap_or(0);
+        let policy = self.spec.template.spec.as_ref().and_then(|spec| spec.restart_policy.as_deref());
+        let restarts = match policy {
+            Some("OnFailure") => self.active.iter().map(|pod| total_restarts(pod)).fold(0, i32::saturating_add),
+            _ => 0,
+        };
+        failed > limit || (restarts > 0 && restarts >= limit.max(1))
+    }
+
+    fn exceeds_deadline(&self, now: Timestamp, plan: &mut Plan) -> bool {
+        let Some(seconds) = self.spec.active_deadline_seconds else { return false };
+        let start = self.next.status.as_ref().and_then(|status| status.start_time.as_ref());
+        let Some(start) = start.filter(|_| !self.is_suspended()) else { return false };
+        let at = meta::plus_seconds(start.0, seconds);
+        if at > now {
+            plan.wake(at);
+        }
+        at <= now
+    }
+
+    /// First the intent, while pods still have to go; then the end.
+    pub(super) fn note_outcome(&mut self, outcome: &Outcome, now: Timestamp) {
+        let (reason, message) = outcome.words();
+        let (intent, end) = match outcome {
+            Outcome::Complete => ("SuccessCriteriaMet", "Complete"),
+            Outcome::BackoffLimit | Outcome::Deadline => ("FailureTarget", "Failed"),
+        };
+        let over = self.active.is_empty();
+        let conditions = &mut self.status().conditions;
+        condition::set(conditions, intent, "True", reason, message, now);
+        if !over {
+            return;
+        }
+        condition::set(conditions, end, "True", reason, message, now);
+        match outcome {
+            Outcome::Complete => {
+                self.status().completion_time = Some(meta::seconds(now));
+                self.told.push((false, "Completed", "Job completed".into()));
+            }
+            Outcome::BackoffLimit | Outcome::Deadline => self.told.push((true, reason, message.into())),
+        }
+    }
+}
+
+fn total_restarts(pod: &PodEntry) -> i32 {
+    let Some(status) = &pod.status else { return 0 };
+    let running = pods::phase(pod) == "Running" || pods::phase(pod) == "Pending";
+    let statuses = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    if running { statuses.map(|status| status.restart_count).fold(0, i32::saturating_add) } else { 0 }
+}

@@ -1,0 +1,29 @@
+//! The keys of the kinds that planners know.
+
+use flotilla_api::{GroupResource, Key};
+
+macro_rules! namespaced {
+    ($($name:ident: $group:literal $resource:literal;)*) => {
+        $(
+            pub fn $name(namespace: &str, name: &str) -> Key {
+                Key::new(&GroupResource::new($group, $resource), namespace, name)
+            }
+        )*
+    };
+}
+
+namespaced! {
+    pod: "" "pods";
+    event: "" "events";
+    replica_set: "apps" "replicasets";
+    deployment: "apps" "deployments";
+    job: "batch" "jobs";
+}
+
+pub fn node(name: &str) -> Key {
+    Key::new(&GroupResource::new("", "nodes"), "", name)
+}
+
+pub fn namespace(name: &str) -> Key {
+    Key::new(&GroupResource::new("", "namespaces"), "", name)
+}

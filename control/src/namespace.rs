@@ -1,0 +1,79 @@
+//! The end of a Namespace: first its content, then itself.
+//!
+//! Invariant: a Namespace goes only when the View shows nothing left in it; what is created meanwhile
+//! is refused, because creation requires the revision at which the Namespace was not yet terminating.
+
+use flotilla_api::Key;
+use flotilla_api::k8s_openapi::api::core::v1::Namespace;
+
+use crate::plan::{Context, Plan, change};
+use crate::{condition, deletion, meta};
+
+const MANAGER: &str = "namespace-controller";
+const FINALIZER: &str = "kubernetes";
+/// Objects that one plan deletes; more wait for the next.
+const MAX_OBJECTS: usize = 1000;
+
+pub(crate) fn plan(name: &str, cx: &mut Context<'_>) -> Plan {
+    let mut plan = Plan::default();
+    let Some(namespace) = cx.view.namespace(name) else { return plan };
+    if !meta::is_deleting(&namespace.metadata) {
+        return plan;
+    }
+    let content: Vec<&Key> = cx.view.content_of(name).take(MAX_OBJECTS).collect();
+    if content.is_empty() {
+        plan.add(finish(namespace, cx));
+        return plan;
+    }
+    let mut waiting = 0;
+    for key in &content {
+        let (change, acts) = deletion::delete(change(MANAGER), cx.view, key, cx.now);
+        waiting += usize::from(!acts);
+        plan.add(change);
+    }
+    let terminating = terminating(namespace, content.len(), waiting, cx);
+    if terminating != namespace.object {
+        let bytes = meta::encode(&terminating);
+        plan.add(change(MANAGER).update(namespace.key.clone(), namespace.revision, bytes));
+    }
+    plan
+}
+
+/// The last step: upstream's finalizer, then the object, unless others hold it.
+fn finish(namespace: &crate::Stored<Namespace>, cx: &Context<'_>) -> flotilla_api::Change {
+    let held = namespace.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
+    let spec = namespace.spec.as_ref().and_then(|spec| spec.finalizers.as_deref()).unwrap_or_default();
+    let others = spec.iter().any(|finalizer| finalizer != FINALIZER);
+    if !held && !others {
+        return change(MANAGER).remove(namespace.key.clone(), namespace.revision);
+    }
+    let mut next = terminating(namespace, 0, 0, cx);
+    if let Some(spec) = &mut next.spec {
+        spec.finalizers = spec.finalizers.take().map(|list| list.into_iter().filter(|f| f != FINALIZER).collect());
+    }
+    match next == namespace.object {
+        true => change(MANAGER),
+        false => change(MANAGER).update(namespace.key.clone(), namespace.revision, meta::encode(&next)),
+    }
+}
+
+fn terminating(namespace: &Namespace, left: usize, waiting: usize, cx: &Context<'_>) -> Namespace {
+    let mut next = namespace.clone();
+    let status = next.status.get_or_insert_default();
+    status.phase = Some("Terminating".into());
+    let mut set = |kind, status_word, reason, message: &str| {
+        condition::set(&mut status.conditions, kind, status_word, reason, message, cx.now);
+    };
+    match left {
+        0 => set("NamespaceContentRemaining", "False", "ContentRemoved", "All content successfully removed"),
+        _ => set("NamespaceContentRemaining", "True", "SomeResourcesRemain", "Some objects are still being removed"),
+    }
+    match waiting {
+        0 => set("NamespaceFinalizersRemaining", "False", "ContentHasNoFinalizers", "No object waits for others"),
+        _ => {
+            let message = "Some objects wait for their finalizers or their nodes";
+            set("NamespaceFinalizersRemaining", "True", "SomeFinalizersRemain", message);
+        }
+    }
+    next
+}

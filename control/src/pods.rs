@@ -1,0 +1,165 @@
+//! What planners ask about pods, and how they make them.
+
+use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodTemplateSpec};
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use flotilla_api::{Change, Expect};
+use jiff::Timestamp;
+use rand::RngCore;
+
+use crate::{condition, keys, meta, names};
+
+pub(crate) fn phase(pod: &Pod) -> &str {
+    pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
+}
+
+pub(crate) fn is_succeeded(pod: &Pod) -> bool {
+    phase(pod) == "Succeeded"
+}
+
+pub(crate) fn is_failed(pod: &Pod) -> bool {
+    phase(pod) == "Failed"
+}
+
+/// Whether its containers have ended for good.
+pub(crate) fn is_finished(pod: &Pod) -> bool {
+    is_succeeded(pod) || is_failed(pod)
+}
+
+/// Whether it runs or will run: neither finished nor told to go.
+pub(crate) fn is_active(pod: &Pod) -> bool {
+    !is_finished(pod) && !meta::is_deleting(&pod.metadata)
+}
+
+/// Whether it takes room on its node. A pod that was told to go takes room until it is gone.
+pub(crate) fn takes_room(pod: &Pod) -> bool {
+    !is_finished(pod)
+}
+
+pub(crate) fn node_name(pod: &Pod) -> Option<&str> {
+    pod.spec.as_ref()?.node_name.as_deref().filter(|name| !name.is_empty())
+}
+
+pub(crate) fn condition<'a>(pod: &'a Pod, kind: &str) -> Option<&'a PodCondition> {
+    condition::find(pod.status.as_ref()?.conditions.as_ref(), kind)
+}
+
+fn ready_condition(pod: &Pod) -> Option<&PodCondition> {
+    condition(pod, "Ready").filter(|condition| condition.status == "True")
+}
+
+pub(crate) fn is_ready(pod: &Pod) -> bool {
+    ready_condition(pod).is_some()
+}
+
+/// Since when the pod has been ready.
+pub(crate) fn ready_since(pod: &Pod) -> Option<Timestamp> {
+    Some(ready_condition(pod)?.last_transition_time.as_ref()?.0)
+}
+
+/// When a ready pod counts as available; `None` if it is not ready.
+pub(crate) fn available_at(pod: &Pod, min_ready_seconds: i32) -> Option<Timestamp> {
+    if !is_ready(pod) {
+        return None;
+    }
+    match min_ready_seconds {
+        ..=0 => Some(Timestamp::MIN),
+        seconds => Some(meta::plus_seconds(ready_since(pod)?, i64::from(seconds))),
+    }
+}
+
+pub(crate) fn restarts(pod: &Pod) -> i32 {
+    let statuses = pod.status.iter().flat_map(|status| status.container_statuses.iter().flatten());
+    statuses.map(|status| status.restart_count).max().unwrap_or(0)
+}
+
+/// How long a pod may take to stop.
+pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
+    pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30).max(0)
+}
+
+/// A new pod after a template, controlled by `owner`.
+pub(crate) fn from_template(
+    template: &PodTemplateSpec,
+    namespace: &str,
+    prefix: &str,
+    owner: OwnerReference,
+    now: Timestamp,
+    rng: &mut dyn RngCore,
+) -> Pod {
+    let model = template.metadata.as_ref();
+    let name = names::generate(prefix, rng);
+    let metadata = ObjectMeta {
+        generate_name: Some(prefix.to_owned()),
+        labels: model.and_then(|model| model.labels.clone()),
+        annotations: model.and_then(|model| model.annotations.clone()),
+        finalizers: model.and_then(|model| model.finalizers.clone()),
+        owner_references: Some(vec![owner]),
+        ..meta::mint(namespace, name, now, rng)
+    };
+    let status = flotilla_api::k8s_openapi::api::core::v1::PodStatus {
+        phase: Some("Pending".into()),
+        qos_class: template.spec.as_ref().map(qos_class),
+        ..Default::default()
+    };
+    Pod { metadata, spec: template.spec.clone(), status: Some(status) }
+}
+
+/// Adds the creation of a pod in a namespace that was seen at `namespace_revision`: a namespace that
+/// has begun to be deleted since then takes no more pods.
+pub(crate) fn create(change: Change, pod: &Pod, namespace_revision: u64) -> Change {
+    let namespace = meta::namespace(&pod.metadata);
+    let gate = keys::namespace(namespace);
+    let change = match change.preconditions.iter().any(|condition| condition.key == gate) {
+        true => change,
+        false => change.require(gate, Expect::ModRevision(namespace_revision)),
+    };
+    change.create(keys::pod(namespace, meta::name(&pod.metadata)), meta::encode(pod))
+}
+
+/// The quality of service class that follows from requests and limits, as upstream defines it.
+pub(crate) fn qos_class(spec: &PodSpec) -> String {
+    use flotilla_api::quantity;
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let amount = |map: Option<&std::collections::BTreeMap<String, _>>, name: &str| {
+        map.and_then(|map| map.get(name)).and_then(|q| quantity::cpu_millis(q).ok()).filter(|amount| *amount > 0)
+    };
+    let mut any = false;
+    let mut guaranteed = true;
+    for container in containers() {
+        let resources = container.resources.as_ref();
+        let requests = resources.and_then(|resources| resources.requests.as_ref());
+        let limits = resources.and_then(|resources| resources.limits.as_ref());
+        for name in ["cpu", "memory"] {
+            let (requested, limit) = (amount(requests, name), amount(limits, name));
+            any |= requested.is_some() || limit.is_some();
+            guaranteed &= limit.is_some() && requested.is_none_or(|requested| Some(requested) == limit);
+        }
+    }
+    match (any, guaranteed) {
+        (false, _) => "BestEffort",
+        (true, true) => "Guaranteed",
+        (true, false) => "Burstable",
+    }
+    .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn quality_of_service() {
+        let table = [
+            (json!({}), "BestEffort"),
+            (json!({"requests": {"cpu": "1"}}), "Burstable"),
+            (json!({"limits": {"cpu": "1", "memory": "1Mi"}}), "Guaranteed"),
+            (json!({"limits": {"cpu": "1", "memory": "1Mi"}, "requests": {"cpu": "500m"}}), "Burstable"),
+        ];
+        for (resources, expected) in table {
+            let spec = serde_json::from_value(json!({"containers": [{"name": "a", "resources": resources}]})).unwrap();
+            assert_eq!(qos_class(&spec), expected, "{resources}");
+        }
+    }
+}

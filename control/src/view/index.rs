@@ -1,0 +1,188 @@
+//! Keeping tables and indexes in step.
+
+use flotilla_api::Key;
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::entry::{NodeFacts, NodeUse, PodFacts, QueuePlace};
+use super::table::Table;
+use super::{NodeEntry, Other, PodEntry, Stored, View};
+use crate::pods;
+use crate::resources::Resources;
+
+/// What the scheduler cares about in one object.
+#[derive(PartialEq)]
+pub(super) enum CapacityFacts {
+    None,
+    Node(Box<NodeFacts>),
+    /// A pod that takes room on a node.
+    Taking(String, Resources),
+    Waiting(u64),
+}
+
+impl View {
+    pub(super) fn capacity_facts(&self, key: &Key) -> CapacityFacts {
+        if let Some(node) = self.nodes.get(key) {
+            return CapacityFacts::Node(Box::new(node.facts.clone()));
+        }
+        let Some(entry) = self.pods.get(key) else { return CapacityFacts::None };
+        match pods::node_name(&entry.object) {
+            Some(node) if pods::takes_room(&entry.object) => {
+                CapacityFacts::Taking(node.to_owned(), entry.facts.requests.clone())
+            }
+            None if QueuePlace::of(key, &entry.object).is_some() => CapacityFacts::Waiting(entry.facts.class),
+            _ => CapacityFacts::None,
+        }
+    }
+
+    pub(super) fn insert(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        match (key.group(), key.resource()) {
+            ("", "pods") => self.insert_pod(key, bytes, revision),
+            ("", "nodes") => self.insert_node(key, bytes, revision),
+            ("", "namespaces") => self.insert_typed(key, bytes, revision, |view| &mut view.namespaces),
+            ("apps", "replicasets") => self.insert_typed(key, bytes, revision, |view| &mut view.replica_sets),
+            ("apps", "deployments") => self.insert_typed(key, bytes, revision, |view| &mut view.deployments),
+            ("batch", "jobs") => self.insert_typed(key, bytes, revision, |view| &mut view.jobs),
+            _ => self.insert_other(key, bytes, revision),
+        }
+        if let Some((meta, _)) = self.meta(key) {
+            let uid = meta.uid.clone();
+            let owners: Vec<String> = owner_uids(meta).map(str::to_owned).collect();
+            self.uids.extend(uid.map(|uid| (uid, key.clone())));
+            for owner in owners {
+                self.dependents.entry(owner).or_default().insert(key.clone());
+            }
+        }
+    }
+
+    fn insert_typed<T: DeserializeOwned>(
+        &mut self,
+        key: &Key,
+        bytes: &[u8],
+        revision: u64,
+        table: impl Fn(&mut View) -> &mut Table<Stored<T>>,
+    ) {
+        if let Some(object) = self.read(key, bytes, revision) {
+            table(self).insert(key.clone(), Stored { key: key.clone(), revision, object });
+        }
+    }
+
+    fn insert_pod(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        let Some(object) = self.read(key, bytes, revision) else { return };
+        let facts = PodFacts::of(&object);
+        if let Some(node) = pods::node_name(&object) {
+            self.pods_by_node.entry(node.to_owned()).or_default().insert(key.clone());
+            if pods::takes_room(&object) {
+                self.usage.entry(node.to_owned()).or_default().add(&facts);
+            }
+        }
+        self.queue.extend(QueuePlace::of(key, &object));
+        let stored = Stored { key: key.clone(), revision, object };
+        self.pods.insert(key.clone(), PodEntry { stored, facts });
+    }
+
+    fn insert_node(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        let Some(object) = self.read(key, bytes, revision) else { return };
+        let facts = NodeFacts::of(&object);
+        let stored = Stored { key: key.clone(), revision, object };
+        self.nodes.insert(key.clone(), NodeEntry { stored, facts });
+    }
+
+    fn insert_other(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        match serde_json::from_slice::<Partial>(bytes) {
+            Ok(Partial { mut metadata }) => {
+                metadata.managed_fields = None;
+                metadata.annotations = None;
+                metadata.resource_version = None;
+                let editable = metadata.owner_references.is_some() || metadata.finalizers.is_some();
+                let raw = editable.then(|| bytes.to_vec().into());
+                self.others.insert(key.clone(), Other { revision, metadata, raw });
+            }
+            Err(error) => {
+                let metadata = ObjectMeta {
+                    name: Some(key.name().to_owned()),
+                    namespace: Some(key.namespace().to_owned()),
+                    ..ObjectMeta::default()
+                };
+                self.unreadable.insert(key.clone(), error.to_string());
+                self.others.insert(key.clone(), Other { revision, metadata, raw: None });
+            }
+        }
+    }
+
+    /// Decodes an object of a kind that behaves. One that does not decode is kept like any other.
+    fn read<T: DeserializeOwned>(&mut self, key: &Key, bytes: &[u8], revision: u64) -> Option<T> {
+        match serde_json::from_slice(bytes) {
+            Ok(object) => Some(object),
+            Err(error) => {
+                self.insert_other(key, bytes, revision);
+                self.unreadable.insert(key.clone(), error.to_string());
+                None
+            }
+        }
+    }
+
+    pub(super) fn forget(&mut self, key: &Key) {
+        if let Some((meta, _)) = self.meta(key) {
+            let uid = meta.uid.clone();
+            let owners: Vec<String> = owner_uids(meta).map(str::to_owned).collect();
+            if let Some(uid) = uid
+                && self.uids.get(&uid) == Some(key)
+            {
+                self.uids.remove(&uid);
+            }
+            for owner in owners {
+                if let Some(keys) = self.dependents.get_mut(&owner) {
+                    keys.remove(key);
+                    if keys.is_empty() {
+                        self.dependents.remove(&owner);
+                    }
+                }
+            }
+        }
+        self.unreadable.remove(key);
+        self.others.remove(key);
+        match (key.group(), key.resource()) {
+            ("", "pods") => self.forget_pod(key),
+            ("", "nodes") => drop(self.nodes.remove(key)),
+            ("", "namespaces") => drop(self.namespaces.remove(key)),
+            ("apps", "replicasets") => drop(self.replica_sets.remove(key)),
+            ("apps", "deployments") => drop(self.deployments.remove(key)),
+            ("batch", "jobs") => drop(self.jobs.remove(key)),
+            _ => {}
+        }
+    }
+
+    fn forget_pod(&mut self, key: &Key) {
+        let Some(PodEntry { stored, facts }) = self.pods.remove(key) else { return };
+        if let Some(place) = QueuePlace::of(key, &stored.object) {
+            self.queue.remove(&place);
+        }
+        let Some(node) = pods::node_name(&stored.object) else { return };
+        if pods::takes_room(&stored.object)
+            && let Some(usage) = self.usage.get_mut(node)
+        {
+            usage.remove(&facts);
+            if *usage == NodeUse::default() {
+                self.usage.remove(node);
+            }
+        }
+        if let Some(keys) = self.pods_by_node.get_mut(node) {
+            keys.remove(key);
+            if keys.is_empty() {
+                self.pods_by_node.remove(node);
+            }
+        }
+    }
+}
+
+/// All that is read of an object whose kind does not behave.
+#[derive(Deserialize)]
+struct Partial {
+    metadata: ObjectMeta,
+}
+
+pub(super) fn owner_uids(meta: &ObjectMeta) -> impl Iterator<Item = &str> {
+    meta.owner_references.iter().flatten().map(|owner| owner.uid.as_str())
+}

@@ -1,0 +1,249 @@
+//! The planners' picture of the cluster: typed, indexed, and marked where it changed.
+//!
+//! Kinds that behave are decoded; of all others the metadata is kept, which is enough to collect
+//! garbage and to empty namespaces.
+//!
+//! Invariant: indexes name exactly the objects that are in the tables.
+//! Invariant: bytes that do not decode are remembered as unreadable and never panic; what can be read
+//! of their metadata still counts, so that nothing is taken for gone that is there.
+
+mod entry;
+mod index;
+mod table;
+mod touch;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use flotilla_api::Key;
+use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
+use flotilla_api::k8s_openapi::api::batch::v1::Job;
+use flotilla_api::k8s_openapi::api::core::v1::Namespace;
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use serde_json::Value;
+
+use entry::QueuePlace;
+pub use entry::{HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored};
+use table::Table;
+
+use crate::work::Work;
+use crate::{keys, meta};
+
+/// A consistent copy of the store, as far as planners need it.
+#[derive(Default)]
+pub struct View {
+    namespaces: Table<Stored<Namespace>>,
+    nodes: Table<NodeEntry>,
+    pods: Table<PodEntry>,
+    replica_sets: Table<Stored<ReplicaSet>>,
+    deployments: Table<Stored<Deployment>>,
+    jobs: Table<Stored<Job>>,
+    others: Table<Other>,
+    /// What did not decode, and why.
+    unreadable: BTreeMap<Key, String>,
+    /// Every object by its uid.
+    uids: HashMap<String, Key>,
+    /// Objects by the uid of each of their owners.
+    dependents: HashMap<String, BTreeSet<Key>>,
+    pods_by_node: HashMap<String, BTreeSet<Key>>,
+    /// What is taken on each node, by its name.
+    usage: HashMap<String, NodeUse>,
+    /// Pods without a node, most urgent first.
+    queue: BTreeSet<QueuePlace>,
+    dirty: BTreeSet<Work>,
+}
+
+impl View {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes over a watch event: bytes with their mod revision, or a deletion.
+    pub fn observe(&mut self, key: &Key, value: Option<(&[u8], u64)>) {
+        self.touch(key);
+        let before = self.capacity_facts(key);
+        let uid = self.meta(key).and_then(|(meta, _)| meta.uid.clone());
+        self.forget(key);
+        if let Some((bytes, revision)) = value {
+            self.insert(key, bytes, revision);
+        }
+        if self.capacity_facts(key) != before {
+            self.mark(Work::Schedule);
+        }
+        self.touch(key);
+        self.touch_left_behind(key, uid.as_deref());
+    }
+
+    /// What has to be planned since this was last asked.
+    pub fn take_dirty(&mut self) -> BTreeSet<Work> {
+        let mut dirty = std::mem::take(&mut self.dirty);
+        if self.queue.is_empty() {
+            dirty.remove(&Work::Schedule);
+        }
+        dirty
+    }
+
+    /// Whether anything has to be planned.
+    pub fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Asks for Work from outside: a wake-up that came due, a node whose heartbeats began or ended.
+    pub fn mark(&mut self, work: Work) {
+        self.dirty.insert(work);
+    }
+
+    /// Asks for everything, as a leader that begins must.
+    pub fn mark_all(&mut self) {
+        let keys: Vec<Key> = self.keys().cloned().collect();
+        for key in &keys {
+            self.touch(key);
+        }
+        self.dirty.extend([Work::Nodes, Work::FinishedPods, Work::Schedule]);
+    }
+
+    fn keys(&self) -> impl Iterator<Item = &Key> {
+        let typed = self.namespaces.keys().chain(self.nodes.keys()).chain(self.pods.keys());
+        let apps = self.replica_sets.keys().chain(self.deployments.keys()).chain(self.jobs.keys());
+        typed.chain(apps).chain(self.others.keys())
+    }
+
+    pub fn namespace(&self, name: &str) -> Option<&Stored<Namespace>> {
+        self.namespaces.get(&keys::namespace(name))
+    }
+
+    pub fn node(&self, name: &str) -> Option<&NodeEntry> {
+        self.nodes.get(&keys::node(name))
+    }
+
+    /// All nodes, ordered by name.
+    pub fn nodes(&self) -> impl Iterator<Item = &NodeEntry> {
+        self.nodes.values()
+    }
+
+    pub fn node_count(&self) -> usize {
+        self.nodes.len()
+    }
+
+    pub fn pod(&self, key: &Key) -> Option<&PodEntry> {
+        self.pods.get(key)
+    }
+
+    pub fn pods(&self) -> impl Iterator<Item = &PodEntry> {
+        self.pods.values()
+    }
+
+    pub fn pods_in(&self, namespace: &str) -> impl Iterator<Item = &PodEntry> {
+        self.pods.range(keys::pod(namespace, ""), namespace)
+    }
+
+    pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &PodEntry> {
+        self.pods_by_node.get(node).into_iter().flatten().filter_map(|key| self.pods.get(key))
+    }
+
+    /// Pods that name this uid among their owners.
+    pub fn pods_of<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a PodEntry> + use<'a> {
+        self.dependents(uid).filter_map(|key| self.pods.get(key))
+    }
+
+    pub fn replica_set(&self, key: &Key) -> Option<&Stored<ReplicaSet>> {
+        self.replica_sets.get(key)
+    }
+
+    pub fn replica_sets_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<ReplicaSet>> {
+        self.replica_sets.range(keys::replica_set(namespace, ""), namespace)
+    }
+
+    pub fn replica_sets_of<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Stored<ReplicaSet>> + use<'a> {
+        self.dependents(uid).filter_map(|key| self.replica_sets.get(key))
+    }
+
+    pub fn deployment(&self, key: &Key) -> Option<&Stored<Deployment>> {
+        self.deployments.get(key)
+    }
+
+    pub fn deployments_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<Deployment>> {
+        self.deployments.range(keys::deployment(namespace, ""), namespace)
+    }
+
+    pub fn job(&self, key: &Key) -> Option<&Stored<Job>> {
+        self.jobs.get(key)
+    }
+
+    /// Keys of the objects that name this uid among their owners.
+    pub fn dependents<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
+        self.dependents.get(uid).into_iter().flatten()
+    }
+
+    pub fn key_of(&self, uid: &str) -> Option<&Key> {
+        self.uids.get(uid)
+    }
+
+    /// What did not decode, and why.
+    pub fn unreadable(&self) -> &BTreeMap<Key, String> {
+        &self.unreadable
+    }
+
+    /// What is taken on a node.
+    pub fn usage(&self, node: &str) -> Option<&NodeUse> {
+        self.usage.get(node)
+    }
+
+    /// Pods that wait for a node, most urgent first.
+    pub fn queue(&self) -> impl Iterator<Item = &PodEntry> {
+        self.queue.iter().filter_map(|place| self.pods.get(&place.key))
+    }
+
+    /// Metadata and revision of an object of any kind.
+    pub fn meta(&self, key: &Key) -> Option<(&ObjectMeta, u64)> {
+        fn of<T>(stored: &Stored<T>, meta: impl Fn(&T) -> &ObjectMeta) -> (&ObjectMeta, u64) {
+            (meta(&stored.object), stored.revision)
+        }
+        match (key.group(), key.resource()) {
+            ("", "pods") => self.pods.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
+            ("", "nodes") => self.nodes.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
+            ("", "namespaces") => self.namespaces.get(key).map(|stored| of(stored, |o| &o.metadata)),
+            ("apps", "replicasets") => self.replica_sets.get(key).map(|stored| of(stored, |o| &o.metadata)),
+            ("apps", "deployments") => self.deployments.get(key).map(|stored| of(stored, |o| &o.metadata)),
+            ("batch", "jobs") => self.jobs.get(key).map(|stored| of(stored, |o| &o.metadata)),
+            _ => None,
+        }
+        .or_else(|| self.others.get(key).map(|other| (&other.metadata, other.revision)))
+    }
+
+    /// An object as JSON, to be written back with a part of its metadata changed. `None` for objects
+    /// without owners and finalizers whose kind does not behave: nothing of theirs is ever changed.
+    pub fn value(&self, key: &Key) -> Option<Value> {
+        fn json<T: serde::Serialize>(object: &T) -> Option<Value> {
+            serde_json::to_value(object).ok()
+        }
+        match (key.group(), key.resource()) {
+            ("", "pods") => self.pods.get(key).and_then(|entry| json(&entry.stored.object)),
+            ("", "nodes") => self.nodes.get(key).and_then(|entry| json(&entry.stored.object)),
+            ("", "namespaces") => self.namespaces.get(key).and_then(|stored| json(&stored.object)),
+            ("apps", "replicasets") => self.replica_sets.get(key).and_then(|stored| json(&stored.object)),
+            ("apps", "deployments") => self.deployments.get(key).and_then(|stored| json(&stored.object)),
+            ("batch", "jobs") => self.jobs.get(key).and_then(|stored| json(&stored.object)),
+            _ => None,
+        }
+        .or_else(|| self.others.get(key)?.raw.as_deref().and_then(|raw| serde_json::from_slice(raw).ok()))
+    }
+
+    /// Every object of a namespace, in key order within its kind.
+    pub fn content_of(&self, namespace: &str) -> impl Iterator<Item = &Key> {
+        self.keys().filter(move |key| key.namespace() == namespace)
+    }
+
+    /// Whether new objects may be created in a namespace: its revision, or why not.
+    ///
+    /// # Errors
+    /// If the namespace does not exist or is being deleted, in words.
+    pub fn admits(&self, namespace: &str) -> Result<u64, String> {
+        match self.namespace(namespace) {
+            None => Err(format!("namespaces \"{namespace}\" not found")),
+            Some(found) if meta::is_deleting(&found.object.metadata) => {
+                Err(format!("namespace {namespace} is being terminated"))
+            }
+            Some(found) => Ok(found.revision),
+        }
+    }
+}

@@ -1,0 +1,46 @@
+//! Objects of one kind, ordered by key.
+
+use std::collections::BTreeMap;
+
+use flotilla_api::Key;
+
+pub(crate) struct Table<T> {
+    rows: BTreeMap<Key, T>,
+}
+
+impl<T> Default for Table<T> {
+    fn default() -> Self {
+        Self { rows: BTreeMap::new() }
+    }
+}
+
+impl<T> Table<T> {
+    pub fn get(&self, key: &Key) -> Option<&T> {
+        self.rows.get(key)
+    }
+
+    pub fn insert(&mut self, key: Key, row: T) {
+        self.rows.insert(key, row);
+    }
+
+    pub fn remove(&mut self, key: &Key) -> Option<T> {
+        self.rows.remove(key)
+    }
+
+    pub fn keys(&self) -> impl Iterator<Item = &Key> {
+        self.rows.keys()
+    }
+
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.rows.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.rows.len()
+    }
+
+    /// Rows from `first` on that are in `namespace`.
+    pub fn range(&self, first: Key, namespace: &str) -> impl Iterator<Item = &T> {
+        self.rows.range(first..).take_while(move |(key, _)| key.namespace() == namespace).map(|(_, row)| row)
+    }
+}

@@ -1,0 +1,121 @@
+//! Which Work an object asks for when it appears, changes or goes.
+
+use flotilla_api::Key;
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+use super::View;
+use super::index::owner_uids;
+use crate::work::Work;
+use crate::{deployment, garbage, job, keys, meta, node, pods, selector};
+
+impl View {
+    /// Marks what depends on the object as it now stands in the View. Called before and after each
+    /// change, so that both its old and its new relations are looked at.
+    pub(super) fn touch(&mut self, key: &Key) {
+        let Some((meta, _)) = self.meta(key) else { return };
+        let mut works = self.relations(key, meta);
+        works.extend(self.by_kind(key, meta));
+        self.dirty.extend(works);
+    }
+
+    fn by_kind(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {
+        match (key.group(), key.resource()) {
+            ("", "pods") => self.of_pod(key, meta),
+            ("", "nodes") => vec![Work::Nodes, Work::Evict(key.name().to_owned())],
+            ("", "namespaces") => vec![Work::Namespace(key.name().to_owned())],
+            ("apps", "replicasets") => self.of_replica_set(key, meta),
+            ("apps", "deployments") => vec![Work::Deployment(key.clone())],
+            ("batch", "jobs") => vec![Work::Job(key.clone())],
+            _ => Vec::new(),
+        }
+    }
+
+    /// What any object may ask for: its owners, its dependents, its finalizers, its namespace.
+    fn relations(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {
+        let mut works = Vec::new();
+        if meta.owner_references.is_some() || garbage::has_finalizer(meta) {
+            works.push(Work::Garbage(key.clone()));
+        }
+        for owner in owner_uids(meta) {
+            let waiting =
+                self.key_of(owner).filter(|key| self.meta(key).is_some_and(|(meta, _)| meta::is_deleting(meta)));
+            works.extend(waiting.map(|key| Work::Garbage(key.clone())));
+        }
+        let namespace = key.namespace();
+        if self.namespace(namespace).is_some_and(|found| meta::is_deleting(&found.object.metadata)) {
+            works.push(Work::Namespace(namespace.to_owned()));
+        }
+        works
+    }
+
+    fn of_pod(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {
+        let mut works = match meta::controller_of(meta) {
+            Some(owner) => match owner.kind.as_str() {
+                "ReplicaSet" => self.of_replica_set_pod(&keys::replica_set(key.namespace(), &owner.name)),
+                "Job" => vec![Work::Job(keys::job(key.namespace(), &owner.name))],
+                _ => Vec::new(),
+            },
+            None => self.adopters_of_pod(key.namespace(), meta),
+        };
+        let Some(pod) = self.pods.get(key) else { return works };
+        if job::is_tracked(meta) {
+            works.push(Work::Garbage(key.clone()));
+        }
+        match pods::node_name(&pod.object) {
+            Some(name) => match self.node(name) {
+                Some(found) if node::disturbs(&found.object) => works.push(Work::Evict(name.to_owned())),
+                Some(_) => {}
+                None => works.push(Work::Garbage(key.clone())),
+            },
+            None if meta::is_deleting(meta) => works.push(Work::Garbage(key.clone())),
+            None => works.push(Work::Schedule),
+        }
+        if pods::is_finished(&pod.object) {
+            works.push(Work::FinishedPods);
+        }
+        works
+    }
+
+    fn of_replica_set_pod(&self, key: &Key) -> Vec<Work> {
+        let mut works = vec![Work::ReplicaSet(key.clone())];
+        let owner = self.replica_set(key).and_then(|set| meta::controller_of(&set.object.metadata));
+        let deployment = owner.map(|owner| keys::deployment(key.namespace(), &owner.name));
+        // A Deployment that recreates waits for pods; others look at ReplicaSets only.
+        let waits = deployment
+            .filter(|key| self.deployment(key).is_some_and(|found| deployment::waits_for_pods(&found.object)));
+        works.extend(waits.map(Work::Deployment));
+        works
+    }
+
+    fn adopters_of_pod(&self, namespace: &str, meta: &ObjectMeta) -> Vec<Work> {
+        let Some(labels) = &meta.labels else { return Vec::new() };
+        let sets = self.replica_sets_in(namespace);
+        let sets = sets.filter(|set| selector::matches(&set.spec.selector, Some(labels)));
+        sets.map(|set| Work::ReplicaSet(set.key.clone())).collect()
+    }
+
+    fn of_replica_set(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {
+        let mut works = vec![Work::ReplicaSet(key.clone())];
+        match meta::controller_of(meta) {
+            Some(owner) => works.push(Work::Deployment(keys::deployment(key.namespace(), &owner.name))),
+            None => {
+                let adopters = self.deployments_in(key.namespace());
+                let adopters = adopters.filter(|found| selector::matches(&found.spec.selector, meta.labels.as_ref()));
+                works.extend(adopters.map(|found| Work::Deployment(found.key.clone())));
+            }
+        }
+        works
+    }
+
+    /// Marks what an object leaves behind that no longer exists: its dependents, a node's pods.
+    pub(super) fn touch_left_behind(&mut self, key: &Key, uid: Option<&str>) {
+        let mut works: Vec<Work> = Vec::new();
+        if let Some(uid) = uid.filter(|uid| !self.uids.contains_key(*uid)) {
+            works.extend(self.dependents(uid).map(|key| Work::Garbage(key.clone())));
+        }
+        if (key.group(), key.resource()) == ("", "nodes") && self.node(key.name()).is_none() {
+            works.extend(self.pods_on(key.name()).map(|pod| Work::Garbage(pod.key.clone())));
+        }
+        self.dirty.extend(works);
+    }
+}

@@ -1,0 +1,22 @@
+//! What a change of the View makes necessary to think about again.
+
+use flotilla_api::Key;
+
+/// One thing to plan. Asking for it twice does no harm; missing it once would.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Work {
+    /// Readiness, taints and pod address ranges of all nodes: they share ranges and a rate limit.
+    Nodes,
+    /// The pods of one node, by its name: whether they may stay.
+    Evict(String),
+    Namespace(String),
+    Deployment(Key),
+    ReplicaSet(Key),
+    Job(Key),
+    /// An object of any kind whose owners, finalizers or node may no longer let it live.
+    Garbage(Key),
+    /// Finished pods beyond what is kept.
+    FinishedPods,
+    /// The queue of pods without a node.
+    Schedule,
+}
