@@ -65,12 +65,17 @@ impl Node {
 }
 
 impl Node {
-    /// Ends the node as a crash would for others, and begins it again with the same directory and port.
+    /// Ends the node, and begins it again with the same directory and port.
     pub async fn restart(self) -> Node {
+        self.net.shutdown().await;
+        self.begin_again().await
+    }
+
+    /// Begins the node again once nothing else holds its port.
+    pub async fn begin_again(self) -> Node {
         let Node { net, dir, id, name } = self;
         let mut options = options((*net.credentials().identity()).clone(), &dir);
         options.listen = net.local_addr().expect("bound");
-        net.shutdown().await;
         drop(net);
         until("the port is free", || async { std::net::UdpSocket::bind(options.listen).is_ok() }).await;
         Node { net: Net::start(options).await.expect("starts"), dir, id, name }
