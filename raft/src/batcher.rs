@@ -1,0 +1,206 @@
+//! Group commit: Changes that wait are proposed together, as one log entry.
+//!
+//! While `ENTRIES_UNDER_WAY` entries are on their way, Changes gather; the busier the disk, the greater
+//! the entries.
+//!
+//! Invariant: an entry holds at most `ENTRY_BYTES` and `ENTRY_CHANGES`, but always at least one Change.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use flotilla_api::Change;
+use openraft::errors::{ClientWriteError, Fatal};
+use openraft::impls::ProgressResponder;
+use openraft::raft::{ClientWriteResponse, ClientWriteResult};
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::command::{Batch, EventBounds};
+use crate::limits;
+use crate::outcome::Outcome;
+use crate::types::{Raft, Types};
+use crate::wire::Refusal;
+
+const QUEUED_CHANGES: usize = 4096;
+const ENTRY_CHANGES: usize = 1024;
+const ENTRY_BYTES: usize = 1 << 20;
+const ENTRIES_UNDER_WAY: usize = 4;
+
+type Told = oneshot::Sender<Result<Outcome, Refusal>>;
+
+/// Something for the next entry.
+enum Item {
+    Change(Change, Told),
+    Compact(u64, oneshot::Sender<Result<(), Refusal>>),
+}
+
+/// A cheap handle on the batcher.
+#[derive(Clone)]
+pub(crate) struct Batcher {
+    queue: mpsc::Sender<Item>,
+}
+
+/// Milliseconds since 1970.
+pub(crate) fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Batcher {
+    pub fn start(raft: Raft, events: EventBounds, tasks: &TaskTracker, closing: CancellationToken) -> Self {
+        let (queue, items) = mpsc::channel(QUEUED_CHANGES);
+        let run = Run {
+            raft,
+            events,
+            items,
+            held: None,
+            slots: Arc::new(Semaphore::new(ENTRIES_UNDER_WAY)),
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(async move {
+            tokio::select! {
+                () = run.run() => {}
+                () = closing.cancelled() => {}
+            }
+        });
+        Self { queue }
+    }
+
+    /// Proposes a Change that has been checked against the limits.
+    pub async fn propose(&self, change: Change) -> Result<Outcome, Refusal> {
+        let (told, outcome) = oneshot::channel();
+        self.send(Item::Change(change, told)).await?;
+        outcome.await.map_err(|_| Refusal::Unknown("the store is shutting down".into()))?
+    }
+
+    /// Forgets history up to a revision.
+    pub async fn compact(&self, revision: u64) -> Result<(), Refusal> {
+        let (told, done) = oneshot::channel();
+        self.send(Item::Compact(revision, told)).await?;
+        done.await.map_err(|_| Refusal::Unknown("the store is shutting down".into()))?
+    }
+
+    async fn send(&self, item: Item) -> Result<(), Refusal> {
+        self.queue.send(item).await.map_err(|_| Refusal::Failed("the store is shutting down".into()))
+    }
+}
+
+struct Run {
+    raft: Raft,
+    events: EventBounds,
+    items: mpsc::Receiver<Item>,
+    /// It did not fit the previous entry.
+    held: Option<Item>,
+    slots: Arc<Semaphore>,
+    tasks: TaskTracker,
+}
+
+/// Who waits for an entry.
+#[derive(Default)]
+struct Waiting {
+    changes: Vec<Told>,
+    compactions: Vec<oneshot::Sender<Result<(), Refusal>>>,
+}
+
+impl Run {
+    async fn run(mut self) {
+        loop {
+            let first = match self.held.take() {
+                Some(held) => held,
+                None => match self.items.recv().await {
+                    Some(item) => item,
+                    None => return,
+                },
+            };
+            // The slot comes before the rest of the entry, so that Changes gather meanwhile.
+            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
+            let (batch, waiting) = self.gather(first);
+            let answer = self.submit(batch).await;
+            self.tasks.spawn(async move {
+                waiting.tell(answer.await);
+                drop(slot);
+            });
+        }
+    }
+
+    fn gather(&mut self, first: Item) -> (Batch, Waiting) {
+        let mut batch = Batch { now_ms: now_ms(), events: self.events, compact: None, changes: Vec::new() };
+        let mut waiting = Waiting::default();
+        let mut size_bytes = 0;
+        let mut next = Some(first);
+        while let Some(item) = next {
+            match item {
+                Item::Change(change, told) => {
+                    let bytes = limits::change_bytes(&change);
+                    if !batch.changes.is_empty() && size_bytes + bytes > ENTRY_BYTES {
+                        self.held = Some(Item::Change(change, told));
+                        break;
+                    }
+                    size_bytes += bytes;
+                    batch.changes.push(change);
+                    waiting.changes.push(told);
+                }
+                Item::Compact(revision, told) => {
+                    batch.compact = batch.compact.max(Some(revision));
+                    waiting.compactions.push(told);
+                }
+            }
+            next = match batch.changes.len() < ENTRY_CHANGES {
+                true => self.items.try_recv().ok(),
+                false => None,
+            };
+        }
+        (batch, waiting)
+    }
+
+    /// Hands an entry to openraft, in order; the returned future is its fate.
+    async fn submit(&self, batch: Batch) -> impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<> {
+        let (responder, answer) = ProgressResponder::<Types, ClientWriteResult<Types>>::complete_only();
+        let submitted = match batch.encode() {
+            Ok(command) => self.raft.client_write_ff(command, Some(responder)).await.map_err(|e| closed(&e)),
+            Err(error) => Err(Refusal::Failed(error.to_string())),
+        };
+        async move {
+            submitted?;
+            match answer.await {
+                Ok(written) => outcomes(written),
+                Err(_) => Err(Refusal::Unknown("Raft has stopped".into())),
+            }
+        }
+    }
+}
+
+fn closed(error: &Fatal<Types>) -> Refusal {
+    Refusal::Failed(format!("Raft has stopped: {error}"))
+}
+
+fn outcomes(written: Result<ClientWriteResponse<Types>, ClientWriteError<Types>>) -> Result<Vec<Outcome>, Refusal> {
+    match written {
+        Ok(response) => Ok(response.data.0),
+        Err(ClientWriteError::ForwardToLeader(forward)) => Err(Refusal::NotLeader(forward.leader_id)),
+        Err(error @ ClientWriteError::LogEntryDiscarded(_)) => Err(Refusal::Unknown(error.to_string())),
+        Err(error) => Err(Refusal::Failed(error.to_string())),
+    }
+}
+
+impl Waiting {
+    fn tell(self, answer: Result<Vec<Outcome>, Refusal>) {
+        let compacted = answer.as_ref().map(|_| ()).map_err(Clone::clone);
+        for told in self.compactions {
+            let _ = told.send(compacted.clone());
+        }
+        match answer {
+            Ok(outcomes) => {
+                for (told, outcome) in self.changes.into_iter().zip(outcomes) {
+                    let _ = told.send(Ok(outcome));
+                }
+            }
+            Err(refusal) => {
+                for told in self.changes {
+                    let _ = told.send(Err(refusal.clone()));
+                }
+            }
+        }
+    }
+}

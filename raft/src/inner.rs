@@ -1,0 +1,234 @@
+//! What the store's handles share, and what only the leader's can do.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use flotilla_api::{Change, Write};
+use openraft::ChangeMembers;
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{ClientWriteError, RaftError};
+use tokio::sync::{Mutex, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::batcher::Batcher;
+use crate::limits;
+use crate::log::Log;
+use crate::machine::Machine;
+use crate::membership::{self, Absences, MAX_REPLICAS, View};
+use crate::network::LowSpace;
+use crate::options::Options;
+use crate::outcome::Outcome;
+use crate::space::Space;
+use crate::status::Status;
+use crate::transport::Transport;
+use crate::types::{NodeId, Raft, Types};
+use crate::wire::{Refusal, listed};
+
+/// A replica that lacks at most this many entries is caught up.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// A change of membership is given up waiting for after this time; it may still happen.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
+const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(crate) struct Inner {
+    pub options: Options,
+    pub raft: Raft,
+    pub log: Log,
+    pub machine: Arc<Machine>,
+    pub batcher: Batcher,
+    pub transport: Arc<dyn Transport>,
+    pub space: Arc<Space>,
+    pub low_space: Arc<LowSpace>,
+    pub status: watch::Receiver<Status>,
+    pub tasks: TaskTracker,
+    /// Held while a snapshot is received.
+    pub receiving: Mutex<()>,
+    /// Held while the membership changes.
+    pub absences: Mutex<Absences>,
+}
+
+type WriteFailure = RaftError<Types, ClientWriteError<Types>>;
+
+fn refusal(error: WriteFailure) -> Refusal {
+    match error.forward_to_leader() {
+        Some(forward) => Refusal::NotLeader(forward.leader_id),
+        None => Refusal::Failed(error.to_string()),
+    }
+}
+
+impl Inner {
+    pub fn id(&self) -> NodeId {
+        self.options.id
+    }
+
+    pub fn leader(&self) -> Option<NodeId> {
+        self.raft.metrics().borrow_watched().current_leader
+    }
+
+    fn leads(&self) -> Result<(), Refusal> {
+        match self.leader() {
+            Some(leader) if leader == self.id() => Ok(()),
+            other => Err(Refusal::NotLeader(other)),
+        }
+    }
+
+    /// Proposes a Change if this replica leads.
+    pub async fn propose_here(&self, change: Change) -> Result<Outcome, Refusal> {
+        self.leads()?;
+        limits::check(&change).map_err(Refusal::Invalid)?;
+        if self.cluster_is_low() && self.grows(&change) {
+            return Err(Refusal::NoSpace);
+        }
+        self.batcher.propose(change).await
+    }
+
+    fn cluster_is_low(&self) -> bool {
+        self.space.is_low() || self.low_space.any_of(self.raft.voter_ids())
+    }
+
+    /// Whether a Change leaves more bytes than it found.
+    fn grows(&self, change: &Change) -> bool {
+        let state = self.machine.state();
+        let found = |key| state.get(key).ok().flatten().map_or(0, |kv| kv.value.len());
+        let (mut before_bytes, mut after_bytes) = (0, 0);
+        for write in &change.writes {
+            before_bytes += found(write.key());
+            if let Write::Put { value, .. } = write {
+                after_bytes += value.len();
+            }
+        }
+        after_bytes > before_bytes
+    }
+
+    pub async fn add_replica_here(&self, id: NodeId) -> Result<(), Refusal> {
+        self.leads()?;
+        if id == 0 {
+            return Err(Refusal::Invalid("a replica's id is never 0".into()));
+        }
+        let _alone = self.absences.lock().await;
+        let view = self.view(&BTreeSet::new());
+        if view.voters.contains(&id) || view.learners.contains(&id) {
+            return Ok(());
+        }
+        if view.voters.len() + view.learners.len() >= MAX_REPLICAS {
+            return Err(Refusal::Invalid(format!("there are {MAX_REPLICAS} replicas already")));
+        }
+        self.change_membership(ChangeMembers::AddNodes([(id, ())].into()), true).await
+    }
+
+    pub async fn remove_replica_here(&self, id: NodeId) -> Result<(), Refusal> {
+        self.leads()?;
+        let _alone = self.absences.lock().await;
+        let view = self.view(&BTreeSet::new());
+        if !view.voters.contains(&id) && !view.learners.contains(&id) {
+            return Ok(());
+        }
+        if id == self.id() {
+            return self.leave(&view).await;
+        }
+        let voters = membership::without(&view, id);
+        if voters != view.voters {
+            self.change_membership(ChangeMembers::ReplaceAllVoters(voters), true).await?;
+        }
+        self.change_membership(ChangeMembers::RemoveNodes([id].into()), false).await
+    }
+
+    /// A leader that is to go makes somebody else leader, who then removes it.
+    async fn leave(&self, view: &View) -> Result<(), Refusal> {
+        let others: BTreeSet<NodeId> = view.voters.iter().copied().filter(|id| *id != self.id()).collect();
+        let heir = match others.iter().find(|id| view.caught_up.contains(id)) {
+            Some(heir) => *heir,
+            None if others.is_empty() => {
+                let heir = view.learners.iter().find(|id| view.caught_up.contains(id));
+                let heir = *heir.ok_or_else(|| Refusal::Invalid("no other replica could lead".into()))?;
+                self.change_membership(ChangeMembers::ReplaceAllVoters([heir].into()), true).await?;
+                heir
+            }
+            None => return Err(Refusal::Failed("no other voter is caught up".into())),
+        };
+        self.hand_over(heir).await?;
+        Err(Refusal::NotLeader(Some(heir)))
+    }
+
+    async fn change_membership(&self, change: ChangeMembers<NodeId, ()>, retain: bool) -> Result<(), Refusal> {
+        let changing = self.raft.change_membership(change, retain);
+        match tokio::time::timeout(MEMBERSHIP_TIMEOUT, changing).await {
+            Ok(changed) => changed.map(|_| ()).map_err(refusal),
+            Err(_) => Err(Refusal::Unknown(format!("the membership has not changed within {MEMBERSHIP_TIMEOUT:?}"))),
+        }
+    }
+
+    /// The replicas as this leader sees them; `dead` is left empty.
+    fn view(&self, _alive: &BTreeSet<NodeId>) -> View {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let membership = metrics.membership_config.membership();
+        let last = metrics.last_log_index.unwrap_or_default();
+        let mut caught_up: BTreeSet<NodeId> = [self.id()].into();
+        for (id, matched) in metrics.replication.iter().flatten() {
+            let has = matched.as_ref().map_or(0, |id| id.index());
+            if matched.is_some() && has + CAUGHT_UP_ENTRIES >= last {
+                caught_up.insert(*id);
+            }
+        }
+        View {
+            leader: self.id(),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            caught_up,
+            dead: Default::default(),
+        }
+    }
+
+    /// Takes the next step towards the wanted voters; returns the new ones if they changed.
+    pub async fn reconcile_here(
+        &self,
+        alive: &BTreeSet<NodeId>,
+        now: Instant,
+    ) -> Result<Option<BTreeSet<NodeId>>, Refusal> {
+        let mut absences = self.absences.lock().await;
+        if self.leads().is_err() {
+            absences.forget();
+            return Ok(None);
+        }
+        let mut view = self.view(alive);
+        let replicas = view.voters.union(&view.learners).copied().collect();
+        view.dead = absences.note(&replicas, &alive.union(&[self.id()].into()).copied().collect(), now);
+        if self.raft.metrics().borrow_watched().membership_config.get_joint_config().len() > 1 {
+            // A leader died between the two steps of a change: take the second one.
+            self.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await?;
+            return Ok(None);
+        }
+        let Some(voters) = membership::plan(&view, self.options.replace_dead_after) else { return Ok(None) };
+        tracing::info!(from = listed(&view.voters), to = listed(&voters), "changing the voters");
+        self.change_membership(ChangeMembers::ReplaceAllVoters(voters.clone()), true).await?;
+        Ok(Some(voters))
+    }
+
+    pub async fn transfer_leader_here(&self, to: Option<NodeId>) -> Result<(), Refusal> {
+        self.leads()?;
+        let heir = match to {
+            Some(to) if to == self.id() => return Ok(()),
+            Some(to) if self.raft.voter_ids().any(|id| id == to) => to,
+            Some(to) => return Err(Refusal::Invalid(format!("{to:016x} is not a voter"))),
+            None => self.best_heir().ok_or_else(|| Refusal::Invalid("there is no other voter".into()))?,
+        };
+        self.hand_over(heir).await
+    }
+
+    /// The voter that has most of the log, beside this one.
+    pub fn best_heir(&self) -> Option<NodeId> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        let replication = metrics.replication.unwrap_or_default();
+        let others = metrics.membership_config.membership().voter_ids().filter(|id| *id != self.id());
+        others.max_by_key(|id| (replication.get(id).copied().flatten(), *id))
+    }
+
+    async fn hand_over(&self, to: NodeId) -> Result<(), Refusal> {
+        self.raft.trigger().transfer_leader(to).await.map_err(|e| Refusal::Failed(e.to_string()))?;
+        let id = self.id();
+        let moved = self.raft.wait(Some(TRANSFER_TIMEOUT));
+        let moved = moved.metrics(|m| m.current_leader.is_some_and(|l| l != id), "another leader");
+        moved.await.map(|_| ()).map_err(|_| Refusal::Failed(format!("{to:016x} has not taken the leadership")))
+    }
+}

@@ -1,0 +1,119 @@
+//! The store's housekeeping: what has to be looked at again and again.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::batcher::now_ms;
+use crate::inner::Inner;
+use crate::machine::Machine;
+use crate::space::Space;
+use crate::status::Status;
+use crate::types::Raft;
+
+const STALL_CHECK_MS: u64 = 250;
+const CHORE_MS: u64 = 1000;
+
+/// Keeps the published status current until the store closes.
+pub(crate) async fn publish_status(
+    raft: Raft,
+    machine: Arc<Machine>,
+    space: Arc<Space>,
+    status: watch::Sender<Status>,
+) {
+    let mut metrics = raft.metrics();
+    loop {
+        let next = Status::from_metrics(&metrics.borrow_and_update(), machine.hub().revision(), space.is_low());
+        status.send_if_modified(|current| {
+            let changed = *current != next;
+            *current = next;
+            changed
+        });
+        tokio::select! {
+            changed = metrics.changed() => if changed.is_err() { return },
+            () = machine.closing().cancelled() => return,
+        }
+    }
+}
+
+/// Hands over when the disk stalls, and does the chores.
+pub(crate) async fn keep(inner: Arc<Inner>) {
+    let closing = inner.machine.closing().clone();
+    let work = async {
+        tokio::join!(watch_disk(&inner), chores(&inner));
+    };
+    tokio::select! {
+        () = work => {}
+        () = closing.cancelled() => {}
+    }
+}
+
+fn ticks(every_ms: u64) -> tokio::time::Interval {
+    let mut ticks = interval(Duration::from_millis(every_ms));
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
+}
+
+async fn watch_disk(inner: &Inner) {
+    let mut ticks = ticks(STALL_CHECK_MS);
+    loop {
+        ticks.tick().await;
+        let stalled = inner.log.stalled_for();
+        if stalled < inner.options.disk_stall || inner.leader() != Some(inner.id()) {
+            continue;
+        }
+        let Some(heir) = inner.best_heir() else { continue };
+        tracing::warn!(?stalled, heir = format!("{heir:016x}"), "the disk stalls: handing the leadership over");
+        if let Err(refusal) = inner.transfer_leader_here(Some(heir)).await {
+            tracing::warn!(?refusal, "the leadership could not be handed over");
+        }
+    }
+}
+
+async fn chores(inner: &Inner) {
+    let mut ticks = ticks(CHORE_MS);
+    loop {
+        ticks.tick().await;
+        inner.space.look(&inner.options.dir);
+        bound_log(inner).await;
+        bound_history(inner).await;
+    }
+}
+
+/// openraft bounds the log by entries; this bounds it by bytes.
+async fn bound_log(inner: &Inner) {
+    if inner.log.retained_bytes() <= inner.options.log_bytes {
+        return;
+    }
+    let snapshot = inner.raft.metrics().borrow_watched().snapshot.as_ref().map_or(0, |id| id.index());
+    let applied = inner.raft.metrics().borrow_watched().last_applied.as_ref().map_or(0, |id| id.index());
+    let Some(upto) = inner.log.purge_point(inner.options.log_bytes / 2) else { return };
+    let done = match upto {
+        upto if upto <= snapshot => inner.raft.trigger().purge_log(upto).await,
+        _ if applied > snapshot => inner.raft.trigger().snapshot().await,
+        _ => Ok(()),
+    };
+    if let Err(error) = done {
+        tracing::warn!(%error, "the log could not be bounded");
+    }
+}
+
+async fn bound_history(inner: &Inner) {
+    if inner.leader() != Some(inner.id()) {
+        return;
+    }
+    let (state, bounds) = (inner.machine.state(), inner.options.history);
+    let looked = tokio::task::spawn_blocking(move || state.excess_history(bounds, now_ms())).await;
+    match looked {
+        Ok(Ok(Some(revision))) => {
+            if let Err(refusal) = inner.batcher.compact(revision).await {
+                tracing::debug!(?refusal, revision, "history was not compacted");
+            }
+        }
+        Ok(Ok(None)) | Err(_) => {}
+        Ok(Err(error)) => tracing::error!(%error, "history cannot be read"),
+    }
+}

@@ -1,0 +1,162 @@
+//! The Raft log and the vote, on disk before they count.
+//!
+//! Entries are readable as soon as they are appended, from a tail that is kept in memory, and are
+//! acknowledged when the writer thread has synced them. One sync takes everything that waited.
+//!
+//! Invariant: writes reach the disk in the order in which they were made.
+//! Invariant: an entry leaves the tail only after it is on disk.
+
+mod reader;
+mod tail;
+mod writer;
+
+use std::io;
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use openraft::entry::RaftEntry;
+use openraft::storage::{IOFlushed, RaftLogStorage};
+use openraft::{LogState, RaftLogReader};
+use rocksdb::DB;
+use tokio::sync::oneshot;
+
+use crate::codec::{LogIdForm, VoteForm};
+use crate::disk::{self, DiskError, StoreMeta, Tail as WalTail};
+use crate::types::{Entry, LogId, Types, Vote};
+
+use tail::Tail;
+use writer::{Op, Writer};
+
+/// A read for replication takes at most this much at once.
+const MAX_READ_BYTES: usize = 2 << 20;
+
+/// A cheap handle on the log.
+#[derive(Clone)]
+pub(crate) struct Log {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    db: Arc<DB>,
+    tail: Mutex<Tail>,
+    writer: Writer,
+}
+
+impl Log {
+    /// Opens the log, drops a torn record at its end, and checks that it has no hole.
+    pub fn open(path: &Path, meta: &StoreMeta) -> Result<Self, DiskError> {
+        let db = Arc::new(disk::open(path, WalTail::DropTorn, meta)?);
+        let tail = reader::load(&db, path)?;
+        let writer = Writer::start(db.clone()).map_err(DiskError::io(path))?;
+        Ok(Self { inner: Arc::new(Inner { db, tail: Mutex::new(tail), writer }) })
+    }
+
+    /// How long the write that is under way has taken; zero when the disk is idle.
+    pub fn stalled_for(&self) -> Duration {
+        self.inner.writer.stalled_for()
+    }
+
+    /// Bytes of the entries that have not been purged.
+    pub fn retained_bytes(&self) -> u64 {
+        self.tail().retained_bytes()
+    }
+
+    /// The greatest index such that purging up to it leaves at most `keep_bytes`.
+    pub fn purge_point(&self, keep_bytes: u64) -> Option<u64> {
+        self.tail().purge_point(keep_bytes)
+    }
+
+    /// Waits until everything queued is on disk and ends the writer.
+    pub async fn close(&self) {
+        self.inner.writer.close().await;
+    }
+
+    fn tail(&self) -> MutexGuard<'_, Tail> {
+        self.inner.tail.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn submit(&self, op: Op) -> io::Result<()> {
+        self.inner.writer.submit(op).await
+    }
+}
+
+impl RaftLogReader<Types> for Log {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + std::fmt::Debug + Send,
+    {
+        reader::read(&self.inner.db, &self.inner.tail, reader::bounds(&range), usize::MAX).await
+    }
+
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        reader::read(&self.inner.db, &self.inner.tail, start..end, MAX_READ_BYTES).await
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.tail().vote)
+    }
+}
+
+impl RaftLogStorage<Types> for Log {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
+        let tail = self.tail();
+        Ok(LogState { last_purged_log_id: tail.purged(), last_log_id: tail.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let (done, saved) = oneshot::channel();
+        self.tail().vote = Some(*vote);
+        self.submit(Op::Vote(VoteForm::from(vote), done)).await?;
+        saved.await.map_err(|_| io::Error::other("the log writer has ended"))?
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let Some(id) = committed else { return Ok(()) };
+        self.tail().committed = Some(id);
+        self.submit(Op::Committed(LogIdForm::from(&id))).await
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.tail().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        let epoch = {
+            let mut tail = self.tail();
+            tail.append(&entries)?;
+            tail.epoch
+        };
+        let inner = self.inner.clone();
+        let last = entries.last().map(RaftEntry::index);
+        let flushed = move |result: io::Result<()>| {
+            if let (Ok(()), Some(last)) = (&result, last) {
+                inner.tail.lock().unwrap_or_else(PoisonError::into_inner).flushed(epoch, last);
+            }
+            callback.io_completed(result);
+        };
+        self.submit(Op::Append(entries, Box::new(flushed))).await
+    }
+
+    async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {
+        let from = self.tail().truncate_after(last);
+        self.submit(Op::Truncate { from }).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> io::Result<()> {
+        self.tail().purge(upto);
+        self.submit(Op::Purge(LogIdForm::from(&upto))).await
+    }
+}

@@ -1,0 +1,91 @@
+//! The objects and their history, as the log's entries made them.
+//!
+//! One RocksDB database, told apart by the first byte of a key: `c` current objects, `h` history by
+//! revision, `e` objects of the Event kind by time, `m` what the store knows about itself.
+//!
+//! Invariant: an entry's effects, its revisions and the applied log id are written in one batch, so that
+//! a crash leaves a state that some prefix of the log made.
+//! Invariant: the write-ahead log is not synced, since the Raft log has every entry that is not yet
+//! flushed; it is flushed before the Raft log is purged.
+
+mod apply;
+mod history;
+mod read;
+mod record;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use rocksdb::{DB, WaitForCompactOptions};
+
+use crate::codec;
+use crate::disk::{self, DiskError, StoreMeta, Tail};
+
+pub use history::HistoryBounds;
+pub use read::ReadError;
+use record::Header;
+
+const HEADER_KEY: &[u8] = b"mstate";
+
+/// One state database. A snapshot replaces it by another.
+pub(crate) struct State {
+    db: DB,
+    path: PathBuf,
+    header: Mutex<Arc<Header>>,
+    /// Its directory is removed with it.
+    replaced: AtomicBool,
+}
+
+impl State {
+    pub fn open(path: &Path, cluster: &str) -> Result<Self, DiskError> {
+        let db = disk::open(path, Tail::DropDamaged, &StoreMeta::new(cluster, None))?;
+        let stored = db.get(HEADER_KEY).map_err(|e| DiskError::damaged(path, e))?;
+        let header = match stored {
+            Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
+            None => Header::default(),
+        };
+        let header = Mutex::new(Arc::new(header));
+        Ok(Self { db, path: path.to_owned(), header, replaced: AtomicBool::new(false) })
+    }
+
+    /// What has been applied so far.
+    pub fn header(&self) -> Arc<Header> {
+        self.header.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn set_header(&self, header: Header) {
+        *self.header.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Everything applied so far is on disk when this returns.
+    pub fn flush(&self) -> Result<(), rocksdb::Error> {
+        self.db.flush()
+    }
+
+    /// Copies the state as of now into a new directory, by hard links where possible.
+    pub fn checkpoint(&self, into: &Path) -> Result<(), rocksdb::Error> {
+        rocksdb::checkpoint::Checkpoint::new(&self.db)?.create_checkpoint(into)
+    }
+
+    /// Another state has taken its place: its directory goes when its last reader is done.
+    pub fn replace(&self) {
+        self.replaced.store(true, Ordering::Relaxed);
+    }
+}
+
+impl Drop for State {
+    fn drop(&mut self) {
+        self.db.cancel_all_background_work(true);
+        let _ = self.db.wait_for_compact(&WaitForCompactOptions::default());
+        if self.replaced.load(Ordering::Relaxed)
+            && let Err(error) = std::fs::remove_dir_all(&self.path)
+        {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a replaced state");
+        }
+    }
+}

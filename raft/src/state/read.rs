@@ -1,0 +1,216 @@
+//! Reading objects: one, or a range of them, now or as of an earlier revision.
+//!
+//! An earlier revision is today's state with the events since undone, each key by the first of them.
+//!
+//! Invariant: a listing is of one revision throughout, from one database snapshot.
+
+use std::collections::BTreeMap;
+
+use flotilla_api::Key;
+use rocksdb::{Direction, IteratorMode, ReadOptions, Snapshot};
+
+use crate::codec;
+use crate::kv::{KeyValue, Listing, Range};
+
+use super::record::{Current, Header, Past, current_key, past_key, revision_of};
+use super::{HEADER_KEY, State};
+
+/// A listing is cut after this many bytes of values, whatever its limit.
+const MAX_LISTING_BYTES: usize = 64 << 20;
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The history that would be needed is forgotten: list anew.
+    #[error("revision {wanted} is compacted, the oldest one left is {oldest}")]
+    Compacted { wanted: u64, oldest: u64 },
+    #[error("revision {wanted} is in the future, the last one is {current}")]
+    Future { wanted: u64, current: u64 },
+    #[error("no leader could be asked within {0:?}")]
+    NoLeader(std::time::Duration),
+    #[error("the store is shutting down")]
+    Closed,
+    #[error("the state is damaged: {0}")]
+    Damaged(String),
+}
+
+impl From<rocksdb::Error> for ReadError {
+    fn from(error: rocksdb::Error) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+impl From<codec::CodecError> for ReadError {
+    fn from(error: codec::CodecError) -> Self {
+        Self::Damaged(error.to_string())
+    }
+}
+
+impl State {
+    /// One object as of now.
+    pub fn get(&self, key: &Key) -> Result<Option<KeyValue>, ReadError> {
+        let current = self.current(key).map_err(|e| ReadError::Damaged(e.to_string()))?;
+        Ok(current.map(|c| c.into_kv(key.clone())))
+    }
+
+    pub fn range(&self, range: &Range) -> Result<Listing, ReadError> {
+        let view = View::new(self)?;
+        let revision = range.revision.unwrap_or(view.header.revision);
+        view.check(revision)?;
+        let undone = view.undone(revision, |key| key.as_str().starts_with(&range.prefix))?;
+        view.list(range, revision, undone)
+    }
+
+    /// One object as of a revision.
+    pub fn get_at(&self, key: &Key, revision: u64) -> Result<Option<KeyValue>, ReadError> {
+        let view = View::new(self)?;
+        view.check(revision)?;
+        let undone = view.undone(revision, |k| k == key)?;
+        match undone.get(key.as_str()) {
+            Some(at) => view.before(*at),
+            None => Ok(view.get(key)?.map(|c| c.into_kv(key.clone()))),
+        }
+    }
+}
+
+/// The database at one moment.
+struct View<'a> {
+    snapshot: Snapshot<'a>,
+    header: Header,
+}
+
+impl<'a> View<'a> {
+    fn new(state: &'a State) -> Result<Self, ReadError> {
+        let snapshot = state.db.snapshot();
+        let header = match snapshot.get(HEADER_KEY)? {
+            Some(bytes) => codec::decode(&bytes)?,
+            None => Header::default(),
+        };
+        Ok(Self { snapshot, header })
+    }
+
+    fn check(&self, wanted: u64) -> Result<(), ReadError> {
+        match wanted {
+            w if w < self.header.compacted => Err(ReadError::Compacted { wanted, oldest: self.header.compacted }),
+            w if w > self.header.revision => Err(ReadError::Future { wanted, current: self.header.revision }),
+            _ => Ok(()),
+        }
+    }
+
+    /// For each of the keys that changed since `revision`, the first revision that changed it.
+    fn undone(&self, revision: u64, of: impl Fn(&Key) -> bool) -> Result<BTreeMap<String, u64>, ReadError> {
+        let mut first = BTreeMap::new();
+        if revision == self.header.revision {
+            return Ok(first);
+        }
+        for item in self.snapshot.iterator_opt(
+            IteratorMode::From(&past_key(revision + 1), Direction::Forward),
+            bounded(past_key(0).to_vec(), b"i".to_vec()),
+        ) {
+            let (at, bytes) = item?;
+            let past: Past = codec::decode(&bytes)?;
+            if let (Some(at), true) = (revision_of(&at), of(&past.key)) {
+                first.entry(past.key.as_str().to_owned()).or_insert(at);
+            }
+        }
+        Ok(first)
+    }
+
+    /// What a key was before the event at a revision.
+    fn before(&self, revision: u64) -> Result<Option<KeyValue>, ReadError> {
+        let bytes = self.snapshot.get(past_key(revision))?;
+        let bytes = bytes.ok_or_else(|| ReadError::Damaged(format!("revision {revision} is missing")))?;
+        let past: Past = codec::decode(&bytes)?;
+        Ok(past.old.map(|old| old.into_kv(past.key)))
+    }
+
+    fn get(&self, key: &Key) -> Result<Option<Current>, ReadError> {
+        let Some(bytes) = self.snapshot.get_pinned(current_key(key.as_str()))? else { return Ok(None) };
+        Current::decode(&bytes).map(Some).ok_or_else(|| ReadError::Damaged(key.to_string()))
+    }
+
+    fn list(&self, range: &Range, revision: u64, undone: BTreeMap<String, u64>) -> Result<Listing, ReadError> {
+        let start = match &range.after {
+            Some(after) if after.as_str() >= range.prefix.as_str() => format!("{after}\0"),
+            _ => range.prefix.clone(),
+        };
+        let mut page = Page { listing: Listing { revision, ..Listing::default() }, limit: range.limit, size_bytes: 0 };
+        let mut undone = undone.into_iter().filter(|(key, _)| *key >= start).peekable();
+        let upper = after_prefix(&current_key(&range.prefix)).unwrap_or_else(|| b"d".to_vec());
+        let items = self
+            .snapshot
+            .iterator_opt(IteratorMode::From(&current_key(&start), Direction::Forward), bounded(b"c".to_vec(), upper));
+        for item in items {
+            let (bytes, record) = item?;
+            let key = parse_key(&bytes)?;
+            while let Some((_, at)) = undone.next_if(|(earlier, _)| earlier.as_str() < key.as_str()) {
+                page.add_before(self, at)?;
+            }
+            match undone.next_if(|(same, _)| same == key.as_str()) {
+                Some((_, at)) => page.add_before(self, at)?,
+                None => page.add_current(key, &record)?,
+            }
+        }
+        undone.try_for_each(|(_, at)| page.add_before(self, at))?;
+        Ok(page.listing)
+    }
+}
+
+/// A listing while it fills; once full it only counts.
+struct Page {
+    listing: Listing,
+    limit: usize,
+    size_bytes: usize,
+}
+
+impl Page {
+    fn full(&self) -> bool {
+        let count = self.listing.items.len();
+        (self.limit > 0 && count >= self.limit) || (count > 0 && self.size_bytes >= MAX_LISTING_BYTES)
+    }
+
+    fn add_before(&mut self, view: &View<'_>, at: u64) -> Result<(), ReadError> {
+        if let Some(kv) = view.before(at)? {
+            self.add(|| Ok(kv))?;
+        }
+        Ok(())
+    }
+
+    fn add_current(&mut self, key: Key, record: &[u8]) -> Result<(), ReadError> {
+        self.add(|| {
+            let current = Current::decode(record).ok_or_else(|| ReadError::Damaged(key.to_string()))?;
+            Ok(current.into_kv(key))
+        })
+    }
+
+    fn add(&mut self, kv: impl FnOnce() -> Result<KeyValue, ReadError>) -> Result<(), ReadError> {
+        if self.full() {
+            self.listing.more = true;
+            self.listing.remaining += 1;
+            return Ok(());
+        }
+        let kv = kv()?;
+        self.size_bytes += kv.value.len();
+        self.listing.items.push(kv);
+        Ok(())
+    }
+}
+
+pub(super) fn bounded(lower: Vec<u8>, upper: Vec<u8>) -> ReadOptions {
+    let mut options = ReadOptions::default();
+    options.set_iterate_lower_bound(lower);
+    options.set_iterate_upper_bound(upper);
+    options
+}
+
+/// The first byte string after all that start with `prefix`.
+fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
+    let kept = prefix.iter().rposition(|b| *b < u8::MAX)?;
+    let mut after = prefix[..=kept].to_vec();
+    after[kept] += 1;
+    Some(after)
+}
+
+fn parse_key(bytes: &[u8]) -> Result<Key, ReadError> {
+    let text = bytes.get(1..).and_then(|b| std::str::from_utf8(b).ok());
+    text.and_then(Key::parse).ok_or_else(|| ReadError::Damaged("a key that is not a key".into()))
+}

@@ -1,0 +1,43 @@
+//! How a replica stands, for its user to watch.
+
+use std::collections::BTreeSet;
+
+use crate::types::{NodeId, Types};
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Status {
+    pub id: NodeId,
+    pub leader: Option<NodeId>,
+    pub term: u64,
+    pub is_leader: bool,
+    pub voters: BTreeSet<NodeId>,
+    pub learners: BTreeSet<NodeId>,
+    /// The index of the last log entry applied here.
+    pub applied_index: u64,
+    /// The last revision applied here.
+    pub revision: u64,
+    pub last_log_index: u64,
+    /// This replica's disk is nearly full.
+    pub low_space: bool,
+    /// Why this replica no longer takes part; its process should end.
+    pub fatal: Option<String>,
+}
+
+impl Status {
+    pub(crate) fn from_metrics(metrics: &openraft::RaftMetrics<Types>, revision: u64, low_space: bool) -> Self {
+        let membership = metrics.membership_config.membership();
+        Self {
+            id: metrics.id,
+            leader: metrics.current_leader,
+            term: metrics.current_term,
+            is_leader: metrics.state.is_leader() && metrics.current_leader == Some(metrics.id),
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            applied_index: metrics.last_applied.as_ref().map_or(0, |id| id.index()),
+            revision,
+            last_log_index: metrics.last_log_index.unwrap_or_default(),
+            low_space,
+            fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
+        }
+    }
+}

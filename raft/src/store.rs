@@ -1,0 +1,349 @@
+//! The store's handle: what a daemon does with its replica.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flotilla_api::{Change, Key};
+use openraft::async_runtime::watch::WatchReceiver;
+use openraft::errors::{InitializeError, RaftError};
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::{Mutex, watch};
+use tokio_util::task::TaskTracker;
+
+use crate::batcher::Batcher;
+use crate::codec;
+use crate::disk::{DiskError, StoreMeta};
+use crate::error::{Error, HandleError, OpenError, ProposeError};
+use crate::inner::Inner;
+use crate::keeper;
+use crate::kv::{KeyValue, Listing, Range};
+use crate::limits;
+use crate::log::Log;
+use crate::machine::Machine;
+use crate::membership::Absences;
+use crate::network::{LowSpace, Network};
+use crate::options::Options;
+use crate::outcome::{Applied, Outcome};
+use crate::space::Space;
+use crate::state::ReadError;
+use crate::status::Status;
+use crate::transport::{Reader, Transport, TransportError, Writer};
+use crate::types::{NodeId, Raft};
+use crate::watch::Watch;
+use crate::wire::{Refusal, Reply, Request};
+
+/// How long a reader waits for a revision that this replica does not have yet.
+const FUTURE_REVISION_WAIT: Duration = Duration::from_secs(3);
+/// Between two attempts to find a leader, unless one shows up.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+/// How long `shutdown` waits for others to let go of the databases.
+const RELEASE_WAIT: Duration = Duration::from_secs(5);
+
+/// A replica of the store. Clones are handles on the same one.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+impl Store {
+    /// Opens the replica in `options.dir`, or makes it. It takes part at once, but is nobody until
+    /// [`bootstrap`](Self::bootstrap) or a leader's [`add_replica`](Self::add_replica).
+    pub async fn open(options: Options, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
+        if options.id == 0 {
+            return Err(OpenError::ZeroId);
+        }
+        let config = Arc::new(raft_config(&options)?);
+        let (log, machine, space) = open_disk(&options).await?;
+        let low_space = Arc::new(LowSpace::default());
+        let network = Network { id: options.id, transport: transport.clone(), low_space: low_space.clone() };
+        let raft = Raft::new(options.id, config, network, log.clone(), machine.clone()).await;
+        let raft = raft.map_err(|e| OpenError::Raft(e.to_string()))?;
+        machine.started();
+
+        let tasks = TaskTracker::new();
+        let (publish, status) = watch::channel(Status { id: options.id, ..Status::default() });
+        tasks.spawn(keeper::publish_status(raft.clone(), machine.clone(), space.clone(), publish));
+        let batcher = Batcher::start(raft.clone(), options.events, &tasks, machine.closing().clone());
+        let inner = Inner {
+            options,
+            raft,
+            log,
+            machine,
+            batcher,
+            transport,
+            space,
+            low_space,
+            status,
+            tasks,
+            receiving: Mutex::new(()),
+            absences: Mutex::new(Absences::default()),
+        };
+        let inner = Arc::new(inner);
+        inner.tasks.spawn(keeper::keep(inner.clone()));
+        Ok(Self { inner })
+    }
+
+    /// Makes this replica the sole voter of a new cluster. Does nothing if it is in a cluster.
+    pub async fn bootstrap(&self) -> Result<(), Error> {
+        match self.inner.raft.initialize(BTreeSet::from([self.inner.id()])).await {
+            Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
+            Err(error) => Err(Error::Refused(error.to_string())),
+        }
+    }
+
+    /// Applies a Change, through whoever leads, and waits until it is applied there.
+    ///
+    /// # Errors
+    /// See [`ProposeError`]; only after `Unknown` may the Change have been applied.
+    pub async fn propose(&self, change: Change) -> Result<Applied, ProposeError> {
+        limits::check(&change).map_err(ProposeError::Invalid)?;
+        let reply = self.ask_leader(Request::Propose(change)).await.map_err(|refusal| match refusal {
+            Refusal::NotLeader(_) => ProposeError::NoLeader(self.inner.options.request_timeout),
+            Refusal::NoSpace => ProposeError::NoSpace,
+            Refusal::Invalid(why) => ProposeError::Invalid(why),
+            Refusal::Unknown(why) => ProposeError::Unknown(why),
+            Refusal::Failed(why) => ProposeError::Failed(why),
+        })?;
+        match reply {
+            Reply::Propose(Outcome::Applied(applied)) => Ok(applied),
+            Reply::Propose(Outcome::Conflict(conflict)) => Err(ProposeError::Conflict(conflict)),
+            Reply::Propose(Outcome::Invalid(why)) => Err(ProposeError::Invalid(why)),
+            Reply::Propose(Outcome::StaleTerm { wanted, current }) => Err(ProposeError::StaleTerm { wanted, current }),
+            _ => Err(ProposeError::Unknown("the leader's reply does not fit the request".into())),
+        }
+    }
+
+    /// After this, local reads see everything that was acknowledged before it was called.
+    /// Returns the revision applied here.
+    pub async fn barrier(&self) -> Result<u64, ReadError> {
+        let timeout = self.inner.options.request_timeout;
+        let index = match self.ask_leader(Request::ReadIndex).await {
+            Ok(Reply::ReadIndex(index)) => index,
+            _ if self.inner.machine.closing().is_cancelled() => return Err(ReadError::Closed),
+            _ => return Err(ReadError::NoLeader(timeout)),
+        };
+        let applied = self.inner.machine.state().header().applied.map_or(0, |id| id.index);
+        if applied < index {
+            let wait = self.inner.raft.wait(Some(timeout));
+            wait.applied_index_at_least(Some(index), "barrier").await.map_err(|_| ReadError::NoLeader(timeout))?;
+        }
+        Ok(self.revision())
+    }
+
+    /// An object as this replica has it, which may be stale unless after a [`barrier`](Self::barrier).
+    pub fn get(&self, key: &Key) -> Result<Option<KeyValue>, ReadError> {
+        self.inner.machine.state().get(key)
+    }
+
+    /// An object as it was at a revision.
+    pub fn get_at(&self, key: &Key, revision: u64) -> Result<Option<KeyValue>, ReadError> {
+        self.inner.machine.state().get_at(key, revision)
+    }
+
+    /// Objects in order of their keys, as this replica has them now or had them at a revision.
+    pub fn range(&self, range: Range) -> Result<Listing, ReadError> {
+        self.inner.machine.state().range(&range)
+    }
+
+    /// Follows the keys that start with `prefix` from revision `from` on; 0 means from now on.
+    ///
+    /// Waits up to 3 s for a revision that this replica has yet to reach.
+    pub async fn watch(&self, prefix: &str, from: u64) -> Result<Watch, ReadError> {
+        if from > 1 {
+            self.reach(from - 1).await?;
+        }
+        let machine = &self.inner.machine;
+        let oldest = machine.state().header().compacted + 1;
+        match from {
+            0 => Ok(Watch::new(machine.clone(), prefix, self.revision() + 1)),
+            from if from < oldest => Err(ReadError::Compacted { wanted: from, oldest }),
+            from => Ok(Watch::new(machine.clone(), prefix, from)),
+        }
+    }
+
+    /// Waits, up to 3 s, until this replica has applied a revision; returns the one it is at.
+    pub async fn reach(&self, revision: u64) -> Result<u64, ReadError> {
+        let mut applied = self.inner.machine.hub().subscribe();
+        let reached = tokio::time::timeout(FUTURE_REVISION_WAIT, applied.wait_for(|r| *r >= revision)).await;
+        match reached {
+            Ok(Ok(applied)) => Ok(*applied),
+            Ok(Err(_)) => Err(ReadError::Closed),
+            Err(_) => Err(ReadError::Future { wanted: revision, current: self.revision() }),
+        }
+    }
+
+    /// Forgets history up to and including a revision, on every replica. Leader only.
+    pub async fn compact(&self, revision: u64) -> Result<(), Error> {
+        Ok(self.inner.batcher.compact(revision).await?)
+    }
+
+    /// The last revision applied here.
+    pub fn revision(&self) -> u64 {
+        self.inner.machine.hub().revision()
+    }
+
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.inner.status.clone()
+    }
+
+    pub fn id(&self) -> NodeId {
+        self.inner.id()
+    }
+
+    /// Adds a replica that follows without a vote. Idempotent.
+    pub async fn add_replica(&self, id: NodeId) -> Result<(), Error> {
+        self.done_by_leader(Request::AddReplica(id)).await
+    }
+
+    /// Removes a replica; a voter's place is given to another, or the number of voters shrinks. Idempotent.
+    pub async fn remove_replica(&self, id: NodeId) -> Result<(), Error> {
+        self.done_by_leader(Request::RemoveReplica(id)).await
+    }
+
+    /// Takes one step towards the wanted voters, if this replica leads; `alive` are the replicas that
+    /// respond. Returns the new voters if they changed. To be called about once a second.
+    pub async fn reconcile_membership(&self, alive: &BTreeSet<NodeId>) -> Result<Option<BTreeSet<NodeId>>, Error> {
+        Ok(self.inner.reconcile_here(alive, Instant::now()).await?)
+    }
+
+    /// Makes another voter leader: this one, or whichever has most of the log.
+    pub async fn transfer_leader(&self, to: Option<NodeId>) -> Result<(), Error> {
+        self.done_by_leader(Request::TransferLeader(to)).await
+    }
+
+    /// Answers what a peer's [`Transport::call`] delivers; `from` is the authenticated sender.
+    pub async fn handle(&self, from: NodeId, message: Bytes) -> Result<Bytes, HandleError> {
+        self.inner.handle(from, &message).await
+    }
+
+    /// Serves what a peer's [`Transport::open_stream`] opened, until it ends.
+    pub async fn handle_stream(&self, from: NodeId, reader: Reader, writer: Writer) -> Result<(), HandleError> {
+        self.inner.handle_stream(from, reader, writer).await
+    }
+
+    /// Stops taking part and lets go of the databases, if no other handle or watch holds them.
+    pub async fn shutdown(self) {
+        self.inner.machine.closing().cancel();
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
+        if let Err(error) = self.inner.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not stop in order");
+        }
+        self.inner.log.close().await;
+        let machine = Arc::downgrade(&self.inner.machine);
+        drop(self);
+        let released = async {
+            while machine.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(RELEASE_WAIT, released).await.is_err() {
+            tracing::debug!("something still holds the state");
+        }
+    }
+
+    async fn done_by_leader(&self, request: Request) -> Result<(), Error> {
+        match self.ask_leader(request).await {
+            Ok(_) => Ok(()),
+            Err(Refusal::NotLeader(_)) => Err(Error::NoLeader(self.inner.options.request_timeout)),
+            Err(refusal) => Err(refusal.into()),
+        }
+    }
+
+    /// Has the leader do something, here or elsewhere; tries again while it is certain that nothing happened.
+    async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
+        let deadline = Instant::now() + self.inner.options.request_timeout;
+        let mut leader = self.inner.leader();
+        loop {
+            let attempt = match leader {
+                Some(leader) => self.ask(leader, &request, deadline).await,
+                None => Err(Refusal::NotLeader(None)),
+            };
+            let hint = match attempt {
+                Err(Refusal::NotLeader(hint)) => hint,
+                done => return done,
+            };
+            if self.inner.machine.closing().is_cancelled() {
+                return Err(Refusal::Failed("the store is shutting down".into()));
+            }
+            if Instant::now() + RETRY_AFTER >= deadline {
+                return Err(Refusal::NotLeader(hint));
+            }
+            leader = match hint {
+                Some(hint) if Some(hint) != leader => Some(hint),
+                _ => self.other_leader(leader).await,
+            };
+        }
+    }
+
+    /// Waits a little for a leader to show up; whoever leads after that, the same one included.
+    async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
+        let mut metrics = self.inner.raft.metrics();
+        let changed = async {
+            while matches!(metrics.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RETRY_AFTER, changed).await;
+        self.inner.leader()
+    }
+
+    async fn ask(&self, leader: NodeId, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if leader == self.inner.id() {
+            let answered = tokio::time::timeout(left, self.inner.answer(leader, request.clone())).await;
+            return answered.unwrap_or_else(|_| Err(Refusal::Unknown("no answer in time".into())));
+        }
+        let message = codec::encode(request).map_err(|e| Refusal::Failed(e.to_string()))?;
+        match self.inner.transport.call(leader, message.into(), left).await {
+            Ok(reply) => match codec::decode(&reply) {
+                Ok(Reply::Refused(refusal)) => Err(refusal),
+                Ok(reply) => Ok(reply),
+                Err(error) => Err(Refusal::Unknown(error.to_string())),
+            },
+            Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
+            Err(TransportError::Timeout) => Err(Refusal::Unknown("the leader has not answered in time".into())),
+        }
+    }
+}
+
+async fn open_disk(options: &Options) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
+    let options = options.clone();
+    let opened = tokio::task::spawn_blocking(move || {
+        let dir = &options.dir;
+        std::fs::create_dir_all(dir).map_err(DiskError::io(dir))?;
+        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)))?;
+        let machine = Arc::new(Machine::open(dir, &options.cluster)?);
+        let space = Arc::new(Space::new(options.space_floor));
+        space.look(dir);
+        Ok::<_, DiskError>((log, machine, space))
+    });
+    Ok(opened.await.map_err(|e| OpenError::Raft(e.to_string()))??)
+}
+
+fn raft_config(options: &Options) -> Result<Config, OpenError> {
+    let config = Config {
+        cluster_name: options.cluster.clone(),
+        heartbeat_interval: options.heartbeat_ms,
+        election_timeout_min: options.election_min_ms,
+        election_timeout_max: options.election_max_ms,
+        enable_pre_vote: Some(true),
+        install_snapshot_timeout: 600_000,
+        max_payload_entries: 256,
+        max_append_entries: Some(256),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(options.snapshot_entries),
+        max_in_snapshot_log_to_keep: options.log_keep_entries,
+        purge_batch_size: 256,
+        api_channel_size: Some(1024),
+        notification_channel_size: Some(4096),
+        state_machine_channel_size: Some(256),
+        log_stage_capacity: Some(16),
+        backoff: "50ms 100ms 200ms ...500ms".into(),
+        ..Config::default()
+    };
+    config.validate().map_err(|e| OpenError::Settings(e.to_string()))
+}
