@@ -276,12 +276,14 @@ impl Fields {
     ///
     /// # Errors
     /// Names the first field that is not known.
-    pub fn check(&self, known: &[&str]) -> Result<(), SelectorError> {
-        let common = ["metadata.name", "metadata.namespace"];
-        match self.terms.iter().find(|t| !common.contains(&t.field.as_str()) && !known.contains(&t.field.as_str())) {
+    pub fn check(&self, known: &[impl AsRef<str>]) -> Result<(), SelectorError> {
+        let is_known = |field: &str| {
+            matches!(field, "metadata.name" | "metadata.namespace") || known.iter().any(|k| k.as_ref() == field)
+        };
+        match self.terms.iter().find(|term| !is_known(&term.field)) {
             None => Ok(()),
             Some(term) => {
-                let more = known.iter().map(|k| format!(", \"{k}\"")).collect();
+                let more = known.iter().map(|k| format!(", \"{}\"", k.as_ref())).collect();
                 Err(SelectorError::UnknownField(term.field.clone(), more))
             }
         }
@@ -303,11 +305,16 @@ impl Fields {
 }
 
 fn field_text(object: &Value, field: &str) -> String {
-    let value = field.split('.').try_fold(object, |value, part| value.get(part));
-    match value {
+    // Upstream selects by these names what the objects call otherwise.
+    let (field, absent) = match field {
+        "source" => ("source.component", ""),
+        "status.successful" => ("status.succeeded", "0"),
+        "spec.unschedulable" | "spec.hostNetwork" => (field, "false"),
+        field => (field, ""),
+    };
+    match field.split('.').try_fold(object, |value, part| value.get(part)) {
         Some(Value::String(text)) => text.clone(),
-        None | Some(Value::Null) if field == "spec.unschedulable" => "false".to_owned(),
-        None | Some(Value::Null) => String::new(),
+        None | Some(Value::Null) => absent.to_owned(),
         Some(other) => other.to_string(),
     }
 }

@@ -1,43 +1,11 @@
 //! From the bytes of a manifest to an object that may be stored, or to the complaint that a person reads.
 
-use flotilla_api::admit::{self, Create, Prepared, Subresource, UnknownFields};
-use flotilla_api::{Reason, Registry, Status};
-use rand::SeedableRng;
-use rand::rngs::StdRng;
-use serde_json::{Value, json};
+mod common;
 
-fn create(manifest: &str) -> Result<Prepared, Status> {
-    let registry = Registry::builtin();
-    let parsed = admit::parse(manifest.as_bytes(), &registry)?.remove(0);
-    let mut rng = StdRng::seed_from_u64(7);
-    let request = Create {
-        namespace: "",
-        now: "2026-01-02T03:04:05Z".parse().unwrap(),
-        rng: &mut rng,
-        unknown_fields: UnknownFields::Refuse,
-    };
-    admit::prepare_create(&parsed.kind, parsed.object, request)
-}
-
-fn refusal(manifest: &str) -> String {
-    create(manifest).unwrap_err().message
-}
-
-const NGINX: &str = "
-apiVersion: apps/v1
-kind: Deployment
-metadata: {name: web}
-spec:
-  selector: {matchLabels: {app: web}}
-  template:
-    metadata: {labels: {app: web}}
-    spec:
-      containers:
-      - name: nginx
-        image: nginx
-        ports: [{containerPort: 80}]
-        resources: {limits: {cpu: 0.5, memory: 64Mi}}
-";
+use common::{NGINX, create, object, refusal};
+use flotilla_api::admit::{self, MAX_INPUT_BYTES};
+use flotilla_api::{Reason, Registry};
+use serde_json::json;
 
 #[test]
 fn a_deployment_gets_upstreams_defaults() {
@@ -153,48 +121,150 @@ spec:
     );
 }
 
+fn parse_error(manifest: &[u8]) -> flotilla_api::Status {
+    admit::parse(manifest, &Registry::builtin()).unwrap_err()
+}
+
 #[test]
-fn bad_manifests_are_refused_in_words_that_name_the_place() {
+fn what_is_no_manifest_is_refused_with_the_place() {
     let table: &[(&str, &str)] = &[
-        (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c}]}",
-            "Pod \"a\" is invalid: spec.containers[0].image: Required value",
-        ),
-        (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {containers: [{name: c, imagee: x}]}",
-            "Pod \"a\" is invalid: [spec.containers[0].imagee: unknown field, spec.containers[0].image: Required value]",
-        ),
-        (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: a}\nspec: {}",
-            "Pod \"a\" is invalid: spec.containers: Required value",
-        ),
-        (
-            "apiVersion: v1\nkind: Pod\nmetadata: {name: A_}\nspec: {containers: [{name: c, image: x}]}",
-            "Pod \"A_\" is invalid: metadata.name: Invalid value: \"A_\": a lowercase RFC 1123 subdomain must consist of \
-             lower case alphanumeric characters, '-' or '.', and must start and end with an alphanumeric character (e.g. \
-             'example.com', regex used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')",
-        ),
-        (
-            "apiVersion: v1\nkind: Poddy\nmetadata: {name: a}",
-            "document 1: no matches for kind \"Poddy\" in version \"v1\"",
-        ),
+        ("", "the manifest holds no objects"),
+        ("---\n# nothing\n---\n", "the manifest holds no objects"),
         ("kind: Pod", "document 1: apiVersion: Required value"),
+        ("apiVersion: v1", "document 1: kind: Required value"),
         (
             "just some words",
             "document 1: expected an object with apiVersion, kind and metadata, found a value of type string",
         ),
-        ("", "the manifest holds no objects"),
+        ("apiVersion: v1\nkind: Poddy", "document 1: no matches for kind \"Poddy\" in version \"v1\""),
         (
             "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: a}\n---\napiVersion: v1\nkind: Nope\n",
             "document 2: no matches for kind \"Nope\" in version \"v1\"",
         ),
-        (
-            "apiVersion: v1\nkind: Node\nmetadata: {name: n, namespace: x}\nspec: {taints: [{key: a}]}",
-            "Node \"n\" is invalid: [metadata.namespace: Forbidden: not allowed on this type, spec.taints[0].effect: \
-             Required value]",
-        ),
+        ("kind: List\napiVersion: v1\nitems: [{kind: Pod}]", "document 1: apiVersion: Required value"),
     ];
     for (manifest, expected) in table {
-        assert_eq!(refusal(manifest), *expected, "{manifest}");
+        let status = parse_error(manifest.as_bytes());
+        assert_eq!((status.reason, status.message.as_str()), (Reason::BadRequest, *expected), "{manifest}");
+    }
+}
+
+#[test]
+fn what_is_neither_yaml_nor_json_is_called_so() {
+    let table: &[(&[u8], &str)] = &[
+        (b"\x7fELF\xff\xfe\x00", "the manifest is neither YAML nor JSON: byte 4 is not UTF-8"),
+        (b"a: b\n---\na: [1, 2\nb: 3\n", "the manifest is not valid YAML or JSON: document 2, line 4, column "),
+        (b"a: 1\nb: 2\na: 3\n", "the manifest is not valid YAML or JSON: document 1, line 3, column 1: "),
+        (b"{\"a\": 1,\n \"a\": 2}", "the manifest is not valid YAML or JSON: document 1, line 2, column "),
+        (b"key: \"unclosed", "the manifest is not valid YAML or JSON: document 1, line 1, column "),
+    ];
+    for (manifest, expected) in table {
+        let status = parse_error(manifest);
+        assert_eq!(status.reason, Reason::BadRequest);
+        eprintln!("{}", status.message);
+        assert!(status.message.starts_with(expected), "{}", status.message);
+    }
+}
+
+#[test]
+fn a_duplicate_key_is_named() {
+    for manifest in ["a: 1\nimage: 2\nimage: 3\n", "{\"image\": 1, \"image\": 2}"] {
+        let message = parse_error(manifest.as_bytes()).message;
+        assert!(message.contains("duplicate") && message.contains("image"), "{message}");
+    }
+}
+
+#[test]
+fn two_megabytes_are_too_many() {
+    let manifest = format!("apiVersion: v1\nkind: ConfigMap\ndata:\n  a: {}\n", "x".repeat(2 << 20));
+    let status = parse_error(manifest.as_bytes());
+    assert_eq!(status.reason, Reason::RequestEntityTooLarge);
+    let expected = format!("the manifest has {} bytes; at most {MAX_INPUT_BYTES} are taken", manifest.len());
+    assert_eq!(status.message, expected);
+}
+
+#[test]
+fn bombs_do_not_go_off() {
+    let mut laughs = "a: &a [lol,lol,lol,lol,lol,lol,lol,lol,lol]\n".to_owned();
+    for (one, next) in ('a'..'i').zip('b'..='i') {
+        laughs += &format!("{next}: &{next} [{}]\n", vec![format!("*{one}"); 9].join(","));
+    }
+    let deep = "[".repeat(100_000);
+    let long = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 900].join(","));
+    let many = "---\na: b\n".repeat(100_000);
+    let merged = format!(
+        "a: &a {{{}}}\nb:\n{}",
+        (0..500).map(|i| format!("k{i}: v,")).collect::<String>(),
+        "  - {<<: *a}\n".repeat(5_000)
+    );
+    for (name, manifest) in [("laughs", laughs), ("deep", deep), ("long", long), ("many", many), ("merged", merged)] {
+        let started = std::time::Instant::now();
+        let status = parse_error(manifest.as_bytes());
+        assert_eq!(status.reason, Reason::BadRequest, "{name}");
+        eprintln!("{name} {:?} {}", started.elapsed(), status.message);
+        assert!(started.elapsed().as_secs() < 10, "{name} took {:?}", started.elapsed());
+    }
+}
+
+#[test]
+fn yaml_is_read_as_people_mean_it() {
+    let prepared = create(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {name: n, labels: {answer: 'no', off: off}}
+spec:
+  containers: [{name: y, image: nginx, env: [{name: A, value: yes}]}]
+  volumes: [{name: s, secret: {secretName: s, defaultMode: 0400}}]
+",
+    )
+    .unwrap();
+    assert_eq!(prepared.object["spec"]["volumes"][0]["secret"]["defaultMode"], 256);
+    assert_eq!(prepared.object["spec"]["containers"][0]["env"][0]["value"], "yes");
+}
+
+#[test]
+fn a_list_is_its_items() {
+    let list = json!({"apiVersion": "v1", "kind": "List", "items": [
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a"}},
+        {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "b"}},
+    ]});
+    let parsed = admit::parse(list.to_string().as_bytes(), &Registry::builtin()).unwrap();
+    let kinds: Vec<&str> = parsed.iter().map(|p| p.kind.kind.as_str()).collect();
+    assert_eq!(kinds, ["ConfigMap", "Secret"]);
+}
+
+#[test]
+fn unknown_fields_are_refused_or_dropped_as_asked() {
+    let manifest = NGINX.replace("image: nginx", "image: nginx\n        imagee: x");
+    assert_eq!(
+        refusal(&manifest),
+        "Deployment.apps \"web\" is invalid: spec.template.spec.containers[0].imagee: unknown field"
+    );
+    let (kind, object) = object(&manifest);
+    let mut rng = common::rng();
+    let request = admit::Create { unknown_fields: admit::UnknownFields::Warn, ..common::request(&mut rng) };
+    let prepared = admit::prepare_create(&kind, object, request).unwrap();
+    assert_eq!(prepared.warnings, ["unknown field \"spec.template.spec.containers[0].imagee\""]);
+}
+
+#[test]
+fn an_object_admitted_again_is_the_same() {
+    let once = create(NGINX).unwrap().object;
+    let (kind, _) = object(NGINX);
+    let again = admit::prepare_update(&kind, &once, once.clone(), Default::default(), Default::default()).unwrap();
+    assert_eq!(again.object, once);
+    assert!(!again.changed);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_bytes_panic(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200)) {
+        let _ = admit::parse(&bytes, &Registry::builtin());
+    }
+
+    #[test]
+    fn no_yaml_panics(text in "([a-z]{1,3}: |- |\\[|\\]|\\{|\\}|&a |\\*a |\"|'|\n  ?|---\n|[0-9]{1,3}|,|# |\\| ?\n){0,40}") {
+        let _ = admit::parse(text.as_bytes(), &Registry::builtin());
     }
 }

@@ -11,7 +11,8 @@ use serde_json::{Map, Value, json};
 use super::Job;
 use crate::admit::{self, strict};
 use crate::error::Status;
-use crate::field::type_name;
+use crate::field::{Errors, Path, type_name};
+use crate::validate;
 
 /// The fields of a container that may stand at the top instead.
 const OF_CONTAINER: [&str; 7] = ["image", "command", "args", "env", "ports", "cpu", "memory"];
@@ -54,7 +55,8 @@ fn from_value(mut value: Value) -> Result<Job, Status> {
             "job \"{name}\": {field}: may not stand beside `containers`; move it into one of them"
         ))
     })?;
-    let findings = strict::check(&mut value, Some(SCHEMA));
+    let mut findings = strict::check(&mut value, Some(SCHEMA));
+    check_ports(&value, &mut findings.wrong);
     let mut causes = findings.unknown.into_causes();
     causes.extend(findings.wrong.into_causes());
     if !causes.is_empty() {
@@ -109,13 +111,18 @@ fn counts_as_text(value: &mut Value) {
             *count = Value::String(count.to_string());
         }
     }
-    let containers = value.get_mut("containers").and_then(Value::as_array_mut);
-    let ports = containers.into_iter().flatten().filter_map(|c| c.get_mut("ports")?.as_array_mut()).flatten();
-    for port in ports.filter_map(Value::as_object_mut) {
-        // A port below 0 is no port; 0 is refused as one later, with its path.
-        for field in ["port", "hostPort"] {
-            if port.get(field).and_then(Value::as_i64).is_some_and(|number| number < 0) {
-                port.insert(field.to_owned(), json!(u32::MAX));
+}
+
+/// No port is below 0; those above what a port may be are found when the job is submitted.
+fn check_ports(value: &Value, errors: &mut Errors) {
+    let list = |value: &Value, field: &str| value.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    for (index, container) in list(value, "containers").iter().enumerate() {
+        for (number, port) in list(container, "ports").iter().enumerate() {
+            let path = Path::new("containers").index(index).child("ports").index(number);
+            for field in ["port", "hostPort"] {
+                if let Some(value) = port.get(field).and_then(Value::as_i64).filter(|value| *value < 0) {
+                    validate::port(value, &path.child(field), errors);
+                }
             }
         }
     }

@@ -21,6 +21,7 @@ impl BuiltIn for Event {
         plural: "events",
         singular: "event",
         short_names: &["ev"],
+        selectable: &["involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid", "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "reportingComponent", "source", "type"],
         schema: "io.k8s.api.core.v1.Event",
         ..Info::DEFAULT
     };

@@ -13,10 +13,8 @@ use crate::field::Errors;
 use crate::validate;
 
 /// Which job a pod belongs to, by the job's uid and by its name; the short forms are upstream's older ones.
+const GENERATED_LABELS: [&str; 4] = [UID_LABEL, "batch.kubernetes.io/job-name", "controller-uid", "job-name"];
 const UID_LABEL: &str = "batch.kubernetes.io/controller-uid";
-const NAME_LABEL: &str = "batch.kubernetes.io/job-name";
-const OLD_UID_LABEL: &str = "controller-uid";
-const OLD_NAME_LABEL: &str = "job-name";
 
 pub struct Job;
 
@@ -29,6 +27,7 @@ impl BuiltIn for Job {
         singular: "job",
         categories: &["all"],
         subresources: &["status"],
+        selectable: &["status.successful"],
         generation: true,
         schema: "io.k8s.api.batch.v1.Job",
         ..Info::DEFAULT
@@ -74,11 +73,29 @@ impl BuiltIn for Job {
         let uid = job.metadata.uid.clone().unwrap_or_default();
         let Some(spec) = job.spec.as_mut().filter(|spec| spec.manual_selector != Some(true)) else { return };
         let labels = spec.template.metadata.get_or_insert_default().labels.get_or_insert_default();
-        for (label, value) in [(UID_LABEL, &uid), (NAME_LABEL, &name), (OLD_UID_LABEL, &uid), (OLD_NAME_LABEL, &name)] {
+        for (label, value) in GENERATED_LABELS.into_iter().zip([&uid, &name, &uid, &name]) {
             labels.entry(label.to_owned()).or_insert_with(|| value.clone());
         }
         let selector = spec.selector.get_or_insert_with(LabelSelector::default);
         selector.match_labels.get_or_insert_default().entry(UID_LABEL.to_owned()).or_insert(uid);
+    }
+
+    /// Whoever writes the manifest again does not write what was generated; it stays.
+    fn update(old: &batch::Job, new: &mut batch::Job) {
+        let (Some(before), Some(after)) = (&old.spec, &mut new.spec) else { return };
+        if before.manual_selector == Some(true) {
+            return;
+        }
+        if after.selector.is_none() {
+            after.selector.clone_from(&before.selector);
+        }
+        let kept = before.template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
+        for label in GENERATED_LABELS {
+            if let Some(value) = kept.and_then(|labels| labels.get(label)) {
+                let labels = after.template.metadata.get_or_insert_default().labels.get_or_insert_default();
+                labels.entry(label.to_owned()).or_insert_with(|| value.clone());
+            }
+        }
     }
 
     fn validate(job: &batch::Job, errors: &mut Errors) {

@@ -123,6 +123,8 @@ pub struct Info {
     pub categories: &'static [&'static str],
     /// `status`, `log`, …
     pub subresources: &'static [&'static str],
+    /// Fields beside name and namespace that objects may be selected by.
+    pub selectable: &'static [&'static str],
     /// Whether `metadata.generation` counts the changes of the spec.
     pub generation: bool,
     /// The type's name in the schema.
@@ -141,6 +143,7 @@ impl Info {
         scope: Scope::Namespaced,
         categories: &[],
         subresources: &[],
+        selectable: &[],
         generation: false,
         schema: "",
         name_rule: names::dns_subdomain,
@@ -216,6 +219,8 @@ pub struct Kind {
     pub scope: Scope,
     pub categories: Vec<String>,
     pub subresources: Vec<String>,
+    /// Fields beside name and namespace that objects may be selected by; see [`crate::selector::Fields::check`].
+    pub selectable: Vec<String>,
     pub generation: bool,
     /// The type's name in [`crate::schema`]; `None` if any fields are welcome.
     pub schema: Option<String>,
@@ -239,6 +244,7 @@ impl Kind {
             scope: info.scope,
             categories: owned(info.categories),
             subresources: owned(info.subresources),
+            selectable: owned(info.selectable),
             generation: info.generation,
             schema: Some(info.schema.to_owned()),
             name_rule: info.name_rule,

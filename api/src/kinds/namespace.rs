@@ -24,6 +24,7 @@ impl BuiltIn for Namespace {
         short_names: &["ns"],
         scope: Scope::Cluster,
         subresources: &["status", "finalize"],
+        selectable: &["status.phase"],
         schema: "io.k8s.api.core.v1.Namespace",
         name_rule: names::dns_label,
         ..Info::DEFAULT

@@ -21,6 +21,7 @@ impl BuiltIn for Node {
         short_names: &["no"],
         scope: Scope::Cluster,
         subresources: &["status", "proxy"],
+        selectable: &["spec.unschedulable"],
         schema: "io.k8s.api.core.v1.Node",
         ..Info::DEFAULT
     };

@@ -22,6 +22,7 @@ impl BuiltIn for Pod {
         short_names: &["po"],
         categories: &["all"],
         subresources: &["status", "log", "exec", "attach", "portforward", "binding", "eviction", "ephemeralcontainers"],
+        selectable: &["spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.nominatedNodeName"],
         generation: true,
         schema: "io.k8s.api.core.v1.Pod",
         ..Info::DEFAULT

@@ -21,6 +21,7 @@ impl BuiltIn for ReplicaSet {
         short_names: &["rs"],
         categories: &["all"],
         subresources: &["status", "scale"],
+        selectable: &["status.replicas"],
         generation: true,
         schema: "io.k8s.api.apps.v1.ReplicaSet",
         ..Info::DEFAULT

@@ -23,6 +23,7 @@ impl BuiltIn for Secret {
         kind: "Secret",
         plural: "secrets",
         singular: "secret",
+        selectable: &["type"],
         schema: "io.k8s.api.core.v1.Secret",
         ..Info::DEFAULT
     };
