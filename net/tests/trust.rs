@@ -212,7 +212,7 @@ async fn a_user_calls_any_node_and_is_known_by_name() {
     let server = server_tls(&credentials, &["h2"], ClientAuth::Required).expect("a configuration");
     let (key, certificate) = client(&authority, "anna", &["staff", "ops"]);
     let user = |authority: &Authority| {
-        let key = PrivateKeyDer::try_from(pem_key(&key)).expect("a key");
+        let key = PrivateKeyDer::from(pem_key(&key));
         user_tls(&[authority.certificate().clone()], vec![certificate.clone()], key, &["h2"]).expect("a configuration")
     };
     let peer = over_tcp(server.clone(), user(&authority)).await.expect("talk").expect("a certificate");

@@ -1,0 +1,121 @@
+//! Renewal: on time, late, and for those only who may.
+
+mod support;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use flotilla_net::*;
+use support::*;
+
+/// Signs whatever the network lets through.
+struct Signer {
+    authority: Authority,
+    signed: AtomicUsize,
+    last: Mutex<Option<RenewRequest>>,
+}
+
+impl Signer {
+    fn new(authority: &Authority) -> Arc<Signer> {
+        let key = SealKey::generate();
+        let copy = Authority::unseal(&key, &authority.seal(&key).expect("seals")).expect("opens");
+        Arc::new(Signer { authority: copy, signed: AtomicUsize::new(0), last: Mutex::default() })
+    }
+}
+
+#[async_trait]
+impl Renewal for Signer {
+    async fn renew(&self, request: RenewRequest) -> Result<RenewGrant, Refusal> {
+        let names = NodeNames { id: request.id, name: &request.name, addresses: &[] };
+        let certificate = self
+            .authority
+            .sign_node(&request.csr, &names, LIFETIME, SystemTime::now())
+            .map_err(|error| Refusal(error.to_string()))?;
+        self.signed.fetch_add(1, Ordering::SeqCst);
+        *self.last.lock().expect("unpoisoned") = Some(request);
+        let authorities = vec![self.authority.certificate().to_vec()];
+        Ok(RenewGrant { certificate: certificate.to_vec(), authorities })
+    }
+}
+
+/// A node whose certificate was made `age` ago.
+async fn aged(authority: &Authority, id: NodeId, age: Duration) -> Node {
+    let made = SystemTime::now() - age;
+    let identity = Identity::issue(authority, id, &name(id), &[], LIFETIME, made).expect("an identity");
+    Node::start_with(authority, id, |options| options.identity = identity).await
+}
+
+fn is_fresh(node: &Node) -> bool {
+    node.net.credentials().identity().subject().renew_at() > SystemTime::now() + LIFETIME / 2
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_past_two_thirds_of_its_life_is_renewed_by_a_peer() {
+    let authority = authority();
+    let signer = Signer::new(&authority);
+    let nodes = vec![Node::start(&authority, 1).await, aged(&authority, 2, LIFETIME * 3 / 4).await];
+    nodes[0].net.renew_with(signer.clone());
+    introduce(&[&nodes[0], &nodes[1]]);
+    until("it is renewed", || async { is_fresh(&nodes[1]) }).await;
+    let request = signer.last.lock().expect("unpoisoned").clone().expect("asked");
+    assert_eq!((request.id, request.name.as_str()), (2, "node-2"));
+    assert_eq!(request.key_fingerprint, nodes[1].net.credentials().identity().key().fingerprint());
+    assert_eq!(request.addresses, [nodes[1].net.local_addr().expect("bound")]);
+    let kept = Identity::load(nodes[1].dir.path()).expect("reads").expect("is there");
+    assert_eq!(kept.certificate(), nodes[1].net.credentials().identity().certificate());
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_was_off_past_its_certificates_end_renews_by_its_key_and_takes_part_again() {
+    let authority = authority();
+    let nodes = vec![Node::start(&authority, 1).await, aged(&authority, 2, LIFETIME * 10).await];
+    nodes[0].net.register(Alpn::Rpc, echo());
+    introduce(&[&nodes[0], &nodes[1]]);
+    let refused = nodes[1].net.open(1, Alpn::Rpc).await;
+    assert!(matches!(refused, Err(NetError::Refused { .. })), "{:?}", refused.map(|_| ()));
+    nodes[0].net.renew_with(Signer::new(&authority));
+    until("it is renewed", || async { is_fresh(&nodes[1]) }).await;
+    assert_eq!(call(&nodes[1], 1, Alpn::Rpc, "back").await.expect("answers"), "node-2:back");
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    stop(nodes).await;
+}
+
+/// When all were off too long, none can prove itself to another; each that can open the authority renews by itself.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_are_all_expired_renew_by_their_own_authority() {
+    let authority = authority();
+    let nodes = vec![aged(&authority, 1, LIFETIME * 10).await, aged(&authority, 2, LIFETIME * 10).await];
+    introduce(&[&nodes[0], &nodes[1]]);
+    nodes.iter().for_each(|node| node.net.renew_with(Signer::new(&authority)));
+    for node in &nodes {
+        until("it is renewed", || async { is_fresh(node) }).await;
+    }
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    await_state(&nodes[1], 1, Liveness::Alive).await;
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_or_unlisted_node_is_not_renewed() {
+    let authority = authority();
+    let signer = Signer::new(&authority);
+    let first = Node::start(&authority, 1).await;
+    first.net.renew_with(signer.clone());
+    let (removed, unlisted) = (aged(&authority, 2, LIFETIME * 10).await, aged(&authority, 3, LIFETIME * 10).await);
+    introduce(&[&first, &removed, &unlisted]);
+    first.net.set_members(vec![(1, name(1)), (2, name(2))]);
+    first.net.revoke(2).expect("is kept");
+    // Both try at once and again after a second; by the time the second try of a listed one has passed, so have theirs.
+    let listed = aged(&authority, 4, LIFETIME * 10).await;
+    first.net.set_members(vec![(1, name(1)), (4, name(4))]);
+    let record = first.net.own_record().expect("a record");
+    listed.net.learn((*record).clone()).expect("learns");
+    listed.net.set_members(vec![(1, name(1)), (4, name(4))]);
+    until("the listed one is renewed", || async { is_fresh(&listed) }).await;
+    assert_eq!(signer.signed.load(Ordering::SeqCst), 1);
+    assert!(!is_fresh(&removed) && !is_fresh(&unlisted));
+    stop(vec![first, removed, unlisted, listed]).await;
+}
