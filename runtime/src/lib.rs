@@ -2,4 +2,13 @@
 //!
 //! It takes plain specifications; what a Kubernetes object means is decided elsewhere.
 
+pub mod cgroup;
+pub mod engine;
 pub mod images;
+pub mod network;
+pub mod pods;
+pub mod shim;
+pub mod state;
+
+pub use pods::Pods;
+pub use shim::shim_main;
