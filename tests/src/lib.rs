@@ -8,6 +8,7 @@
 
 pub mod cli;
 pub mod cluster;
+pub mod figure;
 pub mod http;
 pub mod image;
 pub mod job;
@@ -17,5 +18,6 @@ pub mod wait;
 pub mod writer;
 
 pub use cluster::Cluster;
+pub use figure::figure;
 pub use registry::Registry;
 pub use wait::{eventually, within};

@@ -8,7 +8,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
-pub const PORT: u16 = 5001;
+pub const PORT: u16 = 15_001;
 const CHUNK_BYTES: usize = 16 << 10;
 const PASS_ALL: u64 = u64::MAX;
 /// Connections are taken and nothing ever comes back.

@@ -11,7 +11,8 @@ use tempfile::TempDir;
 use crate::image::{Layout, run};
 
 const START_WAIT: Duration = Duration::from_secs(20);
-pub const PORT: u16 = 5000;
+/// Not the usual 5000, where the machine may have a registry of its own.
+pub const PORT: u16 = 15_000;
 
 /// A registry; killed and removed when it is dropped.
 pub struct Registry {
