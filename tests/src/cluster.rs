@@ -46,9 +46,17 @@ impl Cluster {
     /// If the nodes do not become ready.
     pub async fn start_with(nodes: usize, config: impl FnOnce(&dev::Cluster) -> String) -> Self {
         let mut cluster = Self::empty(config).await;
-        let grown = cluster.dev.grow_to(nodes, &mut |line| println!("{line}")).await;
-        grown.unwrap_or_else(|error| panic!("the cluster does not start: {error}"));
+        cluster.grow_to(nodes).await;
         cluster
+    }
+
+    /// Adds nodes until there are so many, and waits until all are ready.
+    ///
+    /// # Panics
+    /// If they are not.
+    pub async fn grow_to(&mut self, nodes: usize) {
+        let grown = self.dev.grow_to(nodes, &mut |line| println!("{line}")).await;
+        grown.unwrap_or_else(|error| panic!("the cluster does not start: {error}"));
     }
 
     /// The network of a cluster, without nodes.

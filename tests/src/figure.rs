@@ -11,7 +11,8 @@ pub fn figure(what: &str, value: &str) {
     let line = format!("  {what}: {value}");
     println!("{line}");
     let Some(path) = std::env::var_os(FILE) else { return };
-    let written = OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
+    let written =
+        OpenOptions::new().create(true).append(true).open(&path).and_then(|mut file| writeln!(file, "{line}"));
     if let Err(error) = written {
         eprintln!("cannot write {}: {error}", path.display());
     }

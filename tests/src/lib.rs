@@ -12,12 +12,17 @@ pub mod figure;
 pub mod http;
 pub mod image;
 pub mod job;
+pub mod object;
+pub mod outsider;
+pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod scene;
 pub mod wait;
 pub mod writer;
 
 pub use cluster::Cluster;
 pub use figure::figure;
 pub use registry::Registry;
+pub use scene::Scene;
 pub use wait::{eventually, within};

@@ -73,7 +73,15 @@ impl Registry {
     /// If that fails.
     #[must_use]
     pub fn push(&self, image: &Layout) -> String {
-        let reference = self.reference(image.tag);
+        self.push_as(image, image.tag)
+    }
+
+    /// As [`Self::push`], under another name.
+    ///
+    /// # Panics
+    /// If that fails.
+    pub fn push_as(&self, image: &Layout, name: &str) -> String {
+        let reference = self.reference(name);
         let from = format!("oci:{}:{}", image.dir.display(), image.tag);
         let to = format!("docker://{reference}");
         run("skopeo", &["--insecure-policy", "copy", "-q", "--dest-tls-verify=false", &from, &to]);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use flotilla::proto::objects_client::ObjectsClient;
 use flotilla::proto::{ApplyRequest, ListObjectsRequest};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Code;
@@ -17,10 +18,13 @@ use crate::Cluster;
 
 /// A write that takes longer is asked again elsewhere.
 const WRITE_WAIT: Duration = Duration::from_millis(200);
+const PATIENCE: Duration = Duration::from_secs(20);
 const PAGE: u32 = 500;
 
 pub struct Writer {
     stop: CancellationToken,
+    /// How many writes were acknowledged.
+    progress: watch::Receiver<usize>,
     task: JoinHandle<Written>,
 }
 
@@ -36,8 +40,25 @@ impl Writer {
     pub fn start(cluster: &Cluster, prefix: &str, nodes: &[String]) -> Self {
         let stop = CancellationToken::new();
         let clients = nodes.iter().map(|node| cluster.objects(node)).collect();
-        let task = tokio::spawn(write_all_the_while(clients, prefix.to_owned(), stop.clone()));
-        Self { stop, task }
+        let (tell, progress) = watch::channel(0);
+        let task = tokio::spawn(write_all_the_while(clients, prefix.to_owned(), tell, stop.clone()));
+        Self { stop, progress, task }
+    }
+
+    /// Waits until so many writes were acknowledged.
+    ///
+    /// # Panics
+    /// If that takes long.
+    pub async fn wait_acknowledged(&self, count: usize) {
+        let mut progress = self.progress.clone();
+        let waited = tokio::time::timeout(PATIENCE, progress.wait_for(|written| *written >= count)).await;
+        assert!(matches!(waited, Ok(Ok(_))), "not {count} writes were acknowledged within {} s", PATIENCE.as_secs());
+    }
+
+    /// How many writes were acknowledged up to now.
+    #[must_use]
+    pub fn acknowledged(&self) -> usize {
+        *self.progress.borrow()
     }
 
     /// # Panics
@@ -70,6 +91,7 @@ impl Written {
 async fn write_all_the_while(
     mut clients: Vec<ObjectsClient<Channel>>,
     prefix: String,
+    tell: watch::Sender<usize>,
     stop: CancellationToken,
 ) -> Written {
     let mut written = Written::default();
@@ -82,6 +104,7 @@ async fn write_all_the_while(
             break;
         }
         written.acknowledged.push((name, Instant::now()));
+        tell.send_replace(written.acknowledged.len());
     }
     written
 }
