@@ -161,7 +161,6 @@ fn what_is_neither_yaml_nor_json_is_called_so() {
     for (manifest, expected) in table {
         let status = parse_error(manifest);
         assert_eq!(status.reason, Reason::BadRequest);
-        eprintln!("{}", status.message);
         assert!(status.message.starts_with(expected), "{}", status.message);
     }
 }
@@ -170,7 +169,7 @@ fn what_is_neither_yaml_nor_json_is_called_so() {
 fn a_duplicate_key_is_named() {
     for manifest in ["a: 1\nimage: 2\nimage: 3\n", "{\"image\": 1, \"image\": 2}"] {
         let message = parse_error(manifest.as_bytes()).message;
-        assert!(message.contains("duplicate") && message.contains("image"), "{message}");
+        assert!(message.ends_with(": duplicate key \"image\""), "{message}");
     }
 }
 
@@ -201,7 +200,8 @@ fn bombs_do_not_go_off() {
         let started = std::time::Instant::now();
         let status = parse_error(manifest.as_bytes());
         assert_eq!(status.reason, Reason::BadRequest, "{name}");
-        eprintln!("{name} {:?} {}", started.elapsed(), status.message);
+        let words = ["unfolds to too much", "recursion limit exceeded", "more than 1024 documents"];
+        assert!(words.iter().any(|words| status.message.contains(words)), "{}", status.message);
         assert!(started.elapsed().as_secs() < 10, "{name} took {:?}", started.elapsed());
     }
 }

@@ -21,6 +21,9 @@ pub const MAX_OBJECTS: usize = 1024;
 const MAX_DEPTH: usize = 64;
 const MAX_NODES: usize = 250_000;
 const MAX_ALIASES: usize = 1_000;
+const MAX_MERGE_KEYS: usize = 100;
+/// What aliases may repeat.
+const MAX_REPLAYED_NODES: usize = 20_000;
 /// What a manifest may unfold to in memory, aliases followed.
 const MAX_UNFOLDED_BYTES: usize = 16 * 1024 * 1024;
 /// What each value takes beside its text.
@@ -154,10 +157,10 @@ fn yaml_options() -> serde_saphyr::Options {
             max_total_scalar_bytes: MAX_UNFOLDED_BYTES,
             max_aliases: MAX_ALIASES,
             max_anchors: MAX_ALIASES,
-            max_merge_keys: MAX_ALIASES,
+            max_merge_keys: MAX_MERGE_KEYS,
         },
         alias_limits: serde_saphyr::alias_limits! {
-            max_total_replayed_events: MAX_NODES,
+            max_total_replayed_events: MAX_REPLAYED_NODES,
             max_replay_stack_depth: MAX_DEPTH,
             max_alias_expansions_per_anchor: MAX_ALIASES,
         },
@@ -173,10 +176,30 @@ fn yaml_error(chunk: &Chunk<'_>, error: &serde_saphyr::Error) -> Status {
     let position = error.location().filter(|location| location.line() > 0);
     let place = position
         .map_or_else(String::new, |at| format!(", line {}, column {}", at.line() + chunk.offset_lines, at.column()));
-    let text = error.to_string();
-    let words = text.lines().next().unwrap_or_default();
-    let number = chunk.number;
+    let (number, words) = (chunk.number, yaml_words(error));
     Status::bad_request(format_args!("the manifest is not valid YAML or JSON: document {number}{place}: {words}"))
+}
+
+/// What is wrong, without the place, which the library repeats in its own words.
+fn yaml_words(error: &serde_saphyr::Error) -> String {
+    use serde_saphyr::Error as E;
+    match error {
+        E::AliasError { error, .. } => yaml_words(error),
+        E::DuplicateMappingKey { key: Some(key), .. } => format!("duplicate key \"{key}\""),
+        E::Budget { .. }
+        | E::AliasReplayCounterOverflow { .. }
+        | E::AliasReplayLimitExceeded { .. }
+        | E::AliasExpansionLimitExceeded { .. }
+        | E::AliasReplayStackDepthExceeded { .. } => {
+            "it unfolds to too much: too many values, aliases or merges, or nested too deep".to_owned()
+        }
+        other => {
+            let text = other.to_string();
+            let line = text.lines().next().unwrap_or_default();
+            let end = [" at line ", " (defined at "].iter().filter_map(|place| line.find(place)).min();
+            line[..end.unwrap_or(line.len())].to_owned()
+        }
+    }
 }
 
 /// The items of a `List`, or the object itself.
