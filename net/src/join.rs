@@ -16,6 +16,7 @@ use crate::authority::MAX_REQUEST_BYTES;
 use crate::certificate::fingerprint;
 use crate::codec::{self, CodecError};
 use crate::frame::{FrameError, read_frame, write_frame};
+use crate::home::elsewhere;
 use crate::identity::{Identity, IdentityError, NodeKey};
 use crate::names::{NameError, NodeId, check_node_name};
 use crate::pool::canonical;
@@ -271,7 +272,10 @@ async fn decide(shared: &Arc<Shared>, frame: &[u8], remote: SocketAddr) -> (Stri
     };
     let name = request.name.clone();
     let answer = match shared.ports.admission() {
-        Some(admission) => admission.admit(request).await.map_err(bounded_reason),
+        Some(admission) => elsewhere(&shared.callers, async move { admission.admit(request).await })
+            .await
+            .unwrap_or_else(|| Err(Refusal("the join failed within the cluster; see its log".to_string())))
+            .map_err(bounded_reason),
         None => Err("this node admits nobody yet; try again".to_string()),
     };
     (name, answer)

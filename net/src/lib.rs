@@ -17,6 +17,7 @@ mod credentials;
 mod error;
 mod files;
 mod frame;
+mod home;
 mod identity;
 mod join;
 mod limit;

@@ -3,16 +3,19 @@
 //! Invariant: every task of the network is tracked and has ended when `shutdown` returns.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::pin::Pin;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Endpoint, RecvStream, SendStream};
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::alpn::Alpn;
 use crate::credentials::Credentials;
 use crate::error::NetError;
+use crate::home::{Home, QuicRuntime};
 use crate::identity::Identity;
 use crate::members::{Members, Standing};
 use crate::names::NodeId;
@@ -29,45 +32,60 @@ const SHUTDOWN_GRACE: Duration = Duration::from_secs(6);
 /// How long the last packets may take to go out.
 const DRAIN_GRACE: Duration = Duration::from_millis(500);
 
-/// This node's network. Clones are the same network.
+/// This node's network. Clones are the same network; when the last one is dropped, it ends without farewell.
 #[derive(Clone)]
 pub struct Net {
+    core: Arc<Core>,
+}
+
+struct Core {
     shared: Arc<Shared>,
-    advertise: Arc<Mutex<Vec<SocketAddr>>>,
+    /// The network's threads, which end with this.
+    _home: Home,
+}
+
+impl Drop for Core {
+    fn drop(&mut self) {
+        self.shared.stop.cancel();
+        self.shared.endpoint.close(0_u32.into(), b"");
+    }
 }
 
 impl Net {
-    /// Binds the port and begins to listen, beat and renew. Must be called within a tokio runtime.
+    /// Binds the port and begins to listen, beat and renew. Must be called within a tokio runtime, on which handlers and
+    /// ports will run.
     ///
     /// Until [`Net::set_members`] is called nobody but strangers is answered; those who join or renew get what the ports
     /// decide.
     pub async fn start(options: Options) -> Result<Self, NetError> {
         let start = |error: String| NetError::Start(error);
+        let home = Home::new(options.threads).map_err(|error| start(error.to_string()))?;
         let credentials = Credentials::new(options.identity.clone()).map_err(|error| start(error.to_string()))?;
-        let endpoint = endpoint(&options, &credentials).map_err(start)?;
+        let endpoint = endpoint(&options, &credentials, home.handle()).map_err(start)?;
         let members = Members::load(&options.dir).map_err(|error| start(error.to_string()))?;
-        let advertise = options.advertise.clone();
-        let shared = Arc::new(Shared::new(options, credentials, endpoint, members, Instant::now()));
-        shared.publish(&advertise)?;
-        shared.tasks.spawn(router::run(shared.clone()));
-        shared.tasks.spawn(beat::run(shared.clone()));
-        shared.tasks.spawn(renew::run(shared.clone()));
-        shared.tasks.spawn(keep_book(shared.clone()));
-        Ok(Net { shared, advertise: Arc::new(Mutex::new(advertise)) })
+        let shared = Shared::new(options, credentials, endpoint, members, Handle::current(), Instant::now());
+        let shared = Arc::new(shared);
+        shared.publish(&shared.options.advertise)?;
+        let spawn = |task: Pin<Box<dyn Future<Output = ()> + Send>>| shared.tasks.spawn_on(task, home.handle());
+        spawn(Box::pin(router::run(shared.clone())));
+        spawn(Box::pin(beat::run(shared.clone())));
+        spawn(Box::pin(renew::run(shared.clone())));
+        spawn(Box::pin(keep_book(shared.clone())));
+        Ok(Net { core: Arc::new(Core { shared, _home: home }) })
     }
 
     /// The identity in use, and what TLS configurations follow it.
     pub fn credentials(&self) -> &Arc<Credentials> {
-        &self.shared.credentials
+        &self.shared().credentials
     }
 
     pub fn id(&self) -> NodeId {
-        self.shared.own_id()
+        self.shared().own_id()
     }
 
     /// The address that was bound.
     pub fn local_addr(&self) -> Result<SocketAddr, NetError> {
-        self.shared.endpoint.local_addr().map_err(|error| NetError::Start(error.to_string()))
+        self.shared().endpoint.local_addr().map_err(|error| NetError::Start(error.to_string()))
     }
 
     /// Lets `handler` answer the calls of `alpn`. Connections that are already open keep the handler they began with.
@@ -77,17 +95,17 @@ impl Net {
         if alpn.admits_strangers() || alpn == Alpn::Beat {
             return tracing::error!(%alpn, "this protocol is the network's own and takes no handler");
         }
-        self.shared.ports.set_handler(alpn, handler);
+        self.shared().ports.set_handler(alpn, handler);
     }
 
     /// Lets `admission` decide on joins.
     pub fn admit_with(&self, admission: Arc<dyn Admission>) {
-        self.shared.ports.set_admission(admission);
+        self.shared().ports.set_admission(admission);
     }
 
     /// Lets `renewal` sign renewals, this node's own among them.
     pub fn renew_with(&self, renewal: Arc<dyn Renewal>) {
-        self.shared.ports.set_renewal(renewal);
+        self.shared().ports.set_renewal(renewal);
     }
 
     /// Begins a call: a stream on the connection to `to`, which is dialled if there is none. The peer hears of the call
@@ -95,8 +113,8 @@ impl Net {
     ///
     /// Takes at most twice the dial timeout.
     pub async fn open(&self, to: NodeId, alpn: Alpn) -> Result<(SendStream, RecvStream), NetError> {
-        let connection = self.shared.connect(to, alpn).await?;
-        let timeout = self.shared.options.dial_timeout;
+        let connection = self.shared().connect(to, alpn).await?;
+        let timeout = self.shared().options.dial_timeout;
         match tokio::time::timeout(timeout, connection.open_bi()).await {
             Ok(Ok(streams)) => Ok(streams),
             Ok(Err(error)) => Err(NetError::Unreachable { node: to, alpn, reason: error.to_string() }),
@@ -109,52 +127,50 @@ impl Net {
 
     /// All addresses that are known, this node's own among them.
     pub fn peers(&self) -> Vec<Arc<AddressRecord>> {
-        self.shared.book.all()
+        self.shared().book.all()
     }
 
     /// Takes a record that came by another way than heartbeats, as in the answer to a join.
     pub fn learn(&self, record: AddressRecord) -> Result<(), NetError> {
-        self.shared.learn(record)
+        self.shared().learn(record)
     }
 
     /// This node's own record.
     pub fn own_record(&self) -> Option<Arc<AddressRecord>> {
-        self.shared.book.get(self.id())
+        self.shared().book.get(self.id())
     }
 
     /// Tells others that this node is now found at `addresses`.
     pub fn set_advertise(&self, addresses: Vec<SocketAddr>) -> Result<(), NetError> {
-        self.shared.publish(&addresses)?;
-        *self.advertise.lock().unwrap_or_else(PoisonError::into_inner) = addresses;
-        Ok(())
+        self.shared().publish(&addresses)
     }
 
     /// Only these are spoken to and answered from now on; this node itself need not be among them, but is listed in
     /// [`Net::liveness`] only if it is. Connections of those no longer listed are closed at once.
     pub fn set_members(&self, members: Vec<(NodeId, String)>) {
-        for removed in self.shared.members.set(members) {
-            self.shared.cut_off(removed);
+        for removed in self.shared().members.set(members) {
+            self.shared().cut_off(removed);
         }
     }
 
     /// Whether a peer that proved to be `id` under `name` may speak: for certificates that came by another port.
     pub fn is_member(&self, id: NodeId, name: &str) -> bool {
-        self.shared.members.standing(id, name) == Standing::Member
+        self.shared().members.standing(id, name) == Standing::Member
     }
 
     /// Forgets a node: it is no longer listed, its address is no longer known. It may be listed again.
     pub fn forget(&self, id: NodeId) {
-        self.shared.members.remove(id);
-        self.shared.book.remove(id);
-        self.shared.cut_off(id);
+        self.shared().members.remove(id);
+        self.shared().book.remove(id);
+        self.shared().cut_off(id);
     }
 
     /// Removes a node for ever, whatever is listed later. The refusal stands at once; an error says that it could not be
     /// kept for the next start. Blocks on the disk.
     pub fn revoke(&self, id: NodeId) -> Result<(), NetError> {
-        let kept = self.shared.members.revoke(id);
-        self.shared.book.remove(id);
-        self.shared.cut_off(id);
+        let kept = self.shared().members.revoke(id);
+        self.shared().book.remove(id);
+        self.shared().cut_off(id);
         kept.map_err(|error| NetError::Members(error.to_string()))
     }
 
@@ -163,43 +179,48 @@ impl Net {
         if payload.len() > MAX_PAYLOAD_BYTES {
             return Err(NetError::PayloadTooLarge { max_bytes: MAX_PAYLOAD_BYTES });
         }
-        self.shared.pulse.set_own_payload(payload);
+        self.shared().pulse.set_own_payload(payload);
         Ok(())
     }
 
     /// The members as this node sees them. Changes when a state, a payload or an address does.
     pub fn liveness(&self) -> watch::Receiver<Arc<Peers>> {
-        self.shared.pulse.watch()
+        self.shared().pulse.watch()
     }
 
     /// Uses `identity`, this node's own with a new certificate or new authorities, from the next handshake on, and keeps
     /// it on disk. Open connections stay.
     pub async fn replace_identity(&self, identity: Identity) -> Result<(), NetError> {
-        replace_identity(&self.shared, identity).await
+        replace_identity(self.shared(), identity).await
     }
 
     /// Ends all connections, calls and tasks, within some seconds. The port is free once the last clone is dropped.
     pub async fn shutdown(&self) {
-        self.shared.stop.cancel();
-        self.shared.endpoint.close(0_u32.into(), b"shutting down");
-        self.shared.tasks.close();
-        if tokio::time::timeout(SHUTDOWN_GRACE, self.shared.tasks.wait()).await.is_err() {
-            tracing::warn!(tasks = self.shared.tasks.len(), "tasks of the network did not end in time");
+        self.shared().stop.cancel();
+        self.shared().endpoint.close(0_u32.into(), b"shutting down");
+        self.shared().ports.clear();
+        self.shared().tasks.close();
+        if tokio::time::timeout(SHUTDOWN_GRACE, self.shared().tasks.wait()).await.is_err() {
+            tracing::warn!(tasks = self.shared().tasks.len(), "tasks of the network did not end in time");
         }
         // Whether or not peers heard of it, the port is given up.
-        let _ = tokio::time::timeout(DRAIN_GRACE, self.shared.endpoint.wait_idle()).await;
-        if let Err(reason) = self.shared.book.store() {
+        let _ = tokio::time::timeout(DRAIN_GRACE, self.shared().endpoint.wait_idle()).await;
+        if let Err(reason) = self.shared().book.store() {
             tracing::warn!(reason, "the known addresses could not be kept");
         }
     }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.core.shared
+    }
 }
 
-fn endpoint(options: &Options, credentials: &Arc<Credentials>) -> Result<Endpoint, String> {
+fn endpoint(options: &Options, credentials: &Arc<Credentials>, handle: &Handle) -> Result<Endpoint, String> {
     let tls = tls::quic_server(credentials).map_err(|error| error.to_string())?;
     let server = transport::server(tls, options.keeping(), options.max_handshakes)?;
     let socket = transport::bind(options.listen)?;
     let config = transport::endpoint(&options.identity);
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = Arc::new(QuicRuntime(handle.clone()));
     Endpoint::new(config, Some(server), socket, runtime).map_err(|error| error.to_string())
 }
 

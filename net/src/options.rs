@@ -41,6 +41,8 @@ pub struct Options {
     pub max_strangers: usize,
     /// How often an address may try to join or renew.
     pub stranger_rate: Rate,
+    /// How many threads of its own the network has; with none, it runs on those of the caller of `Net::start`.
+    pub threads: usize,
     /// The longest time between two looks at the certificate's age.
     pub renew_check: Duration,
 }
@@ -64,6 +66,7 @@ impl Options {
             max_handshakes_each: 64,
             max_strangers: 64,
             stranger_rate: Rate { burst: 30, refill: Duration::from_secs(1) },
+            threads: 1,
             renew_check: Duration::from_secs(60),
         }
     }

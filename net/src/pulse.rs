@@ -21,7 +21,7 @@ pub const MAX_PAYLOAD_BYTES: usize = 1024;
 #[derive(Debug, Clone)]
 pub struct Peer {
     pub id: NodeId,
-    pub name: String,
+    pub name: Arc<str>,
     pub state: Liveness,
     /// When its last heartbeat came, on this node's monotonic clock.
     pub last_heard: Option<Instant>,
@@ -144,13 +144,13 @@ impl Pulse {
 }
 
 impl State {
-    fn peer(&self, id: NodeId, name: &str, own: NodeId, now: Instant) -> Peer {
+    fn peer(&self, id: NodeId, name: &Arc<str>, own: NodeId, now: Instant) -> Peer {
         let clock = self.suspicion.clocks().get(&id);
         let signs = self.signs.get(&id).cloned().unwrap_or_default();
         let own = id == own;
         Peer {
             id,
-            name: name.to_string(),
+            name: name.clone(),
             state: if own { Liveness::Alive } else { clock.map_or(Liveness::Unknown, |clock| clock.state) },
             last_heard: if own { Some(now) } else { clock.and_then(|clock| clock.last_heard) },
             payload: signs.payload,
@@ -168,6 +168,6 @@ fn watched(peer: &Peer) -> (NodeId, &str, Liveness, &Bytes, Option<SocketAddr>) 
 fn log_transition(before: Option<&Peer>, after: &Peer) {
     let before = before.map_or(Liveness::Unknown, |peer| peer.state);
     if before != after.state {
-        tracing::info!(node = after.id, name = after.name, ?before, now = ?after.state, "a node's liveness changed");
+        tracing::info!(node = after.id, name = &*after.name, ?before, now = ?after.state, "a node's liveness changed");
     }
 }

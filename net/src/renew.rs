@@ -19,6 +19,7 @@ use crate::authority::MAX_REQUEST_BYTES;
 use crate::certificate::{MAX_CERTIFICATE_BYTES, fingerprint, verify_node_despite_age};
 use crate::codec;
 use crate::frame::{FrameError, read_frame};
+use crate::home::elsewhere;
 use crate::identity::Identity;
 use crate::join::{MAX_ANSWER_BYTES, MAX_QUESTION_BYTES, bounded_reason, exchange, explain, write_answer};
 use crate::names::NodeId;
@@ -104,7 +105,6 @@ fn peers_to_ask(shared: &Shared) -> Vec<NodeId> {
 }
 
 async fn ask_self(shared: &Shared, identity: &Identity, csr: Vec<u8>) -> Result<RenewGrant, String> {
-    let port = shared.ports.renewal().ok_or("this node signs no certificates")?;
     let request = RenewRequest {
         id: identity.id(),
         name: identity.name().to_string(),
@@ -112,8 +112,8 @@ async fn ask_self(shared: &Shared, identity: &Identity, csr: Vec<u8>) -> Result<
         key_fingerprint: identity.key().fingerprint(),
         addresses: addresses_of(shared, identity.id()),
     };
-    let answer = tokio::time::timeout(shared.options.stranger_timeout, port.renew(request));
-    answer.await.map_err(|_| "this node's own authority did not answer".to_string())?.map_err(bounded_reason)
+    let answer = tokio::time::timeout(shared.options.stranger_timeout, sign(shared, request));
+    answer.await.unwrap_or_else(|_| Err("this node's own authority did not answer".to_string()))
 }
 
 async fn ask_peer(shared: &Shared, identity: &Identity, peer: NodeId, csr: &[u8]) -> Result<RenewGrant, String> {
@@ -182,7 +182,8 @@ async fn answer(shared: &Arc<Shared>, connection: &Connection) -> Result<Result<
 
 async fn sign(shared: &Shared, request: RenewRequest) -> Result<RenewGrant, String> {
     let port = shared.ports.renewal().ok_or("this node signs no certificates")?;
-    port.renew(request).await.map_err(bounded_reason)
+    let signed = elsewhere(&shared.callers, async move { port.renew(request).await }).await;
+    signed.ok_or("the renewal failed; see the log")?.map_err(bounded_reason)
 }
 
 /// Checks all that a question claims.

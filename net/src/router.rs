@@ -132,7 +132,8 @@ async fn serve_calls(shared: &Shared, peer: &PeerInfo, connection: &Connection, 
             stream = connection.accept_bi(), if calls.len() < MAX_CALLS as usize => match stream {
                 Ok((send, recv)) => {
                     let (handler, peer) = (handler.clone(), peer.clone());
-                    calls.spawn(async move { handler.handle(peer, send, recv).await }.in_current_span());
+                    let call = async move { handler.handle(peer, send, recv).await };
+                    calls.spawn_on(call.in_current_span(), &shared.callers);
                 }
                 Err(_) => break,
             },

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Instant, SystemTime};
 
 use quinn::{Connection, Endpoint};
+use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -40,6 +41,8 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Arc<Gate<Origin>>,
     pub(crate) strangers: Arc<Gate<Origin>>,
     pub(crate) attempts: Mutex<RateLimit>,
+    /// Where handlers and ports run.
+    pub(crate) callers: Handle,
     pub(crate) tasks: TaskTracker,
     pub(crate) stop: CancellationToken,
 }
@@ -73,6 +76,13 @@ impl Ports {
         *self.renewal.write().unwrap_or_else(PoisonError::into_inner) = Some(renewal);
     }
 
+    /// Lets go of all, and of whatever they hold.
+    pub(crate) fn clear(&self) {
+        self.handlers.write().unwrap_or_else(PoisonError::into_inner).clear();
+        *self.admission.write().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.renewal.write().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
     pub(crate) fn renewal(&self) -> Option<Arc<dyn Renewal>> {
         self.renewal.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -84,6 +94,7 @@ impl Shared {
         credentials: Arc<Credentials>,
         endpoint: Endpoint,
         members: Members,
+        callers: Handle,
         now: Instant,
     ) -> Self {
         let handshakes = Gate::new(options.max_handshakes, options.max_handshakes_each);
@@ -101,6 +112,7 @@ impl Shared {
             ports: Ports::default(),
             handshakes,
             strangers,
+            callers,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         }

@@ -52,11 +52,29 @@ async fn beats_carry_a_payload_a_round_trip_and_an_address() {
     stop(nodes).await;
 }
 
+/// The rest of the daemon may be as busy as it likes.
+#[tokio::test(flavor = "current_thread")]
+async fn a_daemon_whose_own_threads_are_blocked_is_still_heard() {
+    let authority = authority();
+    let nodes = cluster(&authority, 2).await;
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    let before = std::time::Instant::now();
+    std::thread::sleep(Duration::from_secs(2));
+    let peer = nodes[0].net.liveness().borrow()[&2].clone();
+    assert_eq!(peer.state, Liveness::Alive);
+    assert!(peer.last_heard.expect("was heard") > before + Duration::from_secs(1));
+    stop(nodes).await;
+}
+
 /// One thread runs all, so that blocking it stops every clock and every packet, as SIGSTOP does.
 #[tokio::test(flavor = "current_thread")]
 async fn a_node_that_was_itself_paused_declares_nobody_dead() {
     let authority = authority();
-    let nodes = cluster(&authority, 2).await;
+    let mut nodes = Vec::new();
+    for id in 1..=2 {
+        nodes.push(Node::start_with(&authority, id, |options| options.threads = 0).await);
+    }
+    introduce(&[&nodes[0], &nodes[1]]);
     await_state(&nodes[0], 2, Liveness::Alive).await;
     await_state(&nodes[1], 1, Liveness::Alive).await;
     let mut worst = nodes[0].net.liveness();

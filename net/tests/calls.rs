@@ -185,7 +185,8 @@ async fn a_restarted_peer_is_called_again_within_a_second() {
     let caller = Node::start(&authority, 1).await;
     // What runs on a runtime that is dropped ends without a word, as by SIGKILL.
     let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
-    let callee = doomed.spawn(async move { Node::start(&authority, 2).await }).await.expect("starts");
+    let started = doomed.spawn(async move { Node::start_with(&authority, 2, |options| options.threads = 0).await });
+    let callee = started.await.expect("starts");
     introduce(&[&caller, &callee]);
     callee.net.register(Alpn::Rpc, echo());
     call(&caller, 2, Alpn::Rpc, "before").await.expect("answers");
