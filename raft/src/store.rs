@@ -232,15 +232,17 @@ impl Store {
             tracing::warn!(%error, "Raft did not stop in order");
         }
         self.inner.log.close().await;
-        let machine = Arc::downgrade(&self.inner.machine);
-        drop(self);
+        // Raft's own tasks end soon after; other handles may live on for as long as they like.
+        let (machine, log) = (Arc::downgrade(&self.inner.machine), self.inner.log.downgrade());
+        let Some(inner) = Arc::into_inner(self.inner) else { return };
+        drop(inner);
         let released = async {
-            while machine.strong_count() > 0 {
-                tokio::time::sleep(Duration::from_millis(5)).await;
+            while machine.strong_count() + log.strong_count() > 0 {
+                tokio::time::sleep(Duration::from_millis(2)).await;
             }
         };
         if tokio::time::timeout(RELEASE_WAIT, released).await.is_err() {
-            tracing::debug!("something still holds the state");
+            tracing::warn!("the databases are still held");
         }
     }
 

@@ -13,7 +13,7 @@ mod writer;
 use std::io;
 use std::ops::RangeBounds;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use openraft::entry::RaftEntry;
@@ -66,6 +66,11 @@ impl Log {
     /// The greatest index such that purging up to it leaves at most `keep_bytes`.
     pub fn purge_point(&self, keep_bytes: u64) -> Option<u64> {
         self.tail().purge_point(keep_bytes)
+    }
+
+    /// To see whether anybody still holds the database.
+    pub fn downgrade(&self) -> Weak<impl Sized + use<>> {
+        Arc::downgrade(&self.inner)
     }
 
     /// Waits until everything queued is on disk and ends the writer.

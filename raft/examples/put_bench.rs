@@ -1,0 +1,70 @@
+//! Durable puts a second: 256 bytes, every write synced, 1 and 3 replicas in this process, 1 and 100 clients.
+//!
+//! `cargo run --release -p flotilla-raft --example put_bench [DIRECTORY] [SECONDS]`
+
+#[path = "../tests/cluster/mod.rs"]
+mod cluster;
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cluster::{Cluster, key};
+use flotilla_api::Change;
+use flotilla_raft::Store;
+
+const VALUE_BYTES: usize = 256;
+const WARM_UP: Duration = Duration::from_millis(500);
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if let Some(directory) = arguments.next() {
+        // Where the replicas' temporary directories are made.
+        unsafe { std::env::set_var("TMPDIR", directory) };
+    }
+    let seconds = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(5);
+    println!("{:>8} {:>8} {:>10} {:>9} {:>9} {:>9}", "replicas", "clients", "puts/s", "p50 ms", "p99 ms", "max ms");
+    for ids in [&[1_u64][..], &[1, 2, 3]] {
+        for clients in [1, 100] {
+            let cluster = Cluster::boot(|_| {}, ids, ids.len()).await;
+            let leader = cluster.store(cluster.leader(ids).await);
+            let mut took = load(&leader, clients, Duration::from_secs(seconds)).await;
+            took.sort_unstable();
+            let at = |share: f64| took[((took.len() - 1) as f64 * share) as usize].as_secs_f64() * 1e3;
+            let rate = took.len() as f64 / seconds as f64;
+            println!("{:>8} {clients:>8} {rate:>10.0} {:>9.2} {:>9.2} {:>9.2}", ids.len(), at(0.5), at(0.99), at(1.0));
+            drop(leader);
+            cluster.stop_all().await;
+        }
+    }
+}
+
+/// How long each put took that began after the warm-up.
+async fn load(store: &Store, clients: usize, lasting: Duration) -> Vec<Duration> {
+    let begin = Instant::now() + WARM_UP;
+    let value = Bytes::from(vec![b'x'; VALUE_BYTES]);
+    let clients: Vec<_> = (0..clients)
+        .map(|client| tokio::spawn(puts(store.clone(), client, value.clone(), begin, begin + lasting)))
+        .collect();
+    let mut took = Vec::new();
+    for client in clients {
+        took.extend(client.await.expect("a client that ends"));
+    }
+    took
+}
+
+async fn puts(store: Store, client: usize, value: Bytes, begin: Instant, end: Instant) -> Vec<Duration> {
+    let mut took = Vec::new();
+    for i in 0_u64.. {
+        let began = Instant::now();
+        if began >= end {
+            break;
+        }
+        let change = Change::new("bench", "bench").put(key(&format!("c{client}-{}", i % 1000)), value.clone());
+        store.propose(change).await.expect("a put");
+        if began >= begin {
+            took.push(began.elapsed());
+        }
+    }
+    took
+}

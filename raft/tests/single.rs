@@ -1,0 +1,231 @@
+//! One replica alone: the store's rules as its user meets them.
+
+mod cluster;
+
+use cluster::{Cluster, WAIT, insist, key, put};
+use flotilla_api::{Change, Expect, GroupResource, Key};
+use flotilla_raft::{Event, OpenError, Options, ProposeError, Range, ReadError, Store, WatchItem};
+
+fn plain(_: &mut Options) {}
+
+async fn events(watch: &mut flotilla_raft::Watch, upto: u64) -> Vec<Event> {
+    let mut seen = Vec::new();
+    while watch.next_revision() <= upto {
+        match tokio::time::timeout(WAIT, watch.next()).await.expect("an item in time").expect("an open watch") {
+            WatchItem::Events(events, _) => seen.extend(events),
+            WatchItem::Progress(_) => {}
+            WatchItem::Compacted(at) => panic!("compacted at {at}"),
+        }
+    }
+    seen
+}
+
+fn revisions(events: &[Event]) -> Vec<u64> {
+    events.iter().map(Event::revision).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_reads_and_conflicts() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    let applied = store.propose(put("a", "1").put(key("b"), "2".into())).await.unwrap();
+    assert_eq!((applied.first_revision, applied.revision), (1, 2));
+    assert_eq!(store.barrier().await.unwrap(), 2);
+    let a = store.get(&key("a")).unwrap().unwrap();
+    assert_eq!((a.value.as_ref(), a.create_revision, a.mod_revision), (b"1".as_slice(), 1, 1));
+
+    let stale = Change::new("t", "t").update(key("a"), 7, "x".into()).put(key("c"), "x".into());
+    let Err(ProposeError::Conflict(conflict)) = store.propose(stale).await else { panic!("applied") };
+    assert_eq!((conflict.key, conflict.expect, conflict.found), (key("a"), Expect::ModRevision(7), Some(1)));
+    assert_eq!(store.get(&key("c")).unwrap(), None, "a refused change writes nothing");
+
+    let elsewhere = Change::new("t", "t").require(key("gone"), Expect::Exists).put(key("a"), "x".into());
+    assert!(matches!(store.propose(elsewhere).await, Err(ProposeError::Conflict(_))));
+    let updated = store.propose(Change::new("t", "t").update(key("a"), 1, "3".into())).await.unwrap();
+    assert_eq!(updated.revision, 3);
+    assert_eq!(store.get(&key("a")).unwrap().unwrap().create_revision, 1);
+    assert_eq!(store.get_at(&key("a"), 2).unwrap().unwrap().value.as_ref(), b"1");
+
+    let term = store.status().borrow().term;
+    let deposed = Change { term: Some(term + 1), ..put("a", "x") };
+    assert_eq!(store.propose(deposed).await, Err(ProposeError::StaleTerm { wanted: term + 1, current: term }));
+    let reigning = Change { term: Some(term), ..put("a", "4") };
+    assert_eq!(store.propose(reigning).await.unwrap().revision, 4);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_of_one_revision() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    for name in ["a", "b", "c", "d"] {
+        insist(&store, put(name, "old")).await;
+    }
+    let prefix = GroupResource::new("", "configmaps").prefix();
+    let first = store.range(Range { limit: 2, ..Range::prefix(&prefix) }).unwrap();
+    assert_eq!((first.items.len(), first.more, first.remaining, first.revision), (2, true, 2, 4));
+
+    let meanwhile = Change::new("t", "t").delete(key("c")).put(key("d"), "new".into()).put(key("e"), "new".into());
+    insist(&store, meanwhile).await;
+    let rest = Range {
+        after: Some(first.items[1].key.as_str().into()),
+        revision: Some(first.revision),
+        ..Range::prefix(&prefix)
+    };
+    let rest = store.range(rest).unwrap();
+    let seen: Vec<_> = rest.items.iter().map(|kv| (kv.key.name(), kv.value.as_ref())).collect();
+    assert_eq!(seen, [("c", b"old".as_slice()), ("d", b"old")]);
+    assert!(!rest.more);
+
+    let now = store.range(Range::prefix(&prefix)).unwrap();
+    assert_eq!(now.items.iter().map(|kv| kv.key.name()).collect::<Vec<_>>(), ["a", "b", "d", "e"]);
+    let future = store.range(Range { revision: Some(99), ..Range::prefix(&prefix) });
+    assert!(matches!(future, Err(ReadError::Future { wanted: 99, current: 7 })));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_sees_each_change_whole_and_knows_what_was_before() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    insist(&store, put("a", "1").put(key("b"), "1".into())).await;
+    let mut watch = store.watch("core/configmaps/", 1).await.unwrap();
+    let last =
+        insist(&store, Change::new("t", "t").put(key("a"), "2".into()).delete(key("b")).delete(key("none"))).await;
+    assert_eq!(last, 5);
+    let seen = events(&mut watch, last).await;
+    assert_eq!(revisions(&seen), [1, 2, 3, 4]);
+    assert_eq!(seen[2].prev().unwrap().value.as_ref(), b"1");
+    assert!(matches!(&seen[3], Event::Delete { prev, .. } if prev.value.as_ref() == b"1"));
+
+    // In the middle of a change, from a watch of its own.
+    let mut inside = store.watch("core/configmaps/", 4).await.unwrap();
+    assert_eq!(revisions(&events(&mut inside, last).await), [4]);
+
+    // Nothing of this prefix: only progress.
+    let mut other = store.watch("core/pods/", 0).await.unwrap();
+    let last = insist(&store, put("a", "3")).await;
+    assert_eq!(tokio::time::timeout(WAIT, other.next()).await.unwrap(), Some(WatchItem::Progress(last)));
+    drop((watch, inside, other));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_ends_watches_that_missed_something() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    for value in ["1", "2", "3", "4"] {
+        insist(&store, put("a", value)).await;
+    }
+    let mut behind = store.watch("", 1).await.unwrap();
+    store.compact(2).await.unwrap();
+    assert!(matches!(store.watch("", 2).await, Err(ReadError::Compacted { wanted: 2, oldest: 3 })));
+    assert!(matches!(store.get_at(&key("a"), 1), Err(ReadError::Compacted { .. })));
+    assert_eq!(store.get_at(&key("a"), 2).unwrap().unwrap().value.as_ref(), b"2");
+    let mut rest = store.watch("", 3).await.unwrap();
+    assert_eq!(revisions(&events(&mut rest, 4).await), [3, 4]);
+    // The ring still has what history has forgotten.
+    assert_eq!(revisions(&events(&mut behind, 4).await), [1, 2, 3, 4]);
+    drop((behind, rest, store));
+    cluster.stop_all().await;
+
+    // After a restart only history is left.
+    let mut cluster = cluster;
+    let store = cluster.start(1).await;
+    cluster.leader(&[1]).await;
+    assert!(matches!(store.watch("", 1).await, Err(ReadError::Compacted { .. })));
+    let mut rest = store.watch("", 3).await.unwrap();
+    assert_eq!(revisions(&events(&mut rest, 4).await), [3, 4]);
+    drop((rest, store));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_finds_every_acknowledged_write() {
+    let mut cluster = Cluster::boot(plain, &[1], 1).await;
+    for round in 0..3 {
+        let store = cluster.store(1);
+        for i in 0..50 {
+            insist(&store, put(&format!("{round}-{i}"), "x")).await;
+        }
+        drop(store);
+        cluster.stop(1).await;
+        let store = cluster.start(1).await;
+        cluster.leader(&[1]).await;
+        store.barrier().await.unwrap();
+        assert_eq!(store.range(Range::default()).unwrap().items.len(), 50 * (round + 1));
+        assert_eq!(store.revision(), 50 * (round as u64 + 1));
+    }
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_another_cluster_or_node_is_refused() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    cluster.stop_all().await;
+    for (id, name, complaint) in
+        [(1, "other", "cluster other"), (2, "test-cluster", "0000000000000002"), (0, "x", "never 0")]
+    {
+        let refused = Store::open(Options::new(cluster.dir(1), id, name), std::sync::Arc::new(NoOne)).await;
+        let Err(error) = refused else { panic!("{name} opened it") };
+        assert!(error.to_string().contains(complaint), "{error}");
+        assert!(matches!(error, OpenError::Disk(_) | OpenError::ZeroId));
+    }
+}
+
+struct NoOne;
+
+#[async_trait::async_trait]
+impl flotilla_raft::Transport for NoOne {
+    async fn call(
+        &self,
+        _: u64,
+        _: bytes::Bytes,
+        _: std::time::Duration,
+    ) -> Result<bytes::Bytes, flotilla_raft::TransportError> {
+        Err(flotilla_raft::TransportError::Unreachable("alone".into()))
+    }
+
+    async fn open_stream(
+        &self,
+        _: u64,
+    ) -> Result<(flotilla_raft::Reader, flotilla_raft::Writer), flotilla_raft::TransportError> {
+        Err(flotilla_raft::TransportError::Unreachable("alone".into()))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_bounded_and_others_are_not() {
+    let cluster = Cluster::boot(|options| options.events.max_count = 10, &[1], 1).await;
+    let store = cluster.store(1);
+    let event = |i: usize| Key::new(&GroupResource::new("events.k8s.io", "events"), "default", &format!("e{i:03}"));
+    for i in 0..40 {
+        insist(&store, Change::new("t", "t").put(event(i), "{}".into()).put(key(&format!("{i}")), "{}".into())).await;
+    }
+    let kept = store.range(Range::prefix("events.k8s.io/events/")).unwrap();
+    // Each entry first makes room for what the one before it brought.
+    assert!((10..=12).contains(&kept.items.len()), "{}", kept.items.len());
+    assert_eq!(kept.items.last().unwrap().key, event(39));
+    assert_eq!(store.range(Range::prefix("core/configmaps/")).unwrap().items.len(), 40);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_takes_only_what_frees_space() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    insist(&store, put("a", "1234")).await;
+    drop(store);
+    cluster.stop_all().await;
+
+    let mut full = cluster;
+    full.retune(|options| options.space_floor.min_bytes = u64::MAX);
+    let store = full.start(1).await;
+    full.leader(&[1]).await;
+    assert_eq!(store.propose(put("b", "1")).await, Err(ProposeError::NoSpace));
+    assert_eq!(store.propose(put("a", "12345")).await, Err(ProposeError::NoSpace));
+    insist(&store, put("a", "4321")).await;
+    insist(&store, Change::new("t", "t").delete(key("a"))).await;
+    drop(store);
+    full.stop_all().await;
+}
