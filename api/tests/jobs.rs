@@ -182,6 +182,34 @@ fn a_wrong_job_is_refused_by_its_own_fields() {
     }
 }
 
+#[test]
+fn a_job_submitted_again_changes_its_object_and_keeps_what_others_noted() {
+    let registry = Registry::builtin();
+    let mut old = prepare(&one(WEB)).unwrap();
+    old["metadata"]["annotations"]["deployment.kubernetes.io/revision"] = json!("1");
+    assert!(!job::resubmit(&one(WEB), &registry, &old).unwrap().changed);
+    let updated = job::resubmit(&Job { count: Some(5), ..one(WEB) }, &registry, &old).unwrap();
+    assert_eq!(updated.object["spec"]["replicas"], 5);
+    assert_eq!(updated.object["metadata"]["annotations"], old["metadata"]["annotations"]);
+    assert_eq!(updated.object["metadata"]["generation"], 2);
+    let foreign = common::create(common::NGINX).unwrap().object;
+    let refused = job::resubmit(&one(WEB), &registry, &foreign).unwrap_err();
+    assert_eq!(refused.reason, Reason::AlreadyExists);
+}
+
+#[test]
+fn a_batch_job_submitted_again_may_not_run_something_else() {
+    let registry = Registry::builtin();
+    let old = prepare(&one(BATCH)).unwrap();
+    assert!(!job::resubmit(&one(BATCH), &registry, &old).unwrap().changed);
+    let mut other = one(BATCH);
+    other.containers[0].image = "other".into();
+    let refused = job::resubmit(&other, &registry, &old).unwrap_err();
+    let expected =
+        "job \"sleepers\" is invalid: containers: Forbidden: what a batch job runs cannot be changed; stop it first";
+    assert_eq!(refused.message, expected);
+}
+
 fn phase(object: &mut Value, status: Value, pods: &[Pod]) -> (Phase, String) {
     object["status"] = status;
     let summary = job::summarize(object, pods, common::NOW.parse().unwrap()).unwrap();

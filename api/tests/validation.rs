@@ -477,3 +477,52 @@ fn a_job_written_again_without_what_was_generated_keeps_it() {
     let updated = admit::prepare_update(&kind, &old, new, Subresource::None, Default::default()).unwrap();
     assert!(!updated.changed, "{:#}", updated.object);
 }
+
+/// Every place in a value, as JSON pointers.
+fn places(value: &Value, at: &str, found: &mut Vec<String>) {
+    found.push(at.to_owned());
+    match value {
+        Value::Object(map) => map.iter().for_each(|(key, v)| places(v, &format!("{at}/{key}"), found)),
+        Value::Array(items) => items.iter().enumerate().for_each(|(i, v)| places(v, &format!("{at}/{i}"), found)),
+        _ => {}
+    }
+}
+
+fn anything() -> impl proptest::strategy::Strategy<Value = Value> {
+    use proptest::prelude::*;
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i64>().prop_map(Value::from),
+        any::<f64>().prop_map(|f| json!(f)),
+        ".{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(3, 16, 4, |inner| {
+        prop_oneof![
+            proptest::collection::vec(inner.clone(), 0..4).prop_map(Value::from),
+            proptest::collection::btree_map("[a-z]{1,8}", inner, 0..4).prop_map(|map| json!(map)),
+        ]
+    })
+}
+
+proptest::proptest! {
+    /// Whatever stands anywhere in an object, it is refused in words, or what was admitted decodes and stays as it is.
+    #[test]
+    fn anything_anywhere_is_refused_or_admitted_for_good(place in 0usize..1000, value in anything()) {
+        let (kind, mut object) = object(NGINX);
+        let mut found = Vec::new();
+        places(&object, "", &mut found);
+        *object.pointer_mut(&found[place % found.len()]).unwrap() = value;
+        match admit::prepare_create(&kind, object, common::request(&mut common::rng())) {
+            Err(status) => proptest::prop_assert!(!status.message.is_empty()),
+            Ok(prepared) => {
+                let old = prepared.object;
+                let again = admit::prepare_update(&kind, &old, old.clone(), Subresource::None, Default::default());
+                let again = again.map_err(|e| proptest::test_runner::TestCaseError::fail(e.message))?;
+                proptest::prop_assert_eq!(&again.object, &old);
+                let decoded: flotilla_api::k8s_openapi::api::apps::v1::Deployment = serde_json::from_value(old).unwrap();
+                proptest::prop_assert!(decoded.metadata.uid.is_some());
+            }
+        }
+    }
+}

@@ -18,11 +18,16 @@ pub struct Findings {
     pub wrong: Errors,
 }
 
-/// Checks and tidies `value` as the type called `type_name`; `None` accepts anything.
+/// Checks and tidies `value` as the type called `type_name`; of `None` only the metadata is known.
 pub fn check(value: &mut Value, type_name: Option<&str>) -> Findings {
     let mut findings = Findings::default();
-    if let Some(schema) = type_name.and_then(schema::get) {
-        visit(value, schema, &Path::root(), &mut findings);
+    match type_name.and_then(schema::get) {
+        Some(schema) => visit(value, schema, &Path::root(), &mut findings),
+        None => {
+            if let (Some(metadata), Some(schema)) = (value.get_mut("metadata"), schema::get(schema::OBJECT_META)) {
+                visit(metadata, schema, &Path::new("metadata"), &mut findings);
+            }
+        }
     }
     findings
 }

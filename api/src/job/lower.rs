@@ -10,8 +10,8 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
-use super::{BATCH, Container, Job, MARK, Port, SERVICE, UpdatePolicy};
-use crate::admit::{self, Create, Prepared};
+use super::{BATCH, Container, Job, MARK, Port, SERVICE, UpdatePolicy, raise};
+use crate::admit::{self, Create, Prepared, Subresource, UnknownFields, Updated};
 use crate::error::{Cause, Reason, Status};
 use crate::field::{Errors, Path};
 use crate::names;
@@ -46,6 +46,39 @@ pub fn prepare(job: &Job, registry: &Registry, request: Create<'_>) -> Result<Pr
     let text = |field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default();
     let kind = registry.of_object(text("apiVersion"), text("kind"))?;
     admit::prepare_create(&kind, object, request).map_err(|status| explain(job, status))
+}
+
+/// Makes a job ready to replace the object that an earlier one of its name is stored as. What others noted in the
+/// object's metadata stays.
+///
+/// # Errors
+/// `AlreadyExists` if `old` did not come from a job of the same type; otherwise as [`prepare`].
+pub fn resubmit(job: &Job, registry: &Registry, old: &Value) -> Result<Updated, Status> {
+    let mut new = lower(job)?;
+    let text = |object: &Value, field: &str| object.get(field).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let kind = registry.of_object(&text(&new, "apiVersion"), &text(&new, "kind"))?;
+    if raise(old).is_none() || text(old, "kind") != kind.kind {
+        return Err(Status::already_exists(kind.collection(), &job.name));
+    }
+    keep_metadata(old, &mut new);
+    let updated = admit::prepare_update(&kind, old, new, Subresource::None, UnknownFields::Refuse);
+    updated.map_err(|status| explain(job, status))
+}
+
+/// Everything but the labels, which are the job's, and the annotations that the job sets.
+fn keep_metadata(old: &Value, new: &mut Value) {
+    let mut metadata = old.get("metadata").cloned().unwrap_or_default();
+    let (Some(kept), Some(lowered)) = (metadata.as_object_mut(), new.get("metadata").and_then(Value::as_object)) else {
+        return;
+    };
+    kept.insert("labels".to_owned(), lowered.get("labels").cloned().unwrap_or_default());
+    let annotations = kept.entry("annotations").or_insert_with(|| Value::Object(Default::default()));
+    if let (Some(annotations), Some(ours)) =
+        (annotations.as_object_mut(), lowered.get("annotations").and_then(Value::as_object))
+    {
+        annotations.extend(ours.clone());
+    }
+    new["metadata"] = metadata;
 }
 
 fn validate(job: &Job, errors: &mut Errors) {

@@ -17,7 +17,7 @@ mod raise;
 mod status;
 
 pub use form::{from_yaml, to_yaml};
-pub use lower::{explain, lower, prepare};
+pub use lower::{explain, lower, prepare, resubmit};
 pub use raise::raise;
 pub use status::{Phase, PodSummary, Summary, summarize};
 
