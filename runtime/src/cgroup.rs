@@ -64,7 +64,7 @@ enum Layout {
 fn layout() -> &'static Layout {
     static LAYOUT: OnceLock<Layout> = OnceLock::new();
     LAYOUT.get_or_init(|| match nix::sys::statfs::statfs(ROOT) {
-        Ok(found) if found.filesystem_type().0 as i64 == CGROUP2_MAGIC => Layout::V2,
+        Ok(found) if found.filesystem_type().0 == CGROUP2_MAGIC => Layout::V2,
         _ => Layout::V1(v1_hierarchies(&fs::read_to_string("/proc/self/mountinfo").unwrap_or_default())),
     })
 }
@@ -250,12 +250,9 @@ impl Cgroup {
     }
 
     pub fn usage(&self) -> Usage {
-        let read = |controller: &str, file: &str| {
-            self.dir(controller).map_or(0, |dir| number(&dir.join(file)))
-        };
-        let keyed_in = |controller: &str, file: &str, key: &str| {
-            self.dir(controller).map_or(0, |dir| keyed(&dir.join(file), key))
-        };
+        let read = |controller: &str, file: &str| self.dir(controller).map_or(0, |dir| number(&dir.join(file)));
+        let keyed_in =
+            |controller: &str, file: &str, key: &str| self.dir(controller).map_or(0, |dir| keyed(&dir.join(file), key));
         let (cpu_ns, usage, inactive) = if is_v2() {
             (
                 keyed_in("cpu", "cpu.stat", "usage_usec").saturating_mul(1000),
@@ -292,7 +289,11 @@ fn number(file: &Path) -> u64 {
 
 fn keyed(file: &Path, key: &str) -> u64 {
     let text = fs::read_to_string(file).unwrap_or_default();
-    text.lines().filter_map(|line| line.split_once(' ')).find(|(k, _)| *k == key).and_then(|(_, v)| v.trim().parse().ok()).unwrap_or(0)
+    text.lines()
+        .filter_map(|line| line.split_once(' '))
+        .find(|(k, _)| *k == key)
+        .and_then(|(_, v)| v.trim().parse().ok())
+        .unwrap_or(0)
 }
 
 fn walk(dir: &Path, depth: usize, visit: &mut impl FnMut(&Path)) {

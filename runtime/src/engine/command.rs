@@ -42,7 +42,10 @@ impl Command {
                 None if Instant::now() >= deadline => {
                     let _ = child.kill();
                     let _ = child.wait();
-                    return Err(EngineError::Failed(format!("{} did not end in {CALL_TIMEOUT:?}", self.path.display())));
+                    return Err(EngineError::Failed(format!(
+                        "{} did not end in {CALL_TIMEOUT:?}",
+                        self.path.display()
+                    )));
                 }
                 None => std::thread::sleep(Duration::from_millis(1)),
             }

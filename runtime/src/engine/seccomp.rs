@@ -94,7 +94,9 @@ mod tests {
     #[test]
     fn the_default_denies_what_reaches_the_host() {
         let profile = default_profile(&["CAP_CHOWN"]);
-        for name in ["mount", "bpf", "kexec_load", "init_module", "setns", "unshare", "keyctl", "io_uring_setup", "reboot"] {
+        for name in
+            ["mount", "bpf", "kexec_load", "init_module", "setns", "unshare", "keyctl", "io_uring_setup", "reboot"]
+        {
             assert!(!allows(&profile, name), "{name}");
         }
         for name in ["read", "execve", "openat", "futex", "epoll_pwait2"] {

@@ -129,7 +129,9 @@ fn validate(spec: &ContainerSpec) -> Result<(), SpecError> {
     if spec.args.is_empty() || spec.args[0].is_empty() {
         return invalid("args", "no command");
     }
-    if spec.args.iter().any(|arg| arg.contains('\0')) || spec.env.iter().any(|(k, v)| k.contains(['\0', '=']) || v.contains('\0')) {
+    if spec.args.iter().any(|arg| arg.contains('\0'))
+        || spec.env.iter().any(|(k, v)| k.contains(['\0', '=']) || v.contains('\0'))
+    {
         return invalid("args", "arguments and environment must not hold NUL, nor names '='");
     }
     if !spec.cwd.is_empty() && !spec.cwd.starts_with('/') {
@@ -139,7 +141,9 @@ fn validate(spec: &ContainerSpec) -> Result<(), SpecError> {
         return invalid("rootfs", "not an absolute path");
     }
     match spec.mounts.iter().find(|m| !m.destination.is_absolute() || m.destination == Path::new("/")) {
-        Some(mount) => invalid("mounts", &format!("{} is not a path inside the container", mount.destination.display())),
+        Some(mount) => {
+            invalid("mounts", &format!("{} is not a path inside the container", mount.destination.display()))
+        }
         None => Ok(()),
     }
 }
@@ -231,13 +235,16 @@ fn resources(spec: &ContainerSpec, around: &Surroundings) -> Value {
 fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
     let own: BTreeSet<&Path> = spec.mounts.iter().map(|m| m.destination.as_path()).collect();
     let sys = if spec.privileged { "rw" } else { "ro" };
-    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| {
-        json!({"destination": destination, "type": kind, "source": source, "options": options})
-    };
+    let mount = |destination: &str, kind: &str, source: &str, options: &[&str]| json!({"destination": destination, "type": kind, "source": source, "options": options});
     let mut all = vec![
         mount("/proc", "proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount("/dev", "tmpfs", "tmpfs", &["nosuid", "strictatime", "mode=755", "size=65536k"]),
-        mount("/dev/pts", "devpts", "devpts", &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"]),
+        mount(
+            "/dev/pts",
+            "devpts",
+            "devpts",
+            &["nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"],
+        ),
         mount("/dev/mqueue", "mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
         mount("/sys", "sysfs", "sysfs", &["nosuid", "noexec", "nodev", sys]),
         mount("/sys/fs/cgroup", "cgroup", "cgroup", &["nosuid", "noexec", "nodev", "relatime", sys]),

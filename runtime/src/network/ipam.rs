@@ -29,7 +29,9 @@ impl Ipam {
     }
 
     pub fn take(&mut self) -> Option<Ipv4Addr> {
-        let free = (self.next..=self.last).chain(self.first..self.next.min(self.last + 1)).find(|ip| !self.taken.contains(ip))?;
+        let free = (self.next..=self.last)
+            .chain(self.first..self.next.min(self.last + 1))
+            .find(|ip| !self.taken.contains(ip))?;
         self.taken.insert(free);
         self.next = if free == self.last { self.first } else { free + 1 };
         Some(Ipv4Addr::from(free))

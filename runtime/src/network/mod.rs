@@ -186,7 +186,9 @@ fn taken(forwards: &[Forward], new: &Forward) -> Option<u16> {
 /// The node's end of a sandbox's pair: a name of 15 bytes that follows from the sandbox's.
 fn host_interface(sandbox: &str) -> String {
     // FNV-1a: stable across versions of everything, and a clash shows as an error rather than as a wrong link.
-    let hash = sandbox.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = sandbox
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("veth{:011x}", hash & 0xfff_ffff_ffff)
 }
 

@@ -124,7 +124,12 @@ async fn start(sandbox: &Sandbox, key: &str, spec: &ExecSpec) -> Result<ExecSess
 }
 
 /// Runs to the end, or kills when `within` has passed.
-pub async fn exec_sync(sandbox: &Sandbox, key: &str, spec: &ExecSpec, within: Duration) -> Result<ExecOutput, PodsError> {
+pub async fn exec_sync(
+    sandbox: &Sandbox,
+    key: &str,
+    spec: &ExecSpec,
+    within: Duration,
+) -> Result<ExecOutput, PodsError> {
     let run = async {
         let mut session = exec(sandbox, key, spec).await?;
         drop(session.stdin.take());

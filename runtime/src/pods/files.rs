@@ -128,8 +128,13 @@ mod tests {
 
     #[test]
     fn the_pod_knows_its_own_name() {
-        let spec = SandboxSpec { hostname: "web-1".into(), host_aliases: vec!["10.0.0.9 db".into()], ..Default::default() };
+        let spec =
+            SandboxSpec { hostname: "web-1".into(), host_aliases: vec!["10.0.0.9 db".into()], ..Default::default() };
         let text = hosts(&spec, Some(Ipv4Addr::new(10, 1, 0, 2)));
-        assert!(text.contains("127.0.0.1\tlocalhost\n") && text.contains("10.1.0.2\tweb-1\n") && text.ends_with("10.0.0.9 db\n"));
+        assert!(
+            text.contains("127.0.0.1\tlocalhost\n")
+                && text.contains("10.1.0.2\tweb-1\n")
+                && text.ends_with("10.0.0.9 db\n")
+        );
     }
 }

@@ -199,7 +199,8 @@ impl Pods {
     /// removed already.
     pub async fn remove_sandbox(&self, id: &str) -> Result<(), PodsError> {
         let Ok(sandbox) = self.sandbox(id) else { return Ok(()) };
-        let _claim = self.inner.claim(id).ok_or_else(|| PodsError::Refused(format!("{id} is being removed already")))?;
+        let _claim =
+            self.inner.claim(id).ok_or_else(|| PodsError::Refused(format!("{id} is being removed already")))?;
         let ready = sandbox.view.borrow().ready;
         if ready {
             // A shim that is gone or stuck is dealt with below.

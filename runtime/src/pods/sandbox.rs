@@ -157,7 +157,13 @@ impl Sandbox {
     }
 
     /// Talks to the shim until it dies or `stop`.
-    pub async fn attend(&self, mut tether: Tether, mut wire: Wire, changes: broadcast::Sender<String>, stop: CancellationToken) {
+    pub async fn attend(
+        &self,
+        mut tether: Tether,
+        mut wire: Wire,
+        changes: broadcast::Sender<String>,
+        stop: CancellationToken,
+    ) {
         let mut pending: HashMap<u64, oneshot::Sender<Result<(), PodsError>>> = HashMap::new();
         loop {
             tokio::select! {

@@ -26,9 +26,9 @@ pub struct Wire {
 impl Wire {
     /// Connects and says hello; returns what the shim knows.
     pub async fn open(path: &Path, subscribe: bool) -> Result<(Self, State), PodsError> {
-        tokio::time::timeout(HELLO_TIMEOUT, Self::greet(path, subscribe)).await.map_err(|_| {
-            PodsError::Shim(format!("{}: no answer in {HELLO_TIMEOUT:?}", path.display()))
-        })?
+        tokio::time::timeout(HELLO_TIMEOUT, Self::greet(path, subscribe))
+            .await
+            .map_err(|_| PodsError::Shim(format!("{}: no answer in {HELLO_TIMEOUT:?}", path.display())))?
     }
 
     async fn greet(path: &Path, subscribe: bool) -> Result<(Self, State), PodsError> {
@@ -83,7 +83,9 @@ impl Wire {
         loop {
             match self.receive().await? {
                 Some((Message::Done { id: done, .. }, fds)) if done == id => return Ok((id, fds)),
-                Some((Message::Failed { id: failed, reason }, _)) if failed == id => return Err(PodsError::Refused(reason)),
+                Some((Message::Failed { id: failed, reason }, _)) if failed == id => {
+                    return Err(PodsError::Refused(reason));
+                }
                 Some(_) => {}
                 None => return Err(PodsError::ShimGone),
             }

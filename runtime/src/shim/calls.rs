@@ -62,7 +62,8 @@ impl Server {
 
     fn welcome(&mut self, id: u64, call: u64, version: u32, subscribe: bool) {
         if version < OLDEST {
-            return self.answer(Some((id, call)), Err(format!("this shim speaks {OLDEST} to {VERSION}, not {version}")));
+            return self
+                .answer(Some((id, call)), Err(format!("this shim speaks {OLDEST} to {VERSION}, not {version}")));
         }
         if let Some(peer) = self.peers.get_mut(&id) {
             peer.welcomed = true;

@@ -54,7 +54,11 @@ fn socket() -> io::Result<OwnedFd> {
 
 fn call(socket: &OwnedFd, code: libc::Ioctl, argument: *mut c_void) -> io::Result<()> {
     // SAFETY: every caller passes the structure that its code asks for, alive for the call.
-    if unsafe { libc::ioctl(socket.as_raw_fd(), code, argument) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if unsafe { libc::ioctl(socket.as_raw_fd(), code, argument) } < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 fn request(name: &str) -> io::Result<libc::ifreq> {

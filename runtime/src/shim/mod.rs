@@ -129,7 +129,7 @@ fn set_up(launch: Launch, socket: &Path) -> io::Result<Server> {
     // The kernel should take anything else first; where it may not be lowered, it stays.
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     isolate(&launch).map_err(|error| named("namespaces", error))?;
-    umask(Mode::from_bits_truncate(0o077));
+    umask(Mode::from_bits_truncate(0o177));
     let _ = fs::remove_file(socket);
     let listener = UnixListener::bind(socket).map_err(|error| named(&socket.display().to_string(), error))?;
     umask(Mode::from_bits_truncate(0o022));

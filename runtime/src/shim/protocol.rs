@@ -64,19 +64,39 @@ pub struct Call {
 #[serde(tag = "op", rename_all = "snake_case")]
 pub enum Request {
     /// First on every connection; the answer is `Welcome`. A subscriber is sent the state after each change.
-    Hello { version: u32, subscribe: bool },
+    Hello {
+        version: u32,
+        subscribe: bool,
+    },
     /// Gives the pod's end of its link address, route and carrier.
     Link(Link),
     Create(Create),
-    Start { key: String },
+    Start {
+        key: String,
+    },
     /// The container's stop signal now and SIGKILL after the grace, whether or not the caller stays.
-    Stop { key: String, grace_ms: u64 },
-    Remove { key: String },
+    Stop {
+        key: String,
+        grace_ms: u64,
+    },
+    Remove {
+        key: String,
+    },
     /// Without a terminal: three descriptors come along. With one: the answer brings the terminal's master.
-    Exec { key: String, process: serde_json::Value, tty: bool },
+    Exec {
+        key: String,
+        process: serde_json::Value,
+        tty: bool,
+    },
     /// Joins the container's streams: output is copied to the first descriptor, input read from the second.
-    Attach { key: String },
-    Resize { key: String, columns: u16, rows: u16 },
+    Attach {
+        key: String,
+    },
+    Resize {
+        key: String,
+        columns: u16,
+        rows: u16,
+    },
     /// Kills what runs, and ends.
     Shutdown,
 }
@@ -107,13 +127,30 @@ pub struct Create {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Message {
-    Welcome { version: u32, pid: i32, state: State },
-    Done { id: u64, pid: Option<i32>, #[serde(default)] fds: usize },
-    Failed { id: u64, reason: String },
+    Welcome {
+        version: u32,
+        pid: i32,
+        state: State,
+    },
+    Done {
+        id: u64,
+        pid: Option<i32>,
+        #[serde(default)]
+        fds: usize,
+    },
+    Failed {
+        id: u64,
+        reason: String,
+    },
     /// Unasked: what the shim knows now.
-    Changed { state: State },
+    Changed {
+        state: State,
+    },
     /// The process of an `Exec` on this connection has ended.
-    ExecEnded { id: u64, code: i32 },
+    ExecEnded {
+        id: u64,
+        code: i32,
+    },
 }
 
 /// What a shim knows, as it stands on disk and on the wire.

@@ -34,11 +34,20 @@ const RESULT_FD: RawFd = 3;
 /// What to ask the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Task {
-    Create { bundle: PathBuf, tty: bool },
+    Create {
+        bundle: PathBuf,
+        tty: bool,
+    },
     Start,
-    Exec { bundle: PathBuf, process: PathBuf, tty: bool },
+    Exec {
+        bundle: PathBuf,
+        process: PathBuf,
+        tty: bool,
+    },
     /// Kills what is left in the group first.
-    Delete { cgroup: Cgroup },
+    Delete {
+        cgroup: Cgroup,
+    },
 }
 
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -67,8 +76,12 @@ pub struct Streams {
 
 impl Worker {
     pub fn spawn(engine: &dyn Engine, root: &Path, key: &str, task: Task, streams: Streams) -> io::Result<Self> {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK)?;
+        let (ours, theirs) = socketpair(
+            AddressFamily::Unix,
+            SockType::SeqPacket,
+            None,
+            SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK,
+        )?;
         // SAFETY: this process has one thread, so the child may do anything a process may.
         match unsafe { fork() }? {
             ForkResult::Parent { child } => {

@@ -65,7 +65,10 @@ impl Node {
             fs::create_dir_all(path.join(dir)).unwrap();
         }
         fs::copy("/usr/bin/busybox", path.join("bin/busybox")).unwrap();
-        for applet in ["sh", "true", "false", "echo", "cat", "sleep", "id", "hostname", "ip", "ping", "nc", "dd", "tail", "head", "wc", "ls", "pwd", "env", "stty", "kill", "grep", "mount", "seq", "yes", "mkdir"] {
+        for applet in [
+            "sh", "true", "false", "echo", "cat", "sleep", "id", "hostname", "ip", "ping", "nc", "dd", "tail", "head",
+            "wc", "ls", "pwd", "env", "stty", "kill", "grep", "mount", "seq", "yes", "mkdir",
+        ] {
             std::os::unix::fs::symlink("busybox", path.join("bin").join(applet)).unwrap();
         }
         path
@@ -91,11 +94,12 @@ impl Drop for Node {
     fn drop(&mut self) {
         // Even after a failed assertion: what a sandbox may have left is found by its record.
         for pod in fs::read_dir(&self.config.root).into_iter().flatten().flatten() {
-            let pid = fs::read(pod.path().join("state.json")).ok().and_then(|state| {
-                serde_json::from_slice::<serde_json::Value>(&state).ok()?["pid"].as_i64()
-            });
+            let pid = fs::read(pod.path().join("state.json"))
+                .ok()
+                .and_then(|state| serde_json::from_slice::<serde_json::Value>(&state).ok()?["pid"].as_i64());
             if let Some(pid) = pid.filter(|pid| is_shim(*pid as i32)) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
+                let _ =
+                    nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL);
             }
             let _ = nix::mount::umount(&self.config.run.join(pod.file_name()).join("shm"));
         }
