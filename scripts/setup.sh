@@ -6,11 +6,11 @@ set -euo pipefail
 # Each line: what it is for, what must be there (a command or a file), and the package that brings it.
 needs() {
   cat <<'LIST'
+build cc gcc
 build clang clang
 build libclang.so libclang-dev
 build pkg-config pkg-config
 build libseccomp.pc libseccomp-dev
-build make make
 run ip iproute2
 run nft nftables
 run bash bash
