@@ -8,9 +8,9 @@ use std::time::Instant;
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
-use super::{Cluster, DEFAULT_ROOT, DevError, NodeState, Options, Subnet};
+use crate::client::DEFAULT_SOCKET;
 
-const DEFAULT_SOCKET: &str = "/run/flotilla/flotilla.sock";
+use super::{Cluster, DEFAULT_ROOT, DevError, NodeState, Options, Subnet};
 
 /// A cluster in a box: each node with an address of its own, on this machine
 #[derive(Debug, Args)]
@@ -163,6 +163,9 @@ async fn up(up: Up) -> anyhow::Result<ExitCode> {
         cluster.configure(&config)?;
     }
     if let Err(error) = cluster.grow_to(up.nodes, &mut say).await {
+        if let Some(tail) = error.log_tail() {
+            eprintln!("{tail}");
+        }
         if is_new {
             say("taking it down again");
             Cluster::down(&up.which.root, &up.which.name)?;

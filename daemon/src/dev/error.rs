@@ -33,12 +33,27 @@ pub enum DevError {
     Tool { doing: String, message: String },
     #[error("{path} is damaged ({message}): remove it with its directory")]
     Record { path: PathBuf, message: String },
-    #[error("the daemon of node {node} ended at its start; the end of {}:\n{tail}", .log.display())]
-    DaemonEnded { node: String, log: PathBuf, tail: String },
-    #[error("{what} took more than {seconds} s; the end of {}:\n{tail}", .log.display())]
-    TooSlow { what: String, seconds: u64, log: PathBuf, tail: String },
+    #[error("the daemon of {node} ended: {}", last_line(.log_tail))]
+    DaemonEnded { node: String, log_tail: String },
+    #[error("{what} took more than {seconds} s; the last that {node} said: {}", last_line(.log_tail))]
+    TooSlow { what: String, seconds: u64, node: String, log_tail: String },
     #[error("node {node} refuses: {message}")]
     Refused { node: String, message: String },
+}
+
+impl DevError {
+    /// The end of the log of the daemon that is to blame, if one is.
+    #[must_use]
+    pub fn log_tail(&self) -> Option<&str> {
+        match self {
+            Self::DaemonEnded { log_tail, .. } | Self::TooSlow { log_tail, .. } => Some(log_tail),
+            _ => None,
+        }
+    }
+}
+
+fn last_line(log: &str) -> &str {
+    log.lines().next_back().unwrap_or("nothing")
 }
 
 /// Names what was being done when the system said no.

@@ -134,13 +134,12 @@ impl Cluster {
     }
 
     fn ended(&self, node: &str) -> DevError {
-        let log = self.places.log(node);
-        DevError::DaemonEnded { node: node.to_owned(), tail: tail(&log), log }
+        DevError::DaemonEnded { node: node.to_owned(), log_tail: tail(&self.places.log(node)) }
     }
 
     pub(super) fn too_slow(&self, what: String, node: &str) -> DevError {
-        let log = self.places.log(node);
-        DevError::TooSlow { what, seconds: START_WAIT.as_secs(), tail: tail(&log), log }
+        let log_tail = tail(&self.places.log(node));
+        DevError::TooSlow { what, seconds: START_WAIT.as_secs(), node: node.to_owned(), log_tail }
     }
 }
 
