@@ -1,14 +1,15 @@
 //! A job's status as it changes, through the restarts of a daemon and the elections of a leader.
 //!
-//! Invariant: an interruption that lasts longer than [`PATIENCE_MS`] is an error; a shorter one is only told.
+//! Invariant: an interruption that lasts longer than [`PATIENCE_MS`] is an error; a shorter one is only told. After
+//! each, the job is read anew, so that nothing that happened meanwhile is missed for good.
 
 use std::time::{Duration, Instant};
 
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
 use super::failure::is_passing;
-use super::session::Session;
-use crate::proto::{JobEvent, JobStatus, WatchJobsRequest};
+use super::session::{Session, ask};
+use crate::proto::{GetJobRequest, JobEvent, JobStatus, WatchJobsRequest};
 
 /// How long the daemon may be away.
 const PATIENCE_MS: u64 = 60_000;
@@ -29,6 +30,8 @@ pub struct JobWatch<'a> {
     session: &'a Session,
     name: String,
     stream: Option<Streaming<JobEvent>>,
+    /// Whether the job was ever seen.
+    seen: bool,
     away: Option<Away>,
 }
 
@@ -38,49 +41,49 @@ struct Away {
 }
 
 impl<'a> JobWatch<'a> {
-    /// # Errors
-    /// If the daemon refuses.
-    pub async fn open(session: &'a Session, name: &str) -> Result<Self, Status> {
-        let mut watch = Self { session, name: name.into(), stream: None, away: None };
-        watch.stream = Some(watch.request().await?);
-        Ok(watch)
+    pub fn new(session: &'a Session, name: &str) -> Self {
+        Self { session, name: name.into(), stream: None, seen: false, away: None }
     }
 
-    async fn request(&self) -> Result<Streaming<JobEvent>, Status> {
-        let request = WatchJobsRequest { namespace: self.session.namespace.clone(), name: self.name.clone() };
-        Ok(self.session.jobs().watch(request).await?.into_inner())
-    }
-
+    /// What the job is like now, and then each time that it changes.
+    ///
     /// # Errors
-    /// If the daemon refuses, or is away for too long.
+    /// If the daemon refuses, is away for too long, or the job never existed.
     pub async fn next(&mut self) -> Result<Step, Status> {
-        match self.event().await {
-            Ok(event) if event.r#type == "deleted" => Ok(Step::Deleted),
-            Ok(event) => Ok(Step::Status(Box::new(event.status.unwrap_or_default()))),
-            Err(status) => self.interrupted(status),
+        match self.status().await {
+            Ok(Some(status)) => {
+                (self.seen, self.away) = (true, None);
+                Ok(Step::Status(Box::new(status)))
+            }
+            Ok(None) => Ok(Step::Deleted),
+            Err(status) if status.code() == Code::NotFound && self.seen => Ok(Step::Deleted),
+            Err(status) if is_passing(&status) => self.interrupted(status),
+            Err(status) => Err(status),
         }
     }
 
-    async fn event(&mut self) -> Result<JobEvent, Status> {
-        if self.stream.is_none() {
-            if let Some(away) = &self.away {
-                tokio::time::sleep(away.retry).await;
-            }
-            self.stream = Some(self.request().await?);
-        }
-        let Some(stream) = &mut self.stream else {
-            return Err(Status::unavailable("the watch has ended"));
-        };
+    /// `None`: the job is gone.
+    async fn status(&mut self) -> Result<Option<JobStatus>, Status> {
+        let Some(stream) = &mut self.stream else { return self.open().await.map(Some) };
         let event = stream.message().await?.ok_or_else(|| Status::unavailable("the daemon ended the watch"))?;
-        self.away = None;
-        Ok(event)
+        Ok(event.status.filter(|_| event.r#type != "deleted"))
+    }
+
+    async fn open(&mut self) -> Result<JobStatus, Status> {
+        if let Some(away) = &self.away {
+            tokio::time::sleep(away.retry).await;
+        }
+        let (namespace, name) = (self.session.namespace.clone(), self.name.clone());
+        let mut client = self.session.jobs();
+        let request = WatchJobsRequest { namespace: namespace.clone(), name: name.clone() };
+        let stream = client.watch(request).await?.into_inner();
+        let status = client.get(ask(GetJobRequest { namespace, name })).await?.into_inner();
+        self.stream = Some(stream);
+        Ok(status)
     }
 
     fn interrupted(&mut self, status: Status) -> Result<Step, Status> {
         self.stream = None;
-        if !is_passing(&status) {
-            return Err(status);
-        }
         let away = self
             .away
             .get_or_insert_with(|| Away { since: Instant::now(), retry: Duration::from_millis(FIRST_RETRY_MS / 2) });

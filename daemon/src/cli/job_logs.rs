@@ -140,7 +140,7 @@ impl<'a> Follower<'a> {
     }
 
     async fn run(mut self, name: &str) -> anyhow::Result<u8> {
-        let mut watch = JobWatch::open(self.session, name).await?;
+        let mut watch = JobWatch::new(self.session, name);
         let mut retry = tokio::time::interval(Duration::from_millis(RETRY_MS));
         loop {
             tokio::select! {
@@ -227,7 +227,7 @@ impl<'a> Follower<'a> {
                 return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
             }
             // The container has not started yet, or its node is away.
-            Err(status) if is_passing(&status) || status.code() == Code::FailedPrecondition => {
+            Err(status) if is_passing(&status) || is_early(&status) => {
                 State::Broken(Instant::now())
             }
             Err(status) if status.code() == Code::NotFound => State::Ended,
@@ -241,4 +241,9 @@ impl<'a> Follower<'a> {
         }
         Ok(())
     }
+}
+
+/// Said of a container that has not started yet.
+fn is_early(status: &Status) -> bool {
+    matches!(status.code(), Code::FailedPrecondition | Code::InvalidArgument)
 }

@@ -7,6 +7,7 @@
 
 mod apply;
 mod cluster;
+mod completion;
 mod credentials;
 mod delete;
 mod exec;
@@ -140,6 +141,8 @@ enum Command {
     Image(image::ImageArgs),
     /// Make a key and a certificate for --server
     Credentials(credentials::CredentialsArgs),
+    /// Print a script that completes commands in a shell
+    Completion(completion::CompletionArgs),
     /// Make a cluster of several nodes on this machine, to try things out
     Dev(DevArgs),
     /// Print the versions of this program and of the daemon
@@ -151,6 +154,7 @@ pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Up(args) => up::start(*args, daemon).map(|()| ExitCode::SUCCESS),
+        Command::Completion(args) => completion::print(&args).map(ExitCode::from),
         Command::Dev(args) => on_one_thread(dev::run(args)),
         command => on_one_thread(dispatch(cli.global, command)).map(ExitCode::from),
     };
@@ -194,7 +198,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Leave(args) => nodes::leave(&session, &args).await,
         Command::Image(args) => image::image(&session, &args).await,
         Command::Credentials(args) => credentials::make(&session, &args).await,
-        Command::Up(_) | Command::Version(_) | Command::Dev(_) => Ok(DONE),
+        Command::Up(_) | Command::Version(_) | Command::Completion(_) | Command::Dev(_) => Ok(DONE),
     }
 }
 

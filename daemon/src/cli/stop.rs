@@ -4,16 +4,22 @@ use std::time::Duration;
 
 use anyhow::bail;
 use clap::Args;
-use tonic::Code;
+use tonic::{Code, Status};
 
-use super::follow::{JobWatch, Step};
+use super::failure::is_passing;
 use super::output::{age, duration_seconds};
 use super::session::{Session, ask};
 use super::{DONE, INTERRUPTED};
-use crate::proto::StopJobRequest;
+use crate::proto::{GetJobRequest, ListObjectsRequest, StopJobRequest};
 
 /// How long containers may take to end before we stop watching them, unless the user says.
 const TIMEOUT_SECONDS: u32 = 5 * 60;
+
+/// How often we look whether they have.
+const LOOK_EVERY_MS: u64 = 250;
+
+/// The label by which the pods of a job are found.
+const JOB_LABEL: &str = "flotilla.dev/job";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -34,17 +40,13 @@ pub struct StopArgs {
 
 pub async fn stop(session: &Session, args: &StopArgs) -> anyhow::Result<u8> {
     for job in &args.jobs {
-        let seconds = args.timeout.unwrap_or(TIMEOUT_SECONDS);
-        let code = tokio::select! {
-            result = stop_one(session, job, args.detach) => result?,
-            () = tokio::time::sleep(Duration::from_secs(seconds.into())) => {
-                bail!("job {job} is not gone after {}; it goes on stopping", age(seconds.into()))
-            }
-            _ = tokio::signal::ctrl_c() => {
-                eprintln!("\n{job} goes on stopping: see 'flotilla status {job}'");
-                INTERRUPTED
-            }
-        };
+        let request = StopJobRequest { namespace: session.namespace.clone(), name: job.into() };
+        session.jobs().stop(ask(request)).await?;
+        if args.detach {
+            session.say(format!("job {job} is stopping"))?;
+            continue;
+        }
+        let code = wait(session, job, args.timeout.unwrap_or(TIMEOUT_SECONDS)).await?;
         if code != DONE {
             return Ok(code);
         }
@@ -52,25 +54,50 @@ pub async fn stop(session: &Session, args: &StopArgs) -> anyhow::Result<u8> {
     Ok(DONE)
 }
 
-async fn stop_one(session: &Session, job: &str, detach: bool) -> anyhow::Result<u8> {
-    // The watch stands before the job goes, so that its end is not missed.
-    let watch = if detach { None } else { Some(JobWatch::open(session, job).await?) };
-    let request = StopJobRequest { namespace: session.namespace.clone(), name: job.into() };
-    session.jobs().stop(ask(request)).await?;
-    let Some(mut watch) = watch else {
-        session.say(format!("job {job} is stopping"))?;
-        return Ok(DONE);
-    };
+async fn wait(session: &Session, job: &str, timeout_seconds: u32) -> anyhow::Result<u8> {
+    tokio::select! {
+        result = until_gone(session, job) => result.map(|()| DONE),
+        () = tokio::time::sleep(Duration::from_secs(timeout_seconds.into())) => {
+            bail!("job {job} is not gone after {}; it goes on stopping", age(timeout_seconds.into()))
+        }
+        _ = tokio::signal::ctrl_c() => {
+            eprintln!("\n{job} goes on stopping: see 'flotilla status {job}'");
+            Ok(INTERRUPTED)
+        }
+    }
+}
+
+async fn until_gone(session: &Session, job: &str) -> anyhow::Result<()> {
     let mut line = session.progress();
+    let mut look = tokio::time::interval(Duration::from_millis(LOOK_EVERY_MS));
     loop {
-        match watch.next().await {
-            Ok(Step::Status(status)) => line.show(&format!("{job}: stopping, {} pods left", status.pods.len()))?,
-            Ok(Step::Away) => line.show(&format!("{job}: waiting for the daemon to answer again"))?,
-            Ok(Step::Deleted) => break,
-            Err(status) if status.code() == Code::NotFound => break,
+        look.tick().await;
+        match left(session, job).await {
+            Ok(None) => break,
+            Ok(Some(pods)) => line.show(&format!("{job}: stopping, {pods} pods left"))?,
+            Err(status) if is_passing(&status) => {
+                line.show(&format!("{job}: waiting for the daemon to answer again"))?;
+            }
             Err(status) => return Err(status.into()),
         }
     }
     line.finish(&format!("job {job} stopped"))?;
-    Ok(DONE)
+    Ok(())
+}
+
+/// How many pods of the job there still are; `None` if they and the job are gone.
+async fn left(session: &Session, job: &str) -> Result<Option<usize>, Status> {
+    let request = ListObjectsRequest {
+        kind: "pods".into(),
+        namespace: session.namespace.clone(),
+        label_selector: format!("{JOB_LABEL}={job}"),
+        ..ListObjectsRequest::default()
+    };
+    let pods = session.objects().list(ask(request)).await?.into_inner().items.len();
+    let request = GetJobRequest { namespace: session.namespace.clone(), name: job.into() };
+    match session.jobs().get(ask(request)).await {
+        Ok(_) => Ok(Some(pods)),
+        Err(status) if status.code() == Code::NotFound => Ok(Some(pods).filter(|pods| *pods > 0)),
+        Err(status) => Err(status),
+    }
 }

@@ -63,7 +63,7 @@ pub async fn wait(
 async fn follow(session: &Session, name: &str, goal: Goal, revision: u64, last: &mut String) -> anyhow::Result<u8> {
     let mut line = session.progress();
     *last = format!("{name}: not running");
-    let mut watch = JobWatch::open(session, name).await?;
+    let mut watch = JobWatch::new(session, name);
     loop {
         let status = match watch.next().await? {
             Step::Status(status) if status.revision >= revision => status,

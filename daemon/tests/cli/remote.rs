@@ -1,0 +1,120 @@
+//! `--server`: TLS 1.3 with certificates on both sides.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use futures::{StreamExt, stream};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rustls::RootCertStore;
+use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::WebPkiClientVerifier;
+use tempfile::TempDir;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+
+use super::{daemon, flotilla};
+
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new() -> Self {
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+    }
+
+    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        params.extended_key_usages.push(usage);
+        (params.signed_by(&key, &self.0).unwrap(), key)
+    }
+
+    /// Key, certificate and CA in a file.
+    fn bundle(&self, dir: &TempDir, file: &str, ca: &Authority) -> PathBuf {
+        let (certificate, key) = self.issue("alice", ExtendedKeyUsagePurpose::ClientAuth);
+        let path = dir.path().join(file);
+        fs::write(&path, [key.serialize_pem(), certificate.pem(), ca.0.pem()].concat()).unwrap();
+        path
+    }
+}
+
+/// A daemon on a TCP port of loopback, whose certificate names `name`.
+struct Remote {
+    port: u16,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Remote {
+    async fn start(authority: &Authority, name: &str) -> Self {
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.0.der().clone()).unwrap();
+        let (certificate, key) = authority.issue(name, ExtendedKeyUsagePurpose::ServerAuth);
+        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        let mut config = rustls::ServerConfig::builder()
+            .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
+            .with_single_cert(vec![certificate.der().clone()], key)
+            .unwrap();
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let incoming = stream::unfold((listener, acceptor), |(listener, acceptor)| async {
+            let (stream, _) = listener.accept().await.ok()?;
+            Some((acceptor.accept(stream).await, (listener, acceptor)))
+        });
+        let incoming = Box::pin(incoming.filter(|accepted| std::future::ready(accepted.is_ok())));
+        let serve = tonic::transport::Server::builder().add_routes(daemon::routes()).serve_with_incoming(incoming);
+        Self { port, task: tokio::spawn(async move { serve.await.unwrap() }) }
+    }
+
+    async fn nodes(&self, credentials: &std::path::Path) -> (bool, String) {
+        let mut command = flotilla(std::path::Path::new("/nowhere"));
+        command.args(["nodes", "--server", &format!("127.0.0.1:{}", self.port), "--credentials"]).arg(credentials);
+        let output = tokio::time::timeout(super::PATIENCE, command.output()).await.expect("in time").unwrap();
+        (output.status.success(), String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+fn install_provider() {
+    // Another test of this process may have done it.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+}
+
+#[tokio::test]
+async fn a_daemon_elsewhere_answers_those_with_credentials() {
+    install_provider();
+    let (ours, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&ours, "flotilla").await;
+    assert_eq!(remote.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await, (true, String::new()));
+}
+
+#[tokio::test]
+async fn a_daemon_of_another_cluster_is_not_trusted() {
+    install_provider();
+    let (ours, theirs, dir) = (Authority::new(), Authority::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&theirs, "flotilla").await;
+    let (succeeded, error) = remote.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await;
+    assert!(!succeeded && error.contains("is not trusted: its certificate does not fit"), "{error}");
+    let other_name = Remote::start(&ours, "elsewhere").await;
+    let (succeeded, error) = other_name.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await;
+    assert!(!succeeded && error.contains("is not trusted"), "{error}");
+}
+
+#[tokio::test]
+async fn credentials_of_another_cluster_are_refused() {
+    install_provider();
+    let (ours, theirs, dir) = (Authority::new(), Authority::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&ours, "flotilla").await;
+    let (succeeded, error) = remote.nodes(&theirs.bundle(&dir, "theirs.pem", &ours)).await;
+    assert!(!succeeded && error.starts_with("error: ") && error.lines().count() == 1, "{error}");
+    assert!(error.contains("refused these credentials"), "{error}");
+}
