@@ -14,8 +14,10 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
+use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 
@@ -34,6 +36,7 @@ pub const MAX_ANSWER_BYTES: usize = 64 << 20;
 const MAX_CREDENTIALS_BYTES: u64 = 1 << 20;
 
 const CONNECT_TIMEOUT_MS: u64 = 5_000;
+const GREETING_TIMEOUT_MS: u64 = 500;
 const KEEPALIVE_INTERVAL_MS: u64 = 10_000;
 const KEEPALIVE_TIMEOUT_MS: u64 = 10_000;
 
@@ -142,11 +145,23 @@ async fn connect_server(address: &str, credentials: &Path) -> Result<Channel, Cl
             let stream = TcpStream::connect(&target).await?;
             stream.set_nodelay(true)?;
             let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
-            let stream = tls.connect(name, stream).await?;
-            Ok::<_, io::Error>(TokioIo::new(stream))
+            greeted(tls.connect(name, stream).await?).await.map(TokioIo::new)
         }
     });
     endpoint().connect_with_connector(connector).await.map_err(|error| server_error(address, &error))
+}
+
+/// Waits until the other side speaks. Under TLS 1.3 a client is done before the server has looked at its certificate,
+/// and a refusal is heard for certain only by one who has not sent anything yet.
+async fn greeted(stream: TlsStream<TcpStream>) -> io::Result<BufReader<TlsStream<TcpStream>>> {
+    let mut stream = BufReader::new(stream);
+    let greeting = tokio::time::timeout(Duration::from_millis(GREETING_TIMEOUT_MS), stream.fill_buf()).await;
+    match greeting {
+        Ok(Err(error)) => Err(error),
+        Ok(Ok([])) => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up at once")),
+        // A server that speaks second is as good.
+        Ok(Ok(_)) | Err(_) => Ok(stream),
+    }
 }
 
 /// What TLS and the resolver say, in words.

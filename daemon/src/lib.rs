@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod convert;
 pub mod dev;
 pub mod proto;
 

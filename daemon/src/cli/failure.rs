@@ -54,7 +54,8 @@ fn status_words(status: &Status) -> (String, Vec<String>) {
         return answer_words(&answer);
     }
     if let Some(cause) = transport_cause(status) {
-        return (format!("the daemon does not answer any more ({})", plain(&cause)), Vec::new());
+        let what = if is_alert(&cause) { "refused these credentials" } else { "does not answer any more" };
+        return (format!("the daemon {what} ({})", plain(&cause)), Vec::new());
     }
     let message = match (status.code(), status.message()) {
         (code, "") => code.description().to_owned(),
@@ -100,9 +101,17 @@ fn transport_cause(status: &Status) -> Option<String> {
     Some(last.to_string())
 }
 
+/// Under TLS 1.3 a client learns only after its handshake that its certificate was refused.
+fn is_alert(cause: &str) -> bool {
+    cause.contains("received fatal alert")
+}
+
 /// Whether the same request may succeed in a moment: a daemon restarts, a leader is elected.
 pub fn is_passing(status: &Status) -> bool {
-    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted) || status.source().is_some()
+    match transport_cause(status) {
+        Some(cause) => !is_alert(&cause),
+        None => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Aborted),
+    }
 }
 
 #[cfg(test)]

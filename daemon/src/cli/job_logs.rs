@@ -227,9 +227,7 @@ impl<'a> Follower<'a> {
                 return Err(io::Error::from(io::ErrorKind::BrokenPipe).into());
             }
             // The container has not started yet, or its node is away.
-            Err(status) if is_passing(&status) || is_early(&status) => {
-                State::Broken(Instant::now())
-            }
+            Err(status) if is_passing(&status) || is_early(&status) => State::Broken(Instant::now()),
             Err(status) if status.code() == Code::NotFound => State::Ended,
             Err(status) => {
                 report(&id.name(self.containers.len() > 1), status);

@@ -69,6 +69,16 @@ fn manifests_in(folder: &Path) -> io::Result<Vec<String>> {
     Ok(found)
 }
 
+/// Whether the text is a Kubernetes manifest rather than a job's file.
+pub fn is_kubernetes(text: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(text);
+    if let Ok(Value::Object(object)) = serde_json::from_str(&text) {
+        return object.contains_key("apiVersion") && object.contains_key("kind");
+    }
+    let has = |key: &str| text.lines().any(|line| line.strip_prefix(key).is_some_and(|rest| rest.starts_with(':')));
+    has("apiVersion") && has("kind")
+}
+
 /// The objects of a manifest, those inside lists too.
 ///
 /// # Errors
@@ -88,6 +98,14 @@ fn items(document: Value) -> Vec<Value> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn kubernetes_manifests_are_told_from_jobs() {
+        assert!(is_kubernetes(b"# web\napiVersion: apps/v1\nkind: Deployment\n"));
+        assert!(is_kubernetes(br#"{"apiVersion": "v1", "kind": "Pod"}"#));
+        assert!(!is_kubernetes(b"name: web\nimage: nginx\nlabels:\n  kind: x\n"));
+        assert!(!is_kubernetes(b"\xff\xfe"));
+    }
 
     #[test]
     fn folders_hold_manifests_in_order() {

@@ -105,6 +105,8 @@ enum Command {
     Up(Box<up::UpArgs>),
     /// List the machines of the cluster
     Nodes(nodes::NodesArgs),
+    /// Run the job of a file, or update it
+    Submit(submit::SubmitArgs),
     /// Run a container image as a job, without a file
     Run(submit::RunArgs),
     /// List jobs
@@ -180,6 +182,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
     let session = Session::open(&global).await?;
     match command {
         Command::Nodes(args) => nodes::list(&session, &args).await,
+        Command::Submit(args) => submit::submit(&session, &args).await,
         Command::Run(args) => submit::run(&session, &args).await,
         Command::Jobs(args) => jobs::list(&session, &args).await,
         Command::Status(args) => jobs::status(&session, &args).await,

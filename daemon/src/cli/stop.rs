@@ -18,9 +18,6 @@ const TIMEOUT_SECONDS: u32 = 5 * 60;
 /// How often we look whether they have.
 const LOOK_EVERY_MS: u64 = 250;
 
-/// The label by which the pods of a job are found.
-const JOB_LABEL: &str = "flotilla.dev/job";
-
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -90,7 +87,7 @@ async fn left(session: &Session, job: &str) -> Result<Option<usize>, Status> {
     let request = ListObjectsRequest {
         kind: "pods".into(),
         namespace: session.namespace.clone(),
-        label_selector: format!("{JOB_LABEL}={job}"),
+        label_selector: format!("{}={job}", flotilla_api::job::MARK),
         ..ListObjectsRequest::default()
     };
     let pods = session.objects().list(ask(request)).await?.into_inner().items.len();

@@ -1,13 +1,29 @@
 //! `submit`, `run`, `scale`: jobs begin and change.
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::Args;
+use flotilla_api::job;
 
-use super::DONE;
 use super::output::duration_seconds;
 use super::session::{Session, ask};
 use super::wait::{Goal, wait};
+use super::{DONE, manifest};
+use crate::convert;
 use crate::proto::{Container, EnvVar, Job, Port, ScaleJobRequest, SubmitJobRequest};
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  flotilla submit docs/examples/web.yaml
+  flotilla submit - --detach < web.yaml
+  flotilla submit docs/examples/batch.yaml --wait-complete
+  flotilla submit docs/examples/web.yaml --dry-run")]
+pub struct SubmitArgs {
+    /// The file of a job, or of several; - reads standard input
+    file: String,
+    #[command(flatten)]
+    how: How,
+}
 
 #[derive(Debug, Args)]
 struct How {
@@ -81,6 +97,20 @@ pub struct ScaleArgs {
     /// Wait no longer than this [default: 15m]
     #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
     timeout: Option<u32>,
+}
+
+pub async fn submit(session: &Session, args: &SubmitArgs) -> anyhow::Result<u8> {
+    let text = manifest::read(&args.file)?;
+    if manifest::is_kubernetes(&text) {
+        bail!("{0}: this is a Kubernetes manifest: use 'flotilla apply -f {0}'", args.file);
+    }
+    for job in job::from_yaml(&text).with_context(|| args.file.clone())? {
+        let code = send(session, convert::job_to_proto(job), &args.how).await.with_context(|| args.file.clone())?;
+        if code != DONE {
+            return Ok(code);
+        }
+    }
+    Ok(DONE)
 }
 
 pub async fn run(session: &Session, args: &RunArgs) -> anyhow::Result<u8> {

@@ -53,6 +53,8 @@ fn nonsense_is_a_usage_error() {
         "flotilla scale web many",
         "flotilla delete",
         "flotilla delete pod a -f b.yaml",
+        "flotilla submit",
+        "flotilla submit a.yaml --detach --wait-complete",
         "flotilla run web",
         "flotilla run web --image a --parallelism 3",
         "flotilla logs web -f --previous",

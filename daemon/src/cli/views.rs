@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use super::jobs::type_of;
+use crate::convert;
 use crate::proto::{ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, TokenSummary};
 
 /// A struct of borrowed fields, made of the message that has the same ones.
@@ -91,7 +92,7 @@ view!(EventView of EventSummary {
     last_seen: &'a str = |m| &m.last_seen,
 });
 
-/// A job as it stands, with the pods that belong to it and what happened lately.
+/// A job as it stands: what was submitted (as its file says it), how far it is, with its pods and what happened lately.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JobView<'a> {
@@ -108,6 +109,7 @@ pub struct JobView<'a> {
     failed: i32,
     created: &'a str,
     revision: u64,
+    job: Option<flotilla_api::job::Job>,
     pods: Vec<PodView<'a>>,
     events: Vec<EventView<'a>>,
 }
@@ -128,6 +130,7 @@ impl<'a> From<&'a JobStatus> for JobView<'a> {
             failed: message.failed,
             created: &message.created,
             revision: message.revision,
+            job: message.job.clone().map(convert::job_from_proto),
             pods: message.pods.iter().map(PodView::from).collect(),
             events: message.events.iter().map(EventView::from).collect(),
         }

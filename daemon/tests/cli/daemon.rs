@@ -194,7 +194,9 @@ impl Pods for World {
     }
 }
 
-async fn cat(input: Option<Streaming<ExecInput>>) -> Option<(Result<ExecOutput, Status>, Option<Streaming<ExecInput>>)> {
+async fn cat(
+    input: Option<Streaming<ExecInput>>,
+) -> Option<(Result<ExecOutput, Status>, Option<Streaming<ExecInput>>)> {
     const CTRL_D: u8 = 4;
     let mut input = input?;
     let (output, more) = loop {
@@ -228,7 +230,10 @@ impl Cluster for World {
         Ok(Response::new(NodesResponse { nodes: vec![node] }))
     }
 
-    async fn create_token(&self, request: Request<CreateTokenRequest>) -> Result<Response<CreateTokenResponse>, Status> {
+    async fn create_token(
+        &self,
+        request: Request<CreateTokenRequest>,
+    ) -> Result<Response<CreateTokenResponse>, Status> {
         let token = format!("flt1.{}.{}", request.get_ref().ttl_seconds, request.get_ref().uses);
         Ok(Response::new(CreateTokenResponse { id: "4f1c2a".into(), token, expires: "soon".into() }))
     }

@@ -1,8 +1,11 @@
 //! `--server`: TLS 1.3 with certificates on both sides.
 
 use std::fs;
+use std::io;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use futures::{StreamExt, stream};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
@@ -10,11 +13,43 @@ use rustls::RootCertStore;
 use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tempfile::TempDir;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tonic::transport::server::Connected;
 
 use super::{daemon, flotilla};
+
+/// A stream that tonic serves.
+struct Secure(TlsStream<TcpStream>);
+
+impl Connected for Secure {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
+}
+
+impl AsyncRead for Secure {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Secure {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
 
 struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -69,7 +104,7 @@ impl Remote {
         let port = listener.local_addr().unwrap().port();
         let incoming = stream::unfold((listener, acceptor), |(listener, acceptor)| async {
             let (stream, _) = listener.accept().await.ok()?;
-            Some((acceptor.accept(stream).await, (listener, acceptor)))
+            Some((acceptor.accept(stream).await.map(Secure), (listener, acceptor)))
         });
         let incoming = Box::pin(incoming.filter(|accepted| std::future::ready(accepted.is_ok())));
         let serve = tonic::transport::Server::builder().add_routes(daemon::routes()).serve_with_incoming(incoming);

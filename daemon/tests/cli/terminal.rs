@@ -111,9 +111,4 @@ async fn a_failure_and_a_signal_leave_the_terminal_as_it_was() {
         assert_eq!(code_of(child).await, code);
         assert_eq!(terminal.settings(), before);
     }
-    let child = terminal.exec(&daemon, &["cat"]);
-    terminal.until_raw().await;
-    drop(daemon);
-    drop(terminal.ours);
-    drop(child);
 }
