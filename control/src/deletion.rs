@@ -69,17 +69,25 @@ pub(crate) fn delete(change: Change, view: &View, key: &Key, now: Timestamp) -> 
     }
     match view.value(key) {
         Some(mut value) => {
-            mark(&mut value, now);
+            if let Some(metadata) = value.get_mut("metadata") {
+                mark(metadata, None, now);
+            }
             (change.update(key.clone(), revision, meta::encode(&value)), true)
         }
         None => (change, false),
     }
 }
 
-fn mark(value: &mut Value, now: Timestamp) {
-    if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
-        metadata.insert("deletionTimestamp".into(), json!(meta::seconds(now)));
-        metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
+/// Marks an object's metadata as told to go, held by a finalizer if one is given.
+pub(crate) fn mark(metadata: &mut Value, finalizer: Option<&str>, now: Timestamp) {
+    let Some(metadata) = metadata.as_object_mut() else { return };
+    metadata.insert("deletionTimestamp".into(), json!(meta::seconds(now)));
+    metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
+    if let Some(finalizer) = finalizer {
+        match metadata.get_mut("finalizers").and_then(Value::as_array_mut) {
+            Some(list) => list.push(finalizer.into()),
+            None => drop(metadata.insert("finalizers".into(), json!([finalizer]))),
+        }
     }
 }
 

@@ -139,6 +139,9 @@ fn delete_dependents(key: &Key, owner: &ObjectMeta, cx: &mut Context<'_>, plan: 
         if references().any(|other| other.uid != uid && exists(other, dependent, cx.view)) {
             // Another owner keeps it; it only lets go of this one.
             plan.add(edit(dependent, cx, |metadata| drop_owner(metadata, uid)));
+        } else if !meta::is_deleting(meta) && blocks_others(meta, cx.view) {
+            // Its own dependents go before it, so that the whole tree ends from its leaves.
+            plan.add(edit(dependent, cx, |metadata| deletion::mark(metadata, Some(FOREGROUND), cx.now)));
         } else {
             let (change, _) = deletion::delete(change(MANAGER), cx.view, dependent, cx.now);
             plan.add(change);
@@ -147,6 +150,14 @@ fn delete_dependents(key: &Key, owner: &ObjectMeta, cx: &mut Context<'_>, plan: 
     if !blocked {
         plan.add(without_finalizer(key, owner, FOREGROUND, cx));
     }
+}
+
+/// Whether some dependent of the object wants to go before it.
+fn blocks_others(meta: &ObjectMeta, view: &View) -> bool {
+    let uid = meta::uid(meta);
+    let blocks = |owner: &OwnerReference| owner.uid == uid && owner.block_owner_deletion == Some(true);
+    let metas = view.dependents(uid).filter_map(|key| view.meta(key));
+    metas.into_iter().any(|(meta, _)| meta.owner_references.iter().flatten().any(blocks))
 }
 
 /// Orphaning deletion: dependents let go of their owner before it goes.

@@ -126,11 +126,13 @@ impl Pass<'_> {
             None => format!("Deployment \"{}\"", self.deployment.key.name()),
         };
         let reason = self.progress().and_then(|progress| progress.reason.clone()).unwrap_or_default();
+        // A complete Deployment that loses a pod is no rollout; one with pods of two versions is.
+        let moves = if reason == COMPLETE { self.is_rolling() } else { self.has_progressed(before) };
         if self.is_complete() {
             if reason != COMPLETE {
                 self.note_progress("True", COMPLETE, &format!("{name} has successfully progressed."), cx.now);
             }
-        } else if if reason == COMPLETE { self.is_rolling() } else { self.has_progressed(before) } {
+        } else if moves {
             self.note_progress("True", "ReplicaSetUpdated", &format!("{name} is progressing."), cx.now);
         } else if !matches!(reason.as_str(), COMPLETE | TIMED_OUT) {
             self.judge_deadline(&name, cx, plan);

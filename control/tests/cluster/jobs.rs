@@ -1,0 +1,200 @@
+//! Jobs: every success counted once, whatever happens around it.
+
+use flotilla_api::k8s_openapi::api::core::v1::Pod;
+use flotilla_control::{Liveness, keys};
+use serde_json::{Value, json};
+
+use crate::sim::{Sim, condition, template};
+
+fn job(completions: i32, parallelism: i32) -> Value {
+    let mut template = template("j", "task");
+    template["spec"]["restartPolicy"] = "Never".into();
+    json!({"metadata": {"name": "j"}, "spec": {"completions": completions, "parallelism": parallelism, "template": template}})
+}
+
+fn raw(sim: &Sim) -> Value {
+    sim.get(&keys::job("default", "j"))
+}
+
+fn put(sim: &mut Sim, value: Value) {
+    sim.put_json("batch", "jobs", value);
+}
+
+fn succeed(_: &Pod) -> Option<&'static str> {
+    Some("Succeeded")
+}
+
+#[test]
+fn a_hundred_tasks_ten_at_a_time() {
+    let mut sim = Sim::with_nodes(1, 3);
+    sim.check = |sim| assert!(sim.active().len() <= 10, "{} at once", sim.active().len());
+    put(&mut sim, job(100, 10));
+    sim.run_with(succeed);
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed, status.active), (Some(100), None, None));
+    assert_eq!(sim.pods().len(), 100);
+    assert!(status.completion_time.is_some() && status.start_time.is_some());
+    assert_eq!(condition(&raw(&sim), "Complete")["reason"], "CompletionsReached");
+    assert_eq!(sim.events("Completed").len(), 1);
+    assert!(sim.pods().iter().all(|pod| pod.metadata.finalizers.is_none()));
+}
+
+#[test]
+fn a_pod_lost_to_its_node_is_replaced_and_no_failure() {
+    let mut sim = Sim::with_nodes(2, 3);
+    let mut value = job(30, 12);
+    value["spec"]["backoffLimit"] = 0.into();
+    put(&mut sim, value);
+    sim.run();
+    assert_eq!(sim.active().len(), 12);
+    sim.hear("n1", Liveness::Dead);
+    sim.run();
+    assert_eq!(sim.active().len(), 12, "replaced");
+    sim.hear("n1", Liveness::Alive);
+    sim.run_with(succeed);
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed), (Some(30), None));
+}
+
+#[test]
+fn failures_are_retried_later_and_later_until_the_limit() {
+    let mut sim = Sim::with_nodes(3, 1);
+    let mut value = job(1, 1);
+    value["spec"]["backoffLimit"] = 2.into();
+    put(&mut sim, value);
+    let fail = |_: &Pod| Some("Failed");
+    sim.run_with(fail);
+    assert_eq!((sim.pods().len(), sim.job("j").status.unwrap().failed), (1, Some(1)));
+    sim.advance(9);
+    sim.run_with(fail);
+    assert_eq!(sim.pods().len(), 1, "waits 10 s");
+    sim.advance(1);
+    sim.run_with(fail);
+    assert_eq!(sim.pods().len(), 2);
+    sim.advance(19);
+    sim.run_with(fail);
+    assert_eq!(sim.pods().len(), 2, "waits 20 s");
+    sim.advance(1);
+    sim.run_with(fail);
+    sim.assert_settled();
+    assert_eq!(sim.pods().len(), 3);
+    assert_eq!(condition(&raw(&sim), "Failed")["reason"], "BackoffLimitExceeded");
+    assert_eq!(sim.job("j").status.unwrap().failed, Some(3));
+    assert_eq!(sim.events("BackoffLimitExceeded").len(), 1);
+}
+
+#[test]
+fn a_deadline_ends_a_job_with_its_pods() {
+    let mut sim = Sim::with_nodes(4, 1);
+    let mut value = job(2, 2);
+    value["spec"]["activeDeadlineSeconds"] = 60.into();
+    put(&mut sim, value);
+    sim.run();
+    sim.advance(60);
+    sim.run();
+    sim.assert_settled();
+    assert_eq!(condition(&raw(&sim), "Failed")["reason"], "DeadlineExceeded");
+    assert!(sim.active().is_empty());
+}
+
+#[test]
+fn a_suspended_job_lets_its_pods_go_and_resumes() {
+    let mut sim = Sim::with_nodes(5, 1);
+    put(&mut sim, job(4, 2));
+    sim.run();
+    let mut suspended = job(4, 2);
+    suspended["spec"]["suspend"] = true.into();
+    put(&mut sim, suspended);
+    sim.run();
+    assert!(sim.pods().is_empty());
+    assert_eq!(condition(&raw(&sim), "Suspended")["status"], "True");
+    assert!(sim.job("j").status.unwrap().start_time.is_none());
+    put(&mut sim, job(4, 2));
+    sim.run_with(succeed);
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed), (Some(4), None));
+    assert_eq!(sim.events("Resumed").len(), 1);
+}
+
+#[test]
+fn indexes_are_each_done_once() {
+    let mut sim = Sim::with_nodes(6, 2);
+    let mut value = job(5, 2);
+    value["spec"]["completionMode"] = "Indexed".into();
+    put(&mut sim, value);
+    sim.settle();
+    let pod = &sim.pods()[0];
+    let spec = pod.spec.as_ref().unwrap();
+    assert_eq!(spec.hostname.as_deref(), Some("j-0"));
+    assert_eq!(spec.containers[0].env.as_ref().unwrap()[0].value.as_deref(), Some("0"));
+    sim.run_with(succeed);
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.completed_indexes.as_deref()), (Some(5), Some("0-4")));
+    assert_eq!(sim.pods().len(), 5);
+}
+
+#[test]
+fn a_work_queue_ends_with_its_first_success() {
+    let mut sim = Sim::with_nodes(7, 1);
+    let mut value = job(1, 3);
+    value["spec"].as_object_mut().unwrap().remove("completions");
+    put(&mut sim, value);
+    sim.run();
+    assert_eq!(sim.active().len(), 3);
+    let first = keys::pod("default", sim.pods()[0].metadata.name.as_deref().unwrap());
+    sim.set_phase(&first, "Succeeded");
+    sim.run();
+    assert_eq!(sim.active().len(), 2, "none is added");
+    assert!(condition(&raw(&sim), "Complete").is_null());
+    sim.run_with(succeed);
+    sim.assert_settled();
+    assert_eq!(condition(&raw(&sim), "Complete")["status"], "True");
+    assert_eq!(sim.job("j").status.unwrap().succeeded, Some(3));
+}
+
+#[test]
+fn a_finished_job_goes_when_its_time_has_come_and_takes_its_pods() {
+    let mut sim = Sim::with_nodes(8, 1);
+    let mut value = job(2, 2);
+    value["spec"]["ttlSecondsAfterFinished"] = 100.into();
+    put(&mut sim, value);
+    sim.run_with(succeed);
+    assert_eq!(sim.pods().len(), 2);
+    sim.advance(101);
+    sim.run();
+    assert!(!sim.store.contains_key(&keys::job("default", "j")));
+    assert!(sim.pods().is_empty());
+}
+
+#[test]
+fn a_job_deleted_while_it_runs_leaves_no_pod_behind() {
+    let mut sim = Sim::with_nodes(9, 2);
+    put(&mut sim, job(10, 5));
+    sim.run();
+    sim.delete(&keys::job("default", "j"));
+    sim.run();
+    sim.assert_settled();
+    assert!(sim.pods().is_empty());
+}
+
+#[test]
+fn restarts_in_place_count_towards_the_limit() {
+    let mut sim = Sim::with_nodes(10, 1);
+    let mut value = job(1, 1);
+    value["spec"]["template"]["spec"]["restartPolicy"] = "OnFailure".into();
+    value["spec"]["backoffLimit"] = 3.into();
+    put(&mut sim, value);
+    sim.run();
+    let key = keys::pod("default", sim.pods()[0].metadata.name.as_deref().unwrap());
+    sim.edit(&key, |pod| {
+        pod["status"]["containerStatuses"] =
+            json!([{"name": "a", "image": "", "imageID": "", "ready": false, "restartCount": 3}]);
+    });
+    sim.run();
+    assert_eq!(condition(&raw(&sim), "Failed")["reason"], "BackoffLimitExceeded");
+    assert!(sim.active().is_empty());
+}
