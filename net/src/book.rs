@@ -147,3 +147,78 @@ fn read(dir: &Path) -> Result<Vec<AddressRecord>, String> {
         Err(error) => Err(error.to_string()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::authority::Authority;
+    use crate::identity::Identity;
+    use crate::names::ClusterId;
+
+    struct Fixture {
+        authority: Authority,
+        dir: tempfile::TempDir,
+        now: SystemTime,
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let now = SystemTime::now();
+            let authority = Authority::create(ClusterId::generate(), now).expect("an authority");
+            Fixture { authority, dir: tempfile::tempdir().expect("a directory"), now }
+        }
+
+        fn identity(&self, id: NodeId) -> Identity {
+            let lifetime = Duration::from_secs(3600);
+            Identity::issue(&self.authority, id, &format!("n{id}"), &[], lifetime, self.now).expect("an identity")
+        }
+
+        fn book(&self) -> Book {
+            Book::load(Credentials::new(self.identity(1)).expect("credentials"), self.dir.path())
+        }
+    }
+
+    fn at(port: u16) -> Vec<SocketAddr> {
+        vec![SocketAddr::from(([10, 0, 0, 1], port))]
+    }
+
+    #[test]
+    fn the_highest_sequence_counts_in_whatever_order_records_come() {
+        let fixture = Fixture::new();
+        let (book, node) = (fixture.book(), fixture.identity(2));
+        let record = |port, sequence| AddressRecord::sign(&node, &at(port), sequence).expect("signs");
+        assert_eq!(book.learn(record(1, 5)).expect("is true"), Learned::Moved);
+        assert_eq!(book.learn(record(2, 4)).expect("is true"), Learned::Known);
+        assert_eq!(book.learn(record(1, 5)).expect("is true"), Learned::Known);
+        assert_eq!(book.learn(record(1, 6)).expect("is true"), Learned::Renewed);
+        assert_eq!(book.learn(record(3, 7)).expect("is true"), Learned::Moved);
+        assert_eq!(book.get(2).expect("is held").addresses(), at(3));
+    }
+
+    #[test]
+    fn what_is_kept_is_found_again_and_damage_is_survived() {
+        let fixture = Fixture::new();
+        let book = fixture.book();
+        book.learn(AddressRecord::sign(&fixture.identity(2), &at(1), 5).expect("signs")).expect("is true");
+        book.store().expect("stores");
+        assert_eq!(fixture.book().get(2), book.get(2));
+        std::fs::write(fixture.dir.path().join(FILE), b"nonsense").expect("writes");
+        assert!(fixture.book().all().is_empty());
+    }
+
+    #[test]
+    fn an_own_record_is_signed_anew_only_when_it_says_something_new() {
+        let fixture = Fixture::new();
+        let book = fixture.book();
+        let sequence = || book.get(1).expect("is held").sequence();
+        book.publish(&at(1), fixture.now).expect("signs");
+        let first = sequence();
+        book.publish(&at(1), fixture.now).expect("signs");
+        assert_eq!(sequence(), first);
+        // Also with a clock that was set back.
+        book.publish(&at(2), SystemTime::UNIX_EPOCH).expect("signs");
+        assert_eq!(sequence(), first + 1);
+    }
+}
