@@ -231,6 +231,7 @@ pub(crate) async fn replace_identity(shared: &Arc<Shared>, identity: Identity) -
     let stored = tokio::task::spawn_blocking(move || copy.store(&dir)).await;
     stored.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
     shared.credentials.replace(identity).map_err(|error| failed(error.to_string()))?;
+    shared.pool.forget_failures();
     let addresses = shared.book.get(shared.own_id()).map(|record| record.addresses().to_vec()).unwrap_or_default();
     shared.publish(&addresses)
 }

@@ -103,6 +103,12 @@ impl Pool {
         }
     }
 
+    /// Lets the next dials be tried at once: why the last ones failed no longer holds.
+    pub(crate) fn forget_failures(&self) {
+        let slots: Vec<_> = self.lock().values().cloned().collect();
+        slots.iter().for_each(|slot| slot.lock().failed = None);
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<Key, Arc<Slot>>> {
         self.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
