@@ -376,7 +376,10 @@ mod tests {
         group.create(&Limits { memory_bytes: Some(64 << 20), pids: Some(10), ..Limits::default() }).unwrap();
         assert!(group.exists());
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        for dir in group.dirs().into_iter().filter(|dir| dir.exists()) {
+        // On v2 a group has either processes or groups with controllers below it.
+        let member = group.child("member").unwrap();
+        member.create(&Limits::default()).unwrap();
+        for dir in member.dirs().into_iter().filter(|dir| dir.exists()) {
             fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
         }
         assert_eq!(group.pids(), vec![child.id() as i32]);

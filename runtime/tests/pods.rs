@@ -246,3 +246,22 @@ async fn what_is_not_sensible_is_refused() {
     pods.remove_sandbox("a").await.unwrap();
     pods.remove_sandbox("a").await.unwrap();
 }
+
+#[tokio::test]
+async fn many_pods_at_once() {
+    let node = Node::new();
+    let pods = node.open().await;
+    let one = |n: usize| {
+        let (pods, node) = (&pods, &node);
+        async move {
+            let id = format!("pod{n}");
+            pods.create_sandbox(sandbox(&id)).await.unwrap();
+            let key = run(pods, &id, node.container(&format!("main{n}"), &format!("echo {n}; exit {n}"))).await;
+            assert_eq!(exit(pods, &id, &key).await.code, n as i32);
+            assert_eq!(output(pods, &id, &key).await, format!("{n}\n"));
+            pods.remove_sandbox(&id).await.unwrap();
+        }
+    };
+    futures::future::join_all((0..12).map(one)).await;
+    assert!(pods.list().is_empty());
+}

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::{Node, PATIENCE, alive, exit, run, running, said, sandbox, until};
 use flotilla_runtime::Pods;
+use flotilla_runtime::cgroup::Cgroup;
 use flotilla_runtime::pods::{ExecSpec, PodsError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -74,11 +75,10 @@ async fn what_cannot_run_and_what_runs_too_long() {
     let late = pods.exec_sync("a", &key, &shell("echo $$ >/tmp/pid; sleep 61"), Duration::from_millis(300)).await;
     assert!(matches!(late, Err(PodsError::Timeout(_))), "{late:?}");
     assert!(began.elapsed() < Duration::from_secs(10));
-    let left = || {
-        let found = std::process::Command::new("pgrep").args(["-f", "^sleep 61$"]).output().unwrap();
-        String::from_utf8(found.stdout).unwrap()
-    };
-    until("the late process dies", || left().is_empty().then_some(())).await;
+    let group = Cgroup::new(&format!("{}/poduid-a", node.config.cgroup_parent)).unwrap();
+    let late =
+        |pid: &i32| std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|args| args.ends_with(b"sleep\x0061\0"));
+    until("the late process dies", || (!group.pids().iter().any(late)).then_some(())).await;
     let flood = pods.exec_sync("a", &key, &shell("yes | head -c 1000000"), PATIENCE).await.unwrap();
     assert_eq!((flood.code, flood.stdout.len()), (0, flotilla_runtime::pods::MAX_SYNC_OUTPUT_BYTES));
     let gone = pods.exec_sync("a", "none-0", &shell("true"), PATIENCE).await.unwrap_err();

@@ -97,7 +97,7 @@ async fn a_shim_that_died_unseen_is_buried_at_the_next_open() {
     let node = Node::new();
     let pods = node.open().await;
     let shim = pods.create_sandbox(sandbox("a")).await.unwrap().shim_pid.unwrap();
-    let key = run(&pods, "a", node.container("main", COUNTER)).await;
+    let key = run(&pods, "a", node.container("main", "sleep 300")).await;
     let pid = running(&pods, "a", &key).await;
     pods.close().await;
     drop(pods);

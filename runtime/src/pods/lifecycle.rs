@@ -84,6 +84,13 @@ fn forward(record: &Record) -> Option<Forward> {
 async fn find(inner: &Inner, record: Record) {
     let places = inner.places(&record.spec.id);
     match Wire::open(&places.socket(), true).await {
+        // The daemon died before the pod had its network: its containers were never told of an address.
+        Ok((_, state)) if record.ip.is_some() && !state.linked => {
+            tracing::info!(sandbox = record.spec.id, "it was never finished");
+            let (sandbox, _) = Sandbox::new(record, places, View { ready: false, state });
+            sandbox.bury().await;
+            inner.adopt(sandbox, None);
+        }
         Ok((wire, state)) => {
             let (sandbox, tether) = Sandbox::new(record, places, View { ready: true, state });
             inner.adopt(sandbox, Some((tether, wire)));
@@ -98,11 +105,19 @@ async fn find(inner: &Inner, record: Record) {
 }
 
 impl Pods {
+    /// Makes a sandbox, or leaves nothing of it. Goes on to either end even when the caller stops waiting.
     pub async fn create_sandbox(&self, spec: SandboxSpec) -> Result<SandboxState, PodsError> {
         validate(&self.inner.config, &spec)?;
+        let pods = self.clone();
+        let making = self.inner.tasks.spawn(async move { pods.make_sandbox(spec).await });
+        making.await.unwrap_or_else(|error| Err(PodsError::Shim(error.to_string())))
+    }
+
+    async fn make_sandbox(&self, spec: SandboxSpec) -> Result<SandboxState, PodsError> {
         let exists = || PodsError::Exists(spec.id.clone());
         let _claim = self.inner.claim(&spec.id).ok_or_else(exists)?;
-        if self.sandbox(&spec.id).is_ok() {
+        // Another sandbox of the same pod would share its control group, and go down with it.
+        if self.list().iter().any(|other| other.id == spec.id || other.uid == spec.uid) {
             return Err(exists());
         }
         let ip = match (spec.host_network, &self.inner.network) {
@@ -116,7 +131,9 @@ impl Pods {
             Ok(sandbox) => Ok(sandbox.state()),
             Err(error) => {
                 if let Err(left) = clean(&self.inner, &record).await {
-                    tracing::warn!(sandbox = record.spec.id, %left, "a sandbox that failed leaves something");
+                    tracing::warn!(sandbox = record.spec.id, %left, "a sandbox that failed is left to be removed");
+                    let places = self.inner.places(&record.spec.id);
+                    self.inner.adopt(Sandbox::new(record, places, View::default()).0, None);
                 }
                 Err(error)
             }

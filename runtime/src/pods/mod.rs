@@ -53,6 +53,7 @@ pub enum PodsError {
     NoSandbox(String),
     #[error("no container {0}")]
     NoContainer(String),
+    /// A sandbox of this id, or of the same pod.
     #[error("sandbox {0} exists already")]
     Exists(String),
     /// The shim or its engine said no, in these words.

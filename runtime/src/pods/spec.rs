@@ -21,7 +21,7 @@ pub struct Config {
     /// bytes long.
     pub run: PathBuf,
     pub engine: EngineChoice,
-    /// Absolute path of the control group above all pods.
+    /// Absolute path of the control group above all pods; no other daemon on the machine may have the same.
     pub cgroup_parent: String,
     /// The command that becomes a shim (see `shim_main`); the launch file is appended.
     pub shim: Vec<String>,
@@ -66,6 +66,7 @@ pub struct SandboxSpec {
     pub id: String,
     pub namespace: String,
     pub name: String,
+    /// The pod's; at most one sandbox of a pod exists at a time.
     pub uid: String,
     pub hostname: String,
     pub host_network: bool,

@@ -105,7 +105,11 @@ fn serve(launch: Launch, mut ready: fs::File) -> i32 {
             return 1;
         }
     };
-    let _ = ready.write_all(b"ok");
+    if ready.write_all(b"ok").is_err() {
+        // Who started this shim has given it up.
+        let _ = fs::remove_file(socket);
+        return 1;
+    }
     drop(ready);
     let ran = server.run();
     let _ = fs::remove_file(socket);

@@ -13,7 +13,7 @@ use flotilla_runtime::network::NetworkConfig;
 use flotilla_runtime::pods::{Config, ContainerSpec, LogOptions, SandboxSpec};
 use flotilla_runtime::state::{ContainerState, Exit, Phase};
 
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The example `shim`, which cargo builds beside the tests.
 pub fn shim() -> PathBuf {
