@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, bail};
 use clap::{Args, ValueEnum};
+use flotilla_api::Registry;
 use serde_json::Value;
 use tonic::Code;
 
@@ -69,8 +70,10 @@ struct Target {
 }
 
 impl Target {
+    /// `deployment.apps/web`, however the kind was named.
     fn words(&self) -> String {
-        plain(&format!("{}/{}", self.kind, self.name))
+        let kind = Registry::builtin().by_name(&self.kind).map_or(self.kind.clone(), |kind| kind.qualified_singular());
+        plain(&format!("{kind}/{}", self.name))
     }
 }
 
@@ -196,6 +199,7 @@ mod tests {
         let object = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}});
         let target = target_of(&object, "prod").unwrap();
         assert_eq!(target, Target { kind: "deployment.v1.apps".into(), namespace: "prod".into(), name: "web".into() });
+        assert_eq!(target.words(), "deployment.apps/web");
         let object = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "a", "namespace": "b"}});
         let target = target_of(&object, "prod").unwrap();
         assert_eq!(target, Target { kind: "pod".into(), namespace: "b".into(), name: "a".into() });

@@ -1,6 +1,7 @@
 //! `get` and `pods`: objects of any kind, as a table or as they are.
 
 use clap::{Args, ValueEnum};
+use flotilla_api::Registry;
 use serde_json::{Map, Value, json};
 use tonic::Status;
 
@@ -168,13 +169,15 @@ pub struct Listing {
     pub columns: Vec<Column>,
     pub rows: Vec<Row>,
     pub revision: u64,
+    pub api_version: String,
+    pub kind: String,
 }
 
 impl Listing {
     fn append(&mut self, other: Self) {
         self.items.extend(other.items);
         self.rows.extend(other.rows);
-        self.columns = other.columns;
+        (self.columns, self.api_version, self.kind) = (other.columns, other.api_version, other.kind);
         self.revision = self.revision.max(other.revision);
     }
 }
@@ -221,19 +224,27 @@ async fn missing(session: &Session, query: &Query, name: &str) -> Result<(), Sta
 fn page_of(page: ListObjectsResponse) -> anyhow::Result<Listing> {
     let mut items = Vec::with_capacity(page.items.len());
     for bytes in &page.items {
-        let mut item: Value = serde_json::from_slice(bytes)?;
-        if let Some(object) = item.as_object_mut() {
-            name_kind(object, &page.api_version, &page.kind);
-        }
-        items.push(item);
+        items.push(object(bytes, &page.api_version, &page.kind)?);
     }
-    Ok(Listing { items, columns: page.columns, rows: page.rows, revision: page.revision })
+    Ok(Listing {
+        items,
+        columns: page.columns,
+        rows: page.rows,
+        revision: page.revision,
+        api_version: page.api_version,
+        kind: page.kind,
+    })
 }
 
-/// Items of a list may leave out what the list says.
-fn name_kind(object: &mut Map<String, Value>, api_version: &str, kind: &str) {
+/// Reads an object of a list, which may leave out what the list says.
+///
+/// # Errors
+/// If it is not JSON.
+pub fn object(json: &[u8], api_version: &str, kind: &str) -> serde_json::Result<Value> {
+    let mut object: Map<String, Value> = serde_json::from_slice(json)?;
     object.entry("apiVersion").or_insert_with(|| api_version.into());
     object.entry("kind").or_insert_with(|| kind.into());
+    Ok(Value::Object(object))
 }
 
 fn write(session: &Session, query: &Query, listing: &Listing) -> anyhow::Result<()> {
@@ -263,7 +274,8 @@ fn write(session: &Session, query: &Query, listing: &Listing) -> anyhow::Result<
 }
 
 fn none_words(query: &Query) -> String {
-    if query.shows_namespaces() {
+    let scoped = Registry::builtin().by_name(&query.kind).is_ok_and(|kind| !kind.is_namespaced());
+    if query.shows_namespaces() || scoped {
         format!("no {} found", query.kind)
     } else {
         format!("no {} found in namespace {}", query.kind, query.namespace)
@@ -350,6 +362,7 @@ mod tests {
             columns: vec![column("Name", 0), column("Status", 0), column("Node", 1)],
             rows: vec![row(["web-1", "Running", "node-1"])],
             revision: 7,
+            ..Listing::default()
         }
     }
 

@@ -136,3 +136,36 @@ impl<'a> From<&'a JobStatus> for JobView<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde::Serialize;
+    use serde_json::Value;
+
+    use super::*;
+
+    fn fields(view: &impl Serialize) -> Vec<String> {
+        let Value::Object(map) = serde_json::to_value(view).unwrap() else { panic!("not an object") };
+        map.into_iter().map(|(name, _)| name).collect()
+    }
+
+    #[test]
+    fn every_field_is_documented() {
+        let text = include_str!("../../../docs/cli.md");
+        for (section, fields) in [
+            ("nodes", fields(&NodeView::from(&NodeSummary::default()))),
+            ("status", fields(&ClusterView::from(&ClusterStatus::default()))),
+            ("jobs", fields(&JobView::from(&JobStatus::default()))),
+            ("pods of a job", fields(&PodView::from(&PodSummary::default()))),
+            ("events of a job", fields(&EventView::from(&EventSummary::default()))),
+            ("token list", fields(&TokenView::from(&TokenSummary::default()))),
+            ("image ls", fields(&ImageView::from(&ImageSummary::default()))),
+        ] {
+            let row = text.lines().find(|line| line.starts_with(&format!("| {section} |")));
+            let row = row.unwrap_or_else(|| panic!("docs/cli.md has no row for {section}"));
+            for field in fields {
+                assert!(row.contains(&format!("`{field}`")), "{section}: {field}");
+            }
+        }
+    }
+}

@@ -4,7 +4,7 @@ use flotilla_api::{Kind, Registry};
 use serde_json::Value;
 use std::sync::Arc;
 
-use super::get::{Listing, Query, document, table};
+use super::get::{Listing, Query, document, object, table};
 use super::output::Table;
 use super::session::{Session, now};
 use super::{DONE, INTERRUPTED};
@@ -44,6 +44,9 @@ struct Screen<'a> {
     session: &'a Session,
     query: &'a Query,
     columns: Vec<Column>,
+    /// What the list says and its items need not.
+    api_version: String,
+    kind_name: String,
     /// Which columns the rows of events have; the daemon sends rows only with lists.
     kind: Option<Arc<Kind>>,
     widths: Vec<usize>,
@@ -59,7 +62,16 @@ impl<'a> Screen<'a> {
             ours.len() == listing.columns.len()
                 && ours.iter().zip(&listing.columns).all(|(ours, theirs)| ours.name == theirs.name)
         });
-        Self { session, query, columns: listing.columns.clone(), kind, widths: Vec::new(), header: true }
+        Self {
+            session,
+            query,
+            columns: listing.columns.clone(),
+            api_version: listing.api_version.clone(),
+            kind_name: listing.kind.clone(),
+            kind,
+            widths: Vec::new(),
+            header: true,
+        }
     }
 
     fn begin(&mut self, listing: Listing) -> anyhow::Result<()> {
@@ -76,7 +88,7 @@ impl<'a> Screen<'a> {
     }
 
     fn event(&mut self, event: &WatchEvent) -> anyhow::Result<()> {
-        let item: Value = serde_json::from_slice(&event.json)?;
+        let item = object(&event.json, &self.api_version, &self.kind_name)?;
         if !self.query.is_table() {
             return Ok(self.session.say(document(self.query, item)?)?);
         }
@@ -94,7 +106,7 @@ impl<'a> Screen<'a> {
                 (vec![column("Name"), column("Event")], vec![name.to_owned(), event.to_owned()])
             }
         };
-        Listing { items: vec![item], columns, rows: vec![Row { cells }], revision: 0 }
+        Listing { items: vec![item], columns, rows: vec![Row { cells }], ..Listing::default() }
     }
 
     /// Columns may only grow, so that the rows of a watch stay below each other.

@@ -8,7 +8,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use flotilla::proto::cluster_server::{Cluster, ClusterServer};
 use flotilla::proto::exec_input::Input;
 use flotilla::proto::exec_output::Output;
+use flotilla::proto::images_server::ImagesServer;
 use flotilla::proto::jobs_server::{Jobs, JobsServer};
+use flotilla::proto::objects_server::ObjectsServer;
 use flotilla::proto::pods_server::{Pods, PodsServer};
 use flotilla::proto::*;
 use flotilla_api::Cause;
@@ -21,7 +23,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status, Streaming};
 
-type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+pub type Answer<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// The daemon, gone when dropped.
 pub struct Daemon {
@@ -58,11 +60,13 @@ pub fn routes() -> Routes {
     let world = World::default();
     Routes::new(JobsServer::new(world.clone()))
         .add_service(PodsServer::new(world.clone()))
+        .add_service(ObjectsServer::new(world.clone()))
+        .add_service(ImagesServer::new(world.clone()))
         .add_service(ClusterServer::new(world))
 }
 
 #[derive(Clone, Default)]
-struct World {
+pub struct World {
     /// How often `flaky` was watched.
     watches: Arc<AtomicUsize>,
 }
@@ -86,7 +90,7 @@ fn status(name: &str, phase: &str, ready: i32, message: &str) -> JobStatus {
     }
 }
 
-fn refuse(answer: flotilla_api::Status, code: Code) -> Status {
+pub fn refuse(answer: flotilla_api::Status, code: Code) -> Status {
     let mut metadata = MetadataMap::new();
     let json = serde_json::to_vec(&answer).unwrap();
     metadata.insert_bin("flotilla-status-bin", MetadataValue::from_bytes(&json));
@@ -97,7 +101,7 @@ fn missing(name: &str) -> Status {
     refuse(flotilla_api::Status::not_found("jobs", name), Code::NotFound)
 }
 
-fn nothing<T>() -> Result<T, Status> {
+pub fn nothing<T>() -> Result<T, Status> {
     Err(Status::unimplemented("not in this world"))
 }
 

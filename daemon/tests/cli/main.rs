@@ -1,6 +1,7 @@
 //! The command line as people and scripts meet it: the program itself, talking over a socket.
 
 mod daemon;
+mod objects;
 mod remote;
 mod terminal;
 
@@ -163,4 +164,98 @@ async fn a_reader_that_has_had_enough_is_no_error_to_tell() {
     drop(reader);
     let output = flotilla(daemon.socket()).arg("nodes").stdout(writer).stderr(Stdio::piped()).output().await.unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+}
+
+#[tokio::test]
+async fn objects_come_as_tables_names_json_or_yaml() {
+    let daemon = Daemon::start();
+    let output = run(&daemon, "get pods").await;
+    let expected = "NAME    READY   STATUS    RESTARTS   AGE\n\
+                    web-a   0/1     Running   0          <unknown>\n\
+                    web-b   0/1     Pending   0          <unknown>\n";
+    assert_eq!(parts(&output), (0, expected, ""));
+    let output = run(&daemon, "get po -o name").await;
+    assert_eq!(parts(&output), (0, "pod/web-a\npod/web-b\n", ""));
+    let output = run(&daemon, "get pod/web-a -o json").await;
+    let pod: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((&pod["kind"], &pod["metadata"]["name"]), (&"Pod".into(), &"web-a".into()));
+    let output = run(&daemon, "get pods -o yaml").await;
+    let list: serde_json::Value = serde_saphyr::from_slice(&output.stdout).unwrap();
+    assert_eq!((&list["kind"], list["items"].as_array().map(Vec::len)), (&"List".into(), Some(2)));
+    let output = run(&daemon, "get pod nothing").await;
+    assert_eq!(parts(&output), (1, "", "error: pods \"nothing\" not found\n"));
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_below_its_list() {
+    let daemon = Daemon::start();
+    let output = run(&daemon, "get pods --watch").await;
+    let (code, out, _) = parts(&output);
+    assert_eq!(code, 0);
+    assert_eq!(out.lines().count(), 4, "{out}");
+    assert!(out.contains("\na-much-longer-name   0/1"), "{out}");
+    let output = run(&daemon, "get pods --watch -o name").await;
+    assert_eq!(parts(&output), (0, "pod/web-a\npod/web-b\npod/a-much-longer-name\n", ""));
+}
+
+#[tokio::test]
+async fn deleting_waits_until_the_object_is_gone() {
+    let daemon = Daemon::start();
+    let output = run(&daemon, "delete pods web-a dying").await;
+    assert_eq!(parts(&output), (0, "pod/web-a deleted\npod/dying deleted\n", ""));
+    let output = run(&daemon, "delete pods dying --detach").await;
+    assert_eq!(parts(&output), (0, "pod/dying is being deleted\n", ""));
+    let output = run(&daemon, "delete pods nothing web-a").await;
+    assert_eq!(parts(&output), (1, "pod/web-a deleted\n", "error: pods \"nothing\" not found\n"));
+    let output = run(&daemon, "delete pods nothing --ignore-not-found").await;
+    assert_eq!(parts(&output), (0, "", ""));
+}
+
+#[tokio::test]
+async fn manifests_are_applied_and_deleted_from_files() {
+    let (daemon, dir) = (Daemon::start(), tempfile::tempdir().unwrap());
+    let pod = "apiVersion: v1\nkind: Pod\nmetadata:\n  name: web-a\n";
+    std::fs::write(dir.path().join("a-bad.yaml"), format!("{pod}spec: {{imagee: x}}\n")).unwrap();
+    std::fs::write(dir.path().join("b-good.yaml"), pod).unwrap();
+    let folder = dir.path().display();
+    let output = run(&daemon, &format!("apply -f {folder}")).await;
+    let expected = format!("error: {folder}/a-bad.yaml: spec.containers[0].imagee: unknown field\n");
+    assert_eq!(parts(&output), (1, "pod/web-a created\n", expected.as_str()));
+    let output = run(&daemon, &format!("delete -f {folder}/b-good.yaml")).await;
+    assert_eq!(parts(&output), (0, "pod/web-a deleted\n", ""));
+    let output = run(&daemon, &format!("submit {folder}/b-good.yaml")).await;
+    let expected = format!(
+        "error: {folder}/b-good.yaml: this is a Kubernetes manifest: use 'flotilla apply -f {folder}/b-good.yaml'\n"
+    );
+    assert_eq!(parts(&output), (1, "", expected.as_str()));
+}
+
+#[tokio::test]
+async fn job_files_are_submitted() {
+    let (daemon, dir) = (Daemon::start(), tempfile::tempdir().unwrap());
+    let file = dir.path().join("web.yaml");
+    std::fs::write(&file, "name: web\nimage: nginx\ncount: 2\n").unwrap();
+    let output = run(&daemon, &format!("submit {}", file.display())).await;
+    let (code, out, error) = parts(&output);
+    assert_eq!((code, error), (0, ""));
+    assert!(out.starts_with("job web created\n") && out.ends_with("web: 2/2 running\n"), "{out}");
+    std::fs::write(&file, "name: web\nimagee: nginx\n").unwrap();
+    let output = run(&daemon, &format!("submit {}", file.display())).await;
+    let (code, _, error) = parts(&output);
+    assert!(code == 1 && error.contains("imagee"), "{error}");
+}
+
+#[tokio::test]
+async fn images_are_pulled_and_imported() {
+    let (daemon, dir) = (Daemon::start(), tempfile::tempdir().unwrap());
+    let output = run(&daemon, "image pull nginx").await;
+    let expected = "nginx: downloading 40Mi\nnginx: unpacking 40Mi\nnginx: done 40Mi\nnginx: abc (40Mi)\n";
+    assert_eq!(parts(&output), (0, expected, ""));
+    let archive = dir.path().join("web.tar");
+    std::fs::write(&archive, vec![0; 3 << 20]).unwrap();
+    let output = run(&daemon, &format!("image import {}", archive.display())).await;
+    assert_eq!(parts(&output), (0, "web:v1 abc (3Mi)\n", ""));
+    let output = run(&daemon, &format!("image import {}", dir.path().display())).await;
+    let (code, _, error) = parts(&output);
+    assert!(code == 1 && error.starts_with("error: cannot read "), "{error}");
 }

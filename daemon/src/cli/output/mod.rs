@@ -110,5 +110,7 @@ mod tests {
         let text = super::yaml(&value).unwrap();
         let back: Value = serde_saphyr::from_str(&text).unwrap();
         assert_eq!(back, value, "{text}");
+        // As manifests are read: YAML 1.1, in which `yes` and `0755` would be something else.
+        assert_eq!(flotilla_api::admit::documents(text.as_bytes()).unwrap(), [value], "{text}");
     }
 }
