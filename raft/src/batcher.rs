@@ -131,6 +131,8 @@ impl Run {
         let mut next = Some(first);
         while let Some(item) = next {
             match item {
+                // Nobody waits any more: it was told that the outcome is unknown.
+                Item::Change(_, told) if told.is_closed() => {}
                 Item::Change(change, told) => {
                     let bytes = limits::change_bytes(&change);
                     if !batch.changes.is_empty() && size_bytes + bytes > ENTRY_BYTES {

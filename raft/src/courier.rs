@@ -12,6 +12,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::disk::DiskError;
 use crate::frame::{self, FrameError, within};
+use crate::machine::Machine;
 use crate::snapshot::{SnapshotDir, Staging};
 use crate::transport::{Reader, Writer};
 use crate::wire::{SnapshotFile, SnapshotHeader};
@@ -88,18 +89,17 @@ async fn send_file(writer: &mut Writer, dir: &Path, file: &SnapshotFile) -> Resu
 pub(crate) async fn receive(
     reader: &mut Reader,
     header: &SnapshotHeader,
-    root: &Path,
-    cluster: &str,
+    machine: &Machine,
     free_bytes: u64,
 ) -> Result<SnapshotDir, CourierError> {
     check(header, free_bytes)?;
-    let staging = Staging::new(root)?;
+    let staging = Staging::new(machine.root())?;
     for file in &header.files {
         receive_file(reader, staging.path(), file).await?;
     }
-    let cluster = cluster.to_owned();
-    let verified = tokio::task::spawn_blocking(move || SnapshotDir::verify(staging, &cluster)).await;
-    Ok(verified.map_err(|e| DiskError::damaged(root, e))??)
+    let (cluster, held) = (machine.cluster().to_owned(), machine.held().clone());
+    let verified = tokio::task::spawn_blocking(move || SnapshotDir::verify(staging, &cluster, &held)).await;
+    Ok(verified.map_err(|e| DiskError::damaged(machine.root(), e))??)
 }
 
 fn check(header: &SnapshotHeader, free_bytes: u64) -> Result<(), CourierError> {

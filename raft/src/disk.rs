@@ -3,8 +3,10 @@
 //! Invariant: a database that belongs to another cluster, another node or another format version is
 //! refused before anything in it is read.
 
+use std::ops::Deref;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rocksdb::{BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Options, WriteBufferManager};
 use serde::{Deserialize, Serialize};
@@ -68,6 +70,38 @@ pub(crate) enum Tail {
     DropDamaged,
 }
 
+/// An open database.
+pub(crate) struct Db {
+    db: DB,
+    /// Dropped after the database is closed.
+    _held: Held,
+}
+
+impl Deref for Db {
+    type Target = DB;
+
+    fn deref(&self) -> &DB {
+        &self.db
+    }
+}
+
+/// Tells when every database that was opened with it is closed, its lock released.
+#[derive(Clone, Default)]
+pub(crate) struct Held(Arc<()>);
+
+impl Held {
+    /// Waits until only this one is left; whether that happened in time.
+    pub async fn released(self, bound: Duration) -> bool {
+        const LOOK_AGAIN: Duration = Duration::from_millis(2);
+        let alone = async {
+            while Arc::strong_count(&self.0) > 1 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(bound, alone).await.is_ok()
+    }
+}
+
 fn shared() -> &'static (Cache, WriteBufferManager) {
     static SHARED: OnceLock<(Cache, WriteBufferManager)> = OnceLock::new();
     SHARED.get_or_init(|| {
@@ -102,12 +136,12 @@ fn options(tail: Tail) -> Options {
 }
 
 /// Opens or makes the database at `path` and checks whose it is.
-pub(crate) fn open(path: &Path, tail: Tail, meta: &StoreMeta) -> Result<DB, DiskError> {
+pub(crate) fn open(path: &Path, tail: Tail, meta: &StoreMeta, held: &Held) -> Result<Db, DiskError> {
     std::fs::create_dir_all(path).map_err(DiskError::io(path))?;
     let db = DB::open(&options(tail), path)
         .map_err(|source| DiskError::Open { path: path.display().to_string(), source })?;
     check_owner(&db, path, meta)?;
-    Ok(db)
+    Ok(Db { db, _held: held.clone() })
 }
 
 fn check_owner(db: &DB, path: &Path, wanted: &StoreMeta) -> Result<(), DiskError> {

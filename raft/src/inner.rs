@@ -12,6 +12,7 @@ use tokio::sync::{Mutex, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::batcher::Batcher;
+use crate::disk::Held;
 use crate::limits;
 use crate::log::Log;
 use crate::machine::Machine;
@@ -19,6 +20,7 @@ use crate::membership::{self, Absences, MAX_REPLICAS, View};
 use crate::network::LowSpace;
 use crate::options::Options;
 use crate::outcome::Outcome;
+use crate::reads::Reads;
 use crate::space::Space;
 use crate::status::Status;
 use crate::transport::Transport;
@@ -37,6 +39,7 @@ pub(crate) struct Inner {
     pub log: Log,
     pub machine: Arc<Machine>,
     pub batcher: Batcher,
+    pub reads: Reads,
     pub transport: Arc<dyn Transport>,
     pub space: Arc<Space>,
     pub low_space: Arc<LowSpace>,
@@ -46,6 +49,7 @@ pub(crate) struct Inner {
     pub receiving: Mutex<()>,
     /// Held while the membership changes.
     pub absences: Mutex<Absences>,
+    pub held: Held,
 }
 
 type WriteFailure = RaftError<Types, ClientWriteError<Types>>;
@@ -107,7 +111,7 @@ impl Inner {
             return Err(Refusal::Invalid("a replica's id is never 0".into()));
         }
         let _alone = self.absences.lock().await;
-        let view = self.view(&BTreeSet::new());
+        let view = self.view();
         if view.voters.contains(&id) || view.learners.contains(&id) {
             return Ok(());
         }
@@ -120,7 +124,7 @@ impl Inner {
     pub async fn remove_replica_here(&self, id: NodeId) -> Result<(), Refusal> {
         self.leads()?;
         let _alone = self.absences.lock().await;
-        let view = self.view(&BTreeSet::new());
+        let view = self.view();
         if !view.voters.contains(&id) && !view.learners.contains(&id) {
             return Ok(());
         }
@@ -160,7 +164,7 @@ impl Inner {
     }
 
     /// The replicas as this leader sees them; `dead` is left empty.
-    fn view(&self, _alive: &BTreeSet<NodeId>) -> View {
+    fn view(&self) -> View {
         let metrics = self.raft.metrics().borrow_watched().clone();
         let membership = metrics.membership_config.membership();
         let last = metrics.last_log_index.unwrap_or_default();
@@ -191,7 +195,7 @@ impl Inner {
             absences.forget();
             return Ok(None);
         }
-        let mut view = self.view(alive);
+        let mut view = self.view();
         let replicas = view.voters.union(&view.learners).copied().collect();
         view.dead = absences.note(&replicas, &alive.union(&[self.id()].into()).copied().collect(), now);
         if self.raft.metrics().borrow_watched().membership_config.get_joint_config().len() > 1 {

@@ -10,6 +10,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::batcher::now_ms;
 use crate::inner::Inner;
 use crate::machine::Machine;
+use crate::reads::Asker;
 use crate::space::Space;
 use crate::status::Status;
 use crate::types::Raft;
@@ -39,11 +40,11 @@ pub(crate) async fn publish_status(
     }
 }
 
-/// Hands over when the disk stalls, and does the chores.
-pub(crate) async fn keep(inner: Arc<Inner>) {
+/// Asks for the reads, hands over when the disk stalls, and does the chores.
+pub(crate) async fn keep(inner: Arc<Inner>, asker: Asker) {
     let closing = inner.machine.closing().clone();
     let work = async {
-        tokio::join!(watch_disk(&inner), chores(&inner));
+        tokio::join!(asker.run(&inner), watch_disk(&inner), chores(&inner));
     };
     tokio::select! {
         () = work => {}

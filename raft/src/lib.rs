@@ -7,6 +7,7 @@
 //! Invariant: a write is acknowledged after it is on the disks of a quorum.
 //! Invariant: membership holds ids only; where a peer is, is the [`Transport`]'s business.
 
+mod ask;
 mod batcher;
 mod codec;
 mod command;
@@ -14,6 +15,8 @@ mod courier;
 mod disk;
 mod error;
 mod frame;
+#[cfg(test)]
+mod golden;
 mod inner;
 mod keeper;
 mod kv;
@@ -24,6 +27,7 @@ pub mod membership;
 mod network;
 mod options;
 mod outcome;
+mod reads;
 mod serve;
 mod snapshot;
 mod space;

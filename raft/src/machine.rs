@@ -12,7 +12,7 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Held};
 use crate::snapshot::{self, SnapshotData, SnapshotDir};
 use crate::state::State;
 use crate::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
@@ -24,6 +24,7 @@ type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 pub(crate) struct Machine {
     root: PathBuf,
     cluster: String,
+    held: Held,
     state: RwLock<Arc<State>>,
     hub: Hub,
     /// openraft has read what it needs for its start.
@@ -32,13 +33,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub fn open(root: &Path, cluster: &str) -> Result<Self, DiskError> {
-        let state = Arc::new(State::open(&snapshot::current_state(root)?, cluster)?);
+    pub fn open(root: &Path, cluster: &str, held: Held) -> Result<Self, DiskError> {
+        let state = Arc::new(State::open(&snapshot::current_state(root)?, cluster, &held)?);
         let hub = Hub::new(state.header().revision);
         let (root, cluster) = (root.to_owned(), cluster.to_owned());
         Ok(Self {
             root,
             cluster,
+            held,
             state: RwLock::new(state),
             hub,
             started: AtomicBool::new(false),
@@ -60,6 +62,10 @@ impl Machine {
 
     pub fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    pub fn held(&self) -> &Held {
+        &self.held
     }
 
     /// From now on openraft asks for snapshots only to send them.
@@ -90,7 +96,7 @@ impl Machine {
             return Err(DiskError::damaged(dir.path(), "the snapshot is not the announced one"));
         }
         let path = dir.promote(&self.root)?;
-        let state = Arc::new(State::open(&path, &self.cluster)?);
+        let state = Arc::new(State::open(&path, &self.cluster, &self.held)?);
         let revision = state.header().revision;
         let old = std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state);
         old.replace();

@@ -117,3 +117,90 @@ impl Absences {
         self.0.clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const LONG: Duration = Duration::from_secs(300);
+
+    fn ids(range: std::ops::RangeInclusive<u64>) -> BTreeSet<NodeId> {
+        range.collect()
+    }
+
+    fn view(voters: BTreeSet<NodeId>, learners: BTreeSet<NodeId>) -> View {
+        let caught_up = voters.union(&learners).copied().collect();
+        View { leader: 1, voters, learners, caught_up, dead: BTreeMap::new() }
+    }
+
+    #[test]
+    fn one_until_three_then_three_five_and_at_most_seven() {
+        let wanted: Vec<usize> = [1, 2, 3, 4, 5, 8, 9, 15].into_iter().map(wanted_voters).collect();
+        assert_eq!(wanted, [1, 1, 3, 3, 5, 5, 7, 7]);
+        assert_eq!(plan(&view(ids(1..=1), ids(2..=2)), LONG), None);
+        assert_eq!(plan(&view(ids(1..=1), ids(2..=3)), LONG), Some(ids(1..=3)));
+        assert_eq!(plan(&view(ids(1..=3), ids(4..=5)), LONG), Some(ids(1..=5)));
+    }
+
+    #[test]
+    fn only_the_living_and_caught_up_vote() {
+        let mut behind = view(ids(1..=1), ids(2..=3));
+        behind.caught_up.remove(&3);
+        assert_eq!(plan(&behind, LONG), None);
+        let mut dead = view(ids(1..=1), ids(2..=3));
+        dead.dead.insert(3, Duration::ZERO);
+        assert_eq!(plan(&dead, LONG), None);
+    }
+
+    #[test]
+    fn a_dead_voter_keeps_its_place_for_a_time_and_while_there_is_no_heir() {
+        let mut now = view(ids(1..=3), ids(4..=4));
+        now.dead.insert(2, LONG - Duration::from_secs(1));
+        assert_eq!(plan(&now, LONG), None);
+        now.dead.insert(2, LONG);
+        assert_eq!(plan(&now, LONG), Some([1, 3, 4].into()));
+        now.caught_up.remove(&4);
+        assert_eq!(plan(&now, LONG), None);
+    }
+
+    #[test]
+    fn a_leaver_is_replaced_or_the_voters_shrink() {
+        assert_eq!(without(&view(ids(1..=3), ids(4..=4)), 3), [1, 2, 4].into());
+        assert_eq!(without(&view(ids(1..=3), BTreeSet::new()), 3), [1].into());
+        assert_eq!(without(&view(ids(1..=5), BTreeSet::new()), 5), [1, 2, 3].into());
+        assert_eq!(without(&view(ids(1..=3), ids(4..=4)), 4), ids(1..=3));
+    }
+
+    #[test]
+    fn absences_last_from_the_first_silence_to_the_first_word() {
+        let (mut absences, start) = (Absences::default(), Instant::now());
+        let later = |seconds| start + Duration::from_secs(seconds);
+        assert!(absences.note(&ids(1..=2), &ids(1..=2), start).is_empty());
+        absences.note(&ids(1..=2), &ids(1..=1), later(1));
+        assert_eq!(absences.note(&ids(1..=2), &ids(1..=1), later(4))[&2], Duration::from_secs(3));
+        absences.note(&ids(1..=2), &ids(1..=2), later(5));
+        assert_eq!(absences.note(&ids(1..=2), &ids(1..=1), later(6))[&2], Duration::ZERO);
+    }
+
+    proptest! {
+        /// Whatever the replicas are, steps lead to the wanted number and never over two.
+        #[test]
+        fn steps_converge_and_never_pass_two_voters(replicas in 1_u64..=15, voters in 0_usize..4, dead in prop::collection::btree_set(2_u64..=15, 0..4)) {
+            let voters = [1, 3, 5, 7][voters].min(replicas as usize | 1).min(replicas as usize);
+            let voters = if voters % 2 == 0 { voters - 1 } else { voters };
+            let all: Vec<u64> = (1..=replicas).collect();
+            let (voting, following) = all.split_at(voters);
+            let mut now = view(voting.iter().copied().collect(), following.iter().copied().collect());
+            now.dead = dead.into_iter().filter(|id| *id <= replicas).map(|id| (id, LONG)).collect();
+            for _ in 0..20 {
+                let Some(next) = plan(&now, LONG) else { break };
+                prop_assert!(next.len() % 2 == 1 && next.len() <= MAX_VOTERS && next.contains(&1));
+                prop_assert!(next.difference(&now.voters).all(|id| !now.dead.contains_key(id)));
+                now.voters = next;
+                now.learners = all.iter().copied().filter(|id| !now.voters.contains(id)).collect();
+            }
+            prop_assert_eq!(plan(&now, LONG), None, "steps do not end");
+        }
+    }
+}

@@ -31,7 +31,7 @@ type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 type Rpc<T> = Result<T, RPCError<Types>>;
 
 /// Requests that are under way to one follower.
-const PIPELINE_REQUESTS: usize = 32;
+const PIPELINE_REQUESTS: usize = 16;
 /// An entry's way to a follower's disk and back; beyond it the stream is opened anew.
 const ENTRY_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_millis(600);

@@ -153,8 +153,7 @@ impl Inner {
         }
         let _one_at_a_time = self.receiving.try_lock().map_err(|_| "another snapshot is being received".to_string())?;
         let said = |e: CourierError| with_sources(&e);
-        let (root, cluster) = (self.machine.root(), self.machine.cluster());
-        let dir = courier::receive(reader, header, root, cluster, self.space.free_bytes()).await.map_err(said)?;
+        let dir = courier::receive(reader, header, &self.machine, self.space.free_bytes()).await.map_err(said)?;
         let meta = dir.meta().clone();
         if meta.last_log_id != header.last.map(LogId::from) {
             return Err("the snapshot is not the announced one".into());

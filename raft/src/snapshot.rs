@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use rand::Rng;
 
-use crate::disk::DiskError;
+use crate::disk::{DiskError, Held};
 use crate::state::State;
 use crate::types::{LogId, SnapshotMeta};
 
@@ -49,8 +49,8 @@ impl SnapshotDir {
     }
 
     /// Opens what was staged, to see that it is a state of this cluster and what it covers.
-    pub fn verify(staging: Staging, cluster: &str) -> Result<Self, DiskError> {
-        let meta = covered(&State::open(&staging.path, cluster)?);
+    pub fn verify(staging: Staging, cluster: &str, held: &Held) -> Result<Self, DiskError> {
+        let meta = covered(&State::open(&staging.path, cluster, held)?);
         Ok(Self::keep(staging, meta))
     }
 

@@ -6,15 +6,13 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use flotilla_api::{Change, Key};
-use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Mutex, watch};
 use tokio_util::task::TaskTracker;
 
 use crate::batcher::Batcher;
-use crate::codec;
-use crate::disk::{DiskError, StoreMeta};
+use crate::disk::{DiskError, Held, StoreMeta};
 use crate::error::{Error, HandleError, OpenError, ProposeError};
 use crate::inner::Inner;
 use crate::keeper;
@@ -26,18 +24,17 @@ use crate::membership::Absences;
 use crate::network::{LowSpace, Network};
 use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
+use crate::reads::Reads;
 use crate::space::Space;
 use crate::state::ReadError;
 use crate::status::Status;
-use crate::transport::{Reader, Transport, TransportError, Writer};
+use crate::transport::{Reader, Transport, Writer};
 use crate::types::{NodeId, Raft};
 use crate::watch::Watch;
 use crate::wire::{Refusal, Reply, Request};
 
 /// How long a reader waits for a revision that this replica does not have yet.
 const FUTURE_REVISION_WAIT: Duration = Duration::from_secs(3);
-/// Between two attempts to find a leader, unless one shows up.
-const RETRY_AFTER: Duration = Duration::from_millis(50);
 /// How long `shutdown` waits for others to let go of the databases.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
@@ -55,7 +52,8 @@ impl Store {
             return Err(OpenError::ZeroId);
         }
         let config = Arc::new(raft_config(&options)?);
-        let (log, machine, space) = open_disk(&options).await?;
+        let held = Held::default();
+        let (log, machine, space) = open_disk(&options, held.clone()).await?;
         let low_space = Arc::new(LowSpace::default());
         let network = Network { id: options.id, transport: transport.clone(), low_space: low_space.clone() };
         let raft = Raft::new(options.id, config, network, log.clone(), machine.clone()).await;
@@ -65,6 +63,7 @@ impl Store {
         let tasks = TaskTracker::new();
         let (publish, status) = watch::channel(Status { id: options.id, ..Status::default() });
         tasks.spawn(keeper::publish_status(raft.clone(), machine.clone(), space.clone(), publish));
+        let (reads, asker) = Reads::new();
         let batcher = Batcher::start(raft.clone(), options.events, &tasks, machine.closing().clone());
         let inner = Inner {
             options,
@@ -72,6 +71,7 @@ impl Store {
             log,
             machine,
             batcher,
+            reads,
             transport,
             space,
             low_space,
@@ -79,9 +79,10 @@ impl Store {
             tasks,
             receiving: Mutex::new(()),
             absences: Mutex::new(Absences::default()),
+            held,
         };
         let inner = Arc::new(inner);
-        inner.tasks.spawn(keeper::keep(inner.clone()));
+        inner.tasks.spawn(keeper::keep(inner.clone(), asker));
         Ok(Self { inner })
     }
 
@@ -99,7 +100,7 @@ impl Store {
     /// See [`ProposeError`]; only after `Unknown` may the Change have been applied.
     pub async fn propose(&self, change: Change) -> Result<Applied, ProposeError> {
         limits::check(&change).map_err(ProposeError::Invalid)?;
-        let reply = self.ask_leader(Request::Propose(change)).await.map_err(|refusal| match refusal {
+        let reply = self.inner.ask_leader(Request::Propose(change)).await.map_err(|refusal| match refusal {
             Refusal::NotLeader(_) => ProposeError::NoLeader(self.inner.options.request_timeout),
             Refusal::NoSpace => ProposeError::NoSpace,
             Refusal::Invalid(why) => ProposeError::Invalid(why),
@@ -119,8 +120,8 @@ impl Store {
     /// Returns the revision applied here.
     pub async fn barrier(&self) -> Result<u64, ReadError> {
         let timeout = self.inner.options.request_timeout;
-        let index = match self.ask_leader(Request::ReadIndex).await {
-            Ok(Reply::ReadIndex(index)) => index,
+        let index = match tokio::time::timeout(timeout, self.inner.reads.index()).await {
+            Ok(Ok(index)) => index,
             _ if self.inner.machine.closing().is_cancelled() => return Err(ReadError::Closed),
             _ => return Err(ReadError::NoLeader(timeout)),
         };
@@ -233,93 +234,30 @@ impl Store {
         }
         self.inner.log.close().await;
         // Raft's own tasks end soon after; other handles may live on for as long as they like.
-        let (machine, log) = (Arc::downgrade(&self.inner.machine), self.inner.log.downgrade());
+        let held = self.inner.held.clone();
         let Some(inner) = Arc::into_inner(self.inner) else { return };
         drop(inner);
-        let released = async {
-            while machine.strong_count() + log.strong_count() > 0 {
-                tokio::time::sleep(Duration::from_millis(2)).await;
-            }
-        };
-        if tokio::time::timeout(RELEASE_WAIT, released).await.is_err() {
+        if !held.released(RELEASE_WAIT).await {
             tracing::warn!("the databases are still held");
         }
     }
 
     async fn done_by_leader(&self, request: Request) -> Result<(), Error> {
-        match self.ask_leader(request).await {
+        match self.inner.ask_leader(request).await {
             Ok(_) => Ok(()),
             Err(Refusal::NotLeader(_)) => Err(Error::NoLeader(self.inner.options.request_timeout)),
             Err(refusal) => Err(refusal.into()),
         }
     }
-
-    /// Has the leader do something, here or elsewhere; tries again while it is certain that nothing happened.
-    async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
-        let deadline = Instant::now() + self.inner.options.request_timeout;
-        let mut leader = self.inner.leader();
-        loop {
-            let attempt = match leader {
-                Some(leader) => self.ask(leader, &request, deadline).await,
-                None => Err(Refusal::NotLeader(None)),
-            };
-            let hint = match attempt {
-                Err(Refusal::NotLeader(hint)) => hint,
-                done => return done,
-            };
-            if self.inner.machine.closing().is_cancelled() {
-                return Err(Refusal::Failed("the store is shutting down".into()));
-            }
-            if Instant::now() + RETRY_AFTER >= deadline {
-                return Err(Refusal::NotLeader(hint));
-            }
-            leader = match hint {
-                Some(hint) if Some(hint) != leader => Some(hint),
-                _ => self.other_leader(leader).await,
-            };
-        }
-    }
-
-    /// Waits a little for a leader to show up; whoever leads after that, the same one included.
-    async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
-        let mut metrics = self.inner.raft.metrics();
-        let changed = async {
-            while matches!(metrics.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
-                if metrics.changed().await.is_err() {
-                    return;
-                }
-            }
-        };
-        let _ = tokio::time::timeout(RETRY_AFTER, changed).await;
-        self.inner.leader()
-    }
-
-    async fn ask(&self, leader: NodeId, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if leader == self.inner.id() {
-            let answered = tokio::time::timeout(left, self.inner.answer(leader, request.clone())).await;
-            return answered.unwrap_or_else(|_| Err(Refusal::Unknown("no answer in time".into())));
-        }
-        let message = codec::encode(request).map_err(|e| Refusal::Failed(e.to_string()))?;
-        match self.inner.transport.call(leader, message.into(), left).await {
-            Ok(reply) => match codec::decode(&reply) {
-                Ok(Reply::Refused(refusal)) => Err(refusal),
-                Ok(reply) => Ok(reply),
-                Err(error) => Err(Refusal::Unknown(error.to_string())),
-            },
-            Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
-            Err(TransportError::Timeout) => Err(Refusal::Unknown("the leader has not answered in time".into())),
-        }
-    }
 }
 
-async fn open_disk(options: &Options) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
+async fn open_disk(options: &Options, held: Held) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
     let options = options.clone();
     let opened = tokio::task::spawn_blocking(move || {
         let dir = &options.dir;
         std::fs::create_dir_all(dir).map_err(DiskError::io(dir))?;
-        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)))?;
-        let machine = Arc::new(Machine::open(dir, &options.cluster)?);
+        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)), &held)?;
+        let machine = Arc::new(Machine::open(dir, &options.cluster, held)?);
         let space = Arc::new(Space::new(options.space_floor));
         space.look(dir);
         Ok::<_, DiskError>((log, machine, space))

@@ -8,22 +8,23 @@
 
 mod reader;
 mod tail;
+#[cfg(test)]
+mod tests;
 mod writer;
 
 use std::io;
 use std::ops::RangeBounds;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, RaftLogReader};
-use rocksdb::DB;
 use tokio::sync::oneshot;
 
 use crate::codec::{LogIdForm, VoteForm};
-use crate::disk::{self, DiskError, StoreMeta, Tail as WalTail};
+use crate::disk::{self, Db, DiskError, Held, StoreMeta, Tail as WalTail};
 use crate::types::{Entry, LogId, Types, Vote};
 
 use tail::Tail;
@@ -39,15 +40,15 @@ pub(crate) struct Log {
 }
 
 struct Inner {
-    db: Arc<DB>,
+    db: Arc<Db>,
     tail: Mutex<Tail>,
     writer: Writer,
 }
 
 impl Log {
     /// Opens the log, drops a torn record at its end, and checks that it has no hole.
-    pub fn open(path: &Path, meta: &StoreMeta) -> Result<Self, DiskError> {
-        let db = Arc::new(disk::open(path, WalTail::DropTorn, meta)?);
+    pub fn open(path: &Path, meta: &StoreMeta, held: &Held) -> Result<Self, DiskError> {
+        let db = Arc::new(disk::open(path, WalTail::DropTorn, meta, held)?);
         let tail = reader::load(&db, path)?;
         let writer = Writer::start(db.clone()).map_err(DiskError::io(path))?;
         Ok(Self { inner: Arc::new(Inner { db, tail: Mutex::new(tail), writer }) })
@@ -66,11 +67,6 @@ impl Log {
     /// The greatest index such that purging up to it leaves at most `keep_bytes`.
     pub fn purge_point(&self, keep_bytes: u64) -> Option<u64> {
         self.tail().purge_point(keep_bytes)
-    }
-
-    /// To see whether anybody still holds the database.
-    pub fn downgrade(&self) -> Weak<impl Sized + use<>> {
-        Arc::downgrade(&self.inner)
     }
 
     /// Waits until everything queued is on disk and ends the writer.

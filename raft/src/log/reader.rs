@@ -7,17 +7,17 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use openraft::entry::RaftEntry;
-use rocksdb::{DB, Direction, IteratorMode, ReadOptions};
+use rocksdb::{Direction, IteratorMode, ReadOptions};
 
 use crate::codec::{self, LogIdForm, VoteForm, decode_entry, entry_bytes};
-use crate::disk::DiskError;
+use crate::disk::{Db, DiskError};
 use crate::types::{Entry, LogId, Vote};
 
 use super::tail::Tail;
 use super::writer::{COMMITTED_KEY, PURGED_KEY, VOTE_KEY, entry_key};
 
 /// Reads what a previous run left. Every entry is decoded, so that damage is found here and now.
-pub(super) fn load(db: &DB, path: &Path) -> Result<Tail, DiskError> {
+pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     let damaged = |detail: String| DiskError::damaged(path, detail);
     let meta = |key: &[u8]| db.get(key).map_err(|e| damaged(e.to_string()));
     let decode_id =
@@ -71,7 +71,7 @@ pub(super) fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
 
 /// The entries of `range` that the log has; from the second on only while they fit `max_bytes`.
 pub(super) async fn read(
-    db: &Arc<DB>,
+    db: &Arc<Db>,
     tail: &Mutex<Tail>,
     range: Range<u64>,
     max_bytes: usize,
@@ -105,7 +105,7 @@ fn limited(mut entries: Vec<Entry>, max_bytes: usize) -> Vec<Entry> {
     entries
 }
 
-fn read_disk(db: &DB, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+fn read_disk(db: &Db, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut sum_bytes = 0_usize;
     for item in db.iterator_opt(IteratorMode::From(&entry_key(range.start), Direction::Forward), entries_only()) {

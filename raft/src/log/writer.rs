@@ -12,10 +12,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use openraft::entry::RaftEntry;
-use rocksdb::{DB, WriteBatch, WriteOptions};
+use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::codec::{self, LogIdForm, VoteForm, encode_entry};
+use crate::disk::Db;
 use crate::types::Entry;
 
 pub(super) const VOTE_KEY: &[u8] = b"mvote";
@@ -66,7 +67,7 @@ pub(super) fn entry_key(index: u64) -> [u8; 9] {
 }
 
 impl Writer {
-    pub fn start(db: Arc<DB>) -> io::Result<Self> {
+    pub fn start(db: Arc<Db>) -> io::Result<Self> {
         let (queue, ops) = mpsc::channel(QUEUED_OPS);
         let clock = Arc::new(Clock { origin: Instant::now(), began_ms: AtomicU64::new(0) });
         let run = Run { db, ops, clock: clock.clone(), failed: None };
@@ -98,7 +99,7 @@ impl Writer {
 }
 
 struct Run {
-    db: Arc<DB>,
+    db: Arc<Db>,
     ops: mpsc::Receiver<Op>,
     clock: Arc<Clock>,
     failed: Option<String>,

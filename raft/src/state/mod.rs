@@ -12,41 +12,51 @@ mod apply;
 mod history;
 mod read;
 mod record;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use rocksdb::{DB, WaitForCompactOptions};
-
 use crate::codec;
-use crate::disk::{self, DiskError, StoreMeta, Tail};
+use crate::disk::{self, Db, DiskError, Held, StoreMeta, Tail};
 
+#[cfg(test)]
+use apply::AppliedEntry;
 pub use history::HistoryBounds;
 pub use read::ReadError;
 use record::Header;
+#[cfg(test)]
+pub(crate) use tests::pin;
 
 const HEADER_KEY: &[u8] = b"mstate";
 
 /// One state database. A snapshot replaces it by another.
 pub(crate) struct State {
-    db: DB,
-    path: PathBuf,
+    db: Db,
     header: Mutex<Arc<Header>>,
-    /// Its directory is removed with it.
+    /// Dropped after the database is closed.
+    dir: Dir,
+}
+
+/// A state's directory, which goes with it once another state has taken its place.
+struct Dir {
+    path: PathBuf,
     replaced: AtomicBool,
 }
 
 impl State {
-    pub fn open(path: &Path, cluster: &str) -> Result<Self, DiskError> {
-        let db = disk::open(path, Tail::DropDamaged, &StoreMeta::new(cluster, None))?;
+    pub fn open(path: &Path, cluster: &str, held: &Held) -> Result<Self, DiskError> {
+        let db = disk::open(path, Tail::DropDamaged, &StoreMeta::new(cluster, None), held)?;
         let stored = db.get(HEADER_KEY).map_err(|e| DiskError::damaged(path, e))?;
         let header = match stored {
             Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
             None => Header::default(),
         };
         let header = Mutex::new(Arc::new(header));
-        Ok(Self { db, path: path.to_owned(), header, replaced: AtomicBool::new(false) })
+        let dir = Dir { path: path.to_owned(), replaced: AtomicBool::new(false) };
+        Ok(Self { db, header, dir })
     }
 
     /// What has been applied so far.
@@ -59,7 +69,7 @@ impl State {
     }
 
     pub fn path(&self) -> &Path {
-        &self.path
+        &self.dir.path
     }
 
     /// Everything applied so far is on disk when this returns.
@@ -74,14 +84,18 @@ impl State {
 
     /// Another state has taken its place: its directory goes when its last reader is done.
     pub fn replace(&self) {
-        self.replaced.store(true, Ordering::Relaxed);
+        self.dir.replaced.store(true, Ordering::Relaxed);
     }
 }
 
 impl Drop for State {
     fn drop(&mut self) {
         self.db.cancel_all_background_work(true);
-        let _ = self.db.wait_for_compact(&WaitForCompactOptions::default());
+    }
+}
+
+impl Drop for Dir {
+    fn drop(&mut self) {
         if self.replaced.load(Ordering::Relaxed)
             && let Err(error) = std::fs::remove_dir_all(&self.path)
         {

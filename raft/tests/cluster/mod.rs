@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::{Duration, Instant};
 
@@ -100,13 +101,20 @@ impl Transport for Port {
 /// A cluster whose directories go with it.
 pub struct Cluster {
     pub net: Arc<Net>,
-    dirs: BTreeMap<NodeId, TempDir>,
+    dirs: BTreeMap<NodeId, PathBuf>,
+    /// Removed with the cluster.
+    temporary: Vec<TempDir>,
     tune: fn(&mut Options),
 }
 
 impl Cluster {
     pub fn new(tune: fn(&mut Options)) -> Self {
-        Self { net: Arc::default(), dirs: BTreeMap::new(), tune }
+        Self { net: Arc::default(), dirs: BTreeMap::new(), temporary: Vec::new(), tune }
+    }
+
+    /// One replica, in a directory that is the caller's.
+    pub fn at(tune: fn(&mut Options), id: NodeId, dir: &Path) -> Self {
+        Self { dirs: BTreeMap::from([(id, dir.to_owned())]), ..Self::new(tune) }
     }
 
     /// What the replicas started from now on are told.
@@ -114,14 +122,18 @@ impl Cluster {
         self.tune = tune;
     }
 
-    pub fn dir(&self, id: NodeId) -> &std::path::Path {
-        self.dirs[&id].path()
+    pub fn dir(&self, id: NodeId) -> &Path {
+        &self.dirs[&id]
     }
 
     /// Starts a replica, in the directory it had before if it had one.
     pub async fn start(&mut self, id: NodeId) -> Store {
-        let dir = self.dirs.entry(id).or_insert_with(|| TempDir::new().unwrap());
-        let mut options = Options::new(dir.path(), id, "test-cluster");
+        if !self.dirs.contains_key(&id) {
+            let temporary = TempDir::new().unwrap();
+            self.dirs.insert(id, temporary.path().to_owned());
+            self.temporary.push(temporary);
+        }
+        let mut options = Options::new(self.dir(id), id, "test-cluster");
         options.space_floor.min_bytes = 0;
         options.space_floor.min_percent = 0;
         (self.tune)(&mut options);
@@ -154,11 +166,6 @@ impl Cluster {
         for id in ids {
             self.stop(id).await;
         }
-    }
-
-    /// A replica with nothing on its disk.
-    pub fn wipe(&mut self, id: NodeId) {
-        self.dirs.remove(&id);
     }
 
     pub fn status(&self, id: NodeId) -> Status {

@@ -1,0 +1,112 @@
+//! Finding the leader and having it do something.
+//!
+//! Invariant: a write is repeated only while it is certain that it has not been carried out.
+
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::watch::WatchReceiver;
+
+use crate::codec;
+use crate::inner::Inner;
+use crate::transport::TransportError;
+use crate::types::NodeId;
+use crate::wire::{Refusal, Reply, Request};
+
+/// Between two attempts to find a leader, unless one shows up.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+impl Inner {
+    /// Has the leader do something, here or elsewhere; tries again while that can do no harm.
+    pub async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
+        let deadline = Instant::now() + self.options.request_timeout;
+        let mut leader = self.leader();
+        let mut hinted = false;
+        loop {
+            let attempt = match leader {
+                Some(leader) => self.ask(leader, &request, deadline).await,
+                None => Err(Refusal::NotLeader(None)),
+            };
+            let hint = match attempt {
+                Err(Refusal::NotLeader(hint)) => hint,
+                done => return done,
+            };
+            if self.machine.closing().is_cancelled() {
+                return Err(Refusal::Failed("the store is shutting down".into()));
+            }
+            if Instant::now() + RETRY_AFTER >= deadline {
+                return Err(Refusal::NotLeader(hint));
+            }
+            // Two replicas that each take the other for the leader must not be asked in a tight loop.
+            hinted = !hinted && hint.is_some() && hint != leader;
+            leader = match hinted {
+                true => hint,
+                false => self.other_leader(leader).await,
+            };
+        }
+    }
+
+    /// Waits a little for a leader to show up; whoever leads after that, the same one included.
+    async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
+        let mut metrics = self.raft.metrics();
+        let changed = async {
+            while matches!(metrics.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RETRY_AFTER, changed).await;
+        self.leader()
+    }
+
+    async fn ask(&self, leader: NodeId, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let asking = async {
+            match leader == self.id() {
+                true => tokio::time::timeout(left, self.answer(leader, request.clone())).await.unwrap_or_else(late),
+                false => self.ask_peer(leader, request, left).await,
+            }
+        };
+        tokio::select! {
+            answered = asking => answered,
+            () = self.deposed(leader) => abandoned(request),
+        }
+    }
+
+    async fn ask_peer(&self, leader: NodeId, request: &Request, bound: Duration) -> Result<Reply, Refusal> {
+        let message = codec::encode(request).map_err(|e| Refusal::Failed(e.to_string()))?;
+        match self.transport.call(leader, message.into(), bound).await {
+            Ok(reply) => match codec::decode(&reply) {
+                Ok(Reply::Refused(refusal)) => Err(refusal),
+                Ok(reply) => Ok(reply),
+                Err(error) => Err(Refusal::Unknown(error.to_string())),
+            },
+            Err(TransportError::Unreachable(_)) => Err(Refusal::NotLeader(None)),
+            Err(error @ TransportError::Timeout) => late(error),
+        }
+    }
+
+    /// Waits until somebody else leads.
+    async fn deposed(&self, leader: NodeId) {
+        let mut metrics = self.raft.metrics();
+        while metrics.borrow_and_update().current_leader.is_none_or(|now| now == leader) {
+            if metrics.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+}
+
+fn late<E>(_: E) -> Result<Reply, Refusal> {
+    Err(Refusal::Unknown("the leader has not answered in time".into()))
+}
+
+/// When another leads before the answer came: what is idempotent can be asked again, a handing over
+/// has happened, and a write may have got through.
+fn abandoned(request: &Request) -> Result<Reply, Refusal> {
+    match request {
+        Request::ReadIndex | Request::AddReplica(_) | Request::RemoveReplica(_) => Err(Refusal::NotLeader(None)),
+        Request::TransferLeader(_) => Ok(Reply::Done),
+        _ => Err(Refusal::Unknown("the leader was lost on the way".into())),
+    }
+}
