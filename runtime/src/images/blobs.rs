@@ -8,6 +8,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use super::digest::{Digest, Hasher};
 use super::disk;
@@ -88,14 +89,16 @@ impl Blobs {
         Ok(size_bytes)
     }
 
-    /// Deletes unfinished blobs but those in `keep`; says how many bytes that freed.
-    pub fn remove_unfinished(&self, keep: impl Fn(&Digest) -> bool) -> Result<u64, ImageError> {
+    /// Deletes unfinished blobs last written before `before`, but those that `keep` is true of; says how
+    /// many bytes that freed.
+    pub fn remove_unfinished(&self, before: SystemTime, keep: impl Fn(&Digest) -> bool) -> Result<u64, ImageError> {
         let mut freed_bytes = 0;
         for name in disk::names(&self.ingest)? {
             let Ok(digest) = format!("sha256:{name}").parse() else { continue };
-            if !keep(&digest) {
-                let path = self.ingest.join(name);
-                freed_bytes += fs::metadata(&path).map_or(0, |status| status.len());
+            let path = self.ingest.join(&name);
+            let Ok(status) = fs::metadata(&path) else { continue };
+            if !keep(&digest) && status.modified().is_ok_and(|modified| modified < before) {
+                freed_bytes += status.len();
                 disk::remove(&path)?;
             }
         }
@@ -163,6 +166,11 @@ impl Ingest {
         self.hasher = Hasher::new();
         self.written_bytes = 0;
         Ok(())
+    }
+
+    /// Of what is there.
+    pub fn digest(&self) -> Digest {
+        self.hasher.clone().finish()
     }
 
     /// Checks the digest and moves the blob to its place, durably. If the digest is wrong, nothing of

@@ -210,10 +210,8 @@ impl Inner {
         let contents = self.state.contents.get(manifest)?;
         let (created, config) = self.configs.get(&contents.config)?.clone();
         let names: Vec<_> = self.state.names.iter().filter(|(_, name)| name.manifest == *manifest).collect();
-        let mut repo_digests: Vec<String> = names
-            .iter()
-            .filter_map(|(full, name)| Some(format!("{}@{}", repository_of(full)?, name.target)))
-            .collect();
+        let mut repo_digests: Vec<String> =
+            names.iter().filter_map(|(full, name)| Some(format!("{}@{}", repository_of(full)?, name.target))).collect();
         repo_digests.sort();
         repo_digests.dedup();
         Some(Image {

@@ -20,12 +20,7 @@ pub struct RegistryConfig {
 
 impl Default for RegistryConfig {
     fn default() -> Self {
-        Self {
-            hosts: BTreeMap::new(),
-            connect_timeout_ms: 10_000,
-            stall_timeout_ms: 30_000,
-            limits: Limits::default(),
-        }
+        Self { hosts: BTreeMap::new(), connect_timeout_ms: 10_000, stall_timeout_ms: 30_000, limits: Limits::default() }
     }
 }
 

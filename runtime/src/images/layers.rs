@@ -169,7 +169,10 @@ impl Layers {
             .map_err(io("make mounts private"))?;
         let name = work.file_name().unwrap_or_default().to_string_lossy();
         // Nothing of an unfinished layer is kept, so the overlay need not sync.
-        let options = format!("{},volatile", overlay_options(lower, &format!("../tmp/{name}/fs"), &format!("../tmp/{name}/work")));
+        let options = format!(
+            "{},volatile",
+            overlay_options(lower, &format!("../tmp/{name}/fs"), &format!("../tmp/{name}/work"))
+        );
         nix::unistd::chdir(&self.directory).map_err(io("change to the layers' directory"))?;
         let merged = work.join("merged");
         mount(Some("overlay"), &merged, Some("overlay"), MsFlags::empty(), Some(options.as_str()))
@@ -224,14 +227,16 @@ impl Layers {
         self.complete().iter().copied().collect()
     }
 
-    /// Deletes a layer; says how many bytes that freed.
-    pub fn remove(&self, chain_id: &Digest) -> Result<u64, ImageError> {
+    /// Takes a layer out of the store; gives its size and where its files are now, to be deleted.
+    pub fn set_aside(&self, chain_id: &Digest) -> Result<(u64, PathBuf), ImageError> {
         let size_bytes = self.size_bytes(chain_id);
+        let (from, aside) = (self.path(chain_id), disk::temporary(&self.scratch));
         self.complete().remove(chain_id);
+        // Without a record first, so that a crash in between leaves no record of nothing.
         disk::remove(&self.record_path(chain_id))?;
         disk::remove(&self.pending_path(chain_id))?;
-        disk::remove(&self.path(chain_id))?;
-        Ok(size_bytes)
+        fs::rename(&from, &aside).map_err(ImageError::at("rename", &from))?;
+        Ok((size_bytes, aside))
     }
 
     fn record_path(&self, chain_id: &Digest) -> PathBuf {

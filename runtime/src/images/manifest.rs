@@ -213,8 +213,10 @@ fn chain_id(below: Option<Digest>, diff_id: Digest) -> Digest {
 impl Index {
     /// The manifest that runs on `machine`.
     pub fn choose(&self, machine: &Platform) -> Result<&Descriptor, ImageError> {
-        let platforms: Vec<_> = self.manifests.iter().filter_map(|entry| Some((entry, entry.platform.as_ref()?))).collect();
-        let fits = platforms.iter().find(|(entry, platform)| is_manifest(&entry.media_type) && platform.runs_on(machine));
+        let platforms: Vec<_> =
+            self.manifests.iter().filter_map(|entry| Some((entry, entry.platform.as_ref()?))).collect();
+        let fits =
+            platforms.iter().find(|(entry, platform)| is_manifest(&entry.media_type) && platform.runs_on(machine));
         // Some tools leave the platform out when there is but one.
         let only = match self.manifests.as_slice() {
             [only] if only.platform.is_none() => Some(only),
@@ -352,7 +354,8 @@ mod tests {
         assert!(matches!(Document::parse(manifest.as_bytes(), None), Ok(Document::Manifest(_))));
         let index = br#"{"schemaVersion":2,"manifests":[]}"#;
         assert!(matches!(Document::parse(index, Some("text/plain")), Ok(Document::Index(_))));
-        let old = Document::parse(br#"{"schemaVersion":1}"#, Some("application/vnd.docker.distribution.manifest.v1+json"));
+        let old =
+            Document::parse(br#"{"schemaVersion":1}"#, Some("application/vnd.docker.distribution.manifest.v1+json"));
         assert!(matches!(old, Err(ImageError::MediaType { .. })));
         assert!(Document::parse(b"[]", None).is_err());
         assert!(Document::parse(b"<html>", None).is_err());

@@ -15,11 +15,16 @@
 //! Invariant: what a crash interrupts is either not there when the store opens again, or whole.
 
 mod blobs;
+mod bridge;
+mod builtin;
 mod catalog;
 mod config;
 mod digest;
 mod disk;
 mod error;
+mod export;
+mod gc;
+mod import;
 mod layers;
 mod locks;
 pub mod manifest;
@@ -33,18 +38,22 @@ pub mod unpack;
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
 use nix::fcntl::{Flock, FlockArg};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 
+pub use builtin::NAME as BUILTIN_IMAGE;
 pub use catalog::Image;
 pub use config::{Credentials, HostConfig, Limits, RegistryConfig};
 pub use digest::{Digest, DigestError};
 pub use error::{ImageError, PullError};
+pub use gc::GarbagePolicy;
 pub use layers::Layer;
 pub use manifest::ImageConfig;
 pub use mounts::Rootfs;
@@ -130,6 +139,9 @@ impl Images {
         progress: watch::Sender<PullProgress>,
     ) -> Result<Image, PullError> {
         let reference: Reference = reference.parse()?;
+        if reference.to_string() == BUILTIN_IMAGE {
+            return Ok(self.provide_builtin().await?);
+        }
         let (job, mut updates) = self.join_pull(reference, credentials)?;
         tokio::pin!(job);
         loop {
@@ -171,6 +183,69 @@ impl Images {
         Ok((job, progress))
     }
 
+    /// Makes sure that the image inside this program, [`BUILTIN_IMAGE`], is in the store.
+    pub async fn provide_builtin(&self) -> Result<Image, ImageError> {
+        let builtin = blocking(builtin::compose).await?;
+        match self.find(BUILTIN_IMAGE).filter(|image| image.digest == builtin.manifest) {
+            Some(image) => Ok(image),
+            None => {
+                let mut images = import::import(&self.store, io::Cursor::new(builtin.archive), None).await?;
+                images.pop().ok_or_else(|| ImageError::NotFound(BUILTIN_IMAGE.into()))
+            }
+        }
+    }
+
+    /// Takes in the images of an archive: an OCI layout or what `docker save` wrote, gzipped or not.
+    ///
+    /// `name` is for an archive of one image, and needed if that has no name of its own.
+    pub async fn import(
+        &self,
+        archive: impl AsyncRead + Unpin + Send,
+        name: Option<&str>,
+    ) -> Result<Vec<Image>, ImageError> {
+        let name = name.map(str::parse).transpose()?;
+        let (input, feed) = bridge::reader(archive);
+        let import = import::import(&self.store, input, name);
+        tokio::pin!(import, feed);
+        // An import that failed does not wait for the rest of the archive.
+        tokio::select! {
+            biased;
+            images = &mut import => images,
+            () = &mut feed => import.await,
+        }
+    }
+
+    /// Writes an image as an archive that this and other tools can import.
+    pub async fn export(&self, reference: &str, archive: impl AsyncWrite + Unpin + Send) -> Result<(), ImageError> {
+        let image = self.find(reference).ok_or_else(|| ImageError::NotFound(reference.to_owned()))?;
+        let known = reference.parse::<Reference>().map(|reference| reference.to_string());
+        let name = known.ok().or(image.references.first().cloned()).unwrap_or_default();
+        let pin = self.store.pins.pin(image.layers.iter().map(|layer| layer.blob).chain([image.digest, image.id]));
+        let (output, drain) = bridge::writer(archive);
+        let store = self.store.clone();
+        let write = blocking(move || {
+            let written = export::write(&store.blobs, &image, &name, output);
+            drop(pin);
+            written
+        });
+        let (written, drained) = futures::join!(write, drain);
+        drained.map_err(|cause| ImageError::io("write the archive", cause))?;
+        written
+    }
+
+    /// Forgets a name, and deletes what only it needed; says how many bytes that freed. Blocks.
+    ///
+    /// # Errors
+    /// If it is the last name of an image that a container uses.
+    pub fn remove(&self, reference: &str) -> Result<u64, ImageError> {
+        gc::remove(&self.store, reference)
+    }
+
+    /// Deletes unused images, and everything that no image needs; says how many bytes that freed. Blocks.
+    pub fn collect_garbage(&self, policy: &GarbagePolicy) -> Result<u64, ImageError> {
+        gc::collect(&self.store, policy)
+    }
+
     /// The image that `name` means here: a reference, or the digest of a manifest or configuration.
     pub fn find(&self, name: &str) -> Option<Image> {
         self.store.catalog.find(name)
@@ -184,6 +259,7 @@ impl Images {
     ///
     /// Again for the same container gives the same mount, also after the daemon or the machine restarted.
     pub fn mount(&self, image: &Image, id: &str, mount_dir: &Path) -> Result<Rootfs, ImageError> {
+        let _pin = self.store.pins.pin(image.layers.iter().map(|layer| layer.chain_id));
         let rootfs = self.store.mounts.mount(&self.store.layers, image, id, mount_dir)?;
         self.store.catalog.touch(&image.digest, jiff::Timestamp::now());
         Ok(rootfs)
@@ -204,8 +280,7 @@ impl Images {
 fn lock(directory: &Path) -> Result<Flock<File>, ImageError> {
     let path = directory.join("lock");
     let file = File::create(&path).map_err(ImageError::at("open", &path))?;
-    Flock::lock(file, FlockArg::LockExclusiveNonblock)
-        .map_err(|_| ImageError::Locked(directory.display().to_string()))
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| ImageError::Locked(directory.display().to_string()))
 }
 
 /// Runs `work` where it may block.

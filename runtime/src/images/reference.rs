@@ -249,8 +249,26 @@ mod tests {
     #[test]
     fn bad_names_are_refused() {
         for bad in [
-            "", ":", "Nginx", "a//b", "/a", "a/", "a..b", "a/../b", "nginx:", "nginx:.x", "nginx@sha256:12", "-a",
-            "host:99999/a", "http://host/a", "host.tld:5000", "a b", "a?b", "nginx:la/../st", "[::1/a", "a:b:c",
+            "",
+            ":",
+            "Nginx",
+            "a//b",
+            "/a",
+            "a/",
+            "a..b",
+            "a/../b",
+            "nginx:",
+            "nginx:.x",
+            "nginx@sha256:12",
+            "-a",
+            "host:99999/a",
+            "http://host/a",
+            "host.tld:5000",
+            "a b",
+            "a?b",
+            "nginx:la/../st",
+            "[::1/a",
+            "a:b:c",
             "host:+80/a",
         ] {
             assert!(bad.parse::<Reference>().is_err(), "{bad:?} was accepted as {:?}", bad.parse::<Reference>());

@@ -249,7 +249,11 @@ impl Extensions {
         if numbers.len() % 2 != 0 || numbers.len() / 2 > SPARSE_RUNS_MAX {
             return Err(TarError::Sparse);
         }
-        numbers.chunks_exact(2).map(|pair| Ok(Run { offset: decimal(pair[0])?, length: decimal(pair[1])? })).collect::<Result<_, _>>().map(Some)
+        numbers
+            .chunks_exact(2)
+            .map(|pair| Ok(Run { offset: decimal(pair[0])?, length: decimal(pair[1])? }))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 }
 

@@ -1,4 +1,9 @@
 //! Images from the outside: real registries, real overlays, hostile archives. Needs root.
 
+mod archives;
+mod faults;
+mod garbage;
+mod hostile;
+mod layers;
 mod registry;
 mod support;

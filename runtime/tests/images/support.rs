@@ -4,10 +4,13 @@ use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use flotilla_runtime::images::manifest::{Descriptor, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MANIFEST};
-use flotilla_runtime::images::{Credentials, Digest, HostConfig, Image, Images, PullError, PullProgress, RegistryConfig};
+use flotilla_runtime::images::{
+    Credentials, Digest, HostConfig, Image, ImageError, Images, PullError, PullProgress, RegistryConfig,
+};
 use tempfile::TempDir;
 use tokio::sync::watch;
 
@@ -77,13 +80,6 @@ impl Registry {
         self.directory.path().join("cert.pem")
     }
 
-    /// Where the registry keeps a blob, for those who want to spoil it.
-    pub fn blob_path(&self, digest: &Digest) -> PathBuf {
-        let hex = digest.hex();
-        let blobs = "storage/docker/registry/v2/blobs/sha256";
-        self.directory.path().join(blobs).join(&hex[..2]).join(hex).join("data")
-    }
-
     /// Uploads with skopeo, as a user would.
     pub fn push(&self, layout: &Path, tag: &str, image: &str, options: &RegistryOptions) {
         let mut command = Command::new("skopeo");
@@ -123,14 +119,35 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
 /// A store of its own, with its mounts undone in the end.
 pub struct Node {
     pub images: Images,
-    pub directory: TempDir,
+    pub directory: Arc<TempDir>,
+    restarted: bool,
 }
 
 impl Node {
     pub fn new(config: RegistryConfig) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let images = Images::open(&directory.path().join("images"), config).unwrap();
-        Self { images, directory }
+        Self { images, directory: directory.into(), restarted: false }
+    }
+
+    /// The same store, opened again; mounts stay.
+    pub fn restart(self) -> Self {
+        self.restart_with(insecure(&[]))
+    }
+
+    pub fn restart_with(mut self, config: RegistryConfig) -> Self {
+        self.restarted = true;
+        let directory = self.directory.clone();
+        let path = directory.path().join("images");
+        drop(self);
+        // A dropped pull may hold on to the store for a moment.
+        let opened = std::cell::OnceCell::new();
+        eventually("the store opens", || {
+            let images = Images::open(&path, config.clone());
+            images.is_ok_and(|images| opened.set(images).is_ok())
+        });
+        let images = opened.into_inner().unwrap();
+        Self { images, directory, restarted: false }
     }
 
     /// A node that may speak plain HTTP with `hosts`.
@@ -146,6 +163,18 @@ impl Node {
         self.images.pull(reference, Some(credentials), watch::channel(PullProgress::default()).0).await
     }
 
+    /// Imports an image of these layers, lowest first.
+    pub async fn import(&self, layers: Vec<Vec<u8>>) -> Result<Image, ImageError> {
+        let archive = image(layers).archive("test.local/image:v1");
+        Ok(self.images.import(archive.as_slice(), None).await?.remove(0))
+    }
+
+    /// Imports an image of these layers and mounts it.
+    pub async fn mounted(&self, layers: Vec<Vec<u8>>) -> PathBuf {
+        let image = self.import(layers).await.unwrap();
+        self.mount(&image, "c1")
+    }
+
     /// Mounts `image` and gives the path.
     pub fn mount(&self, image: &Image, id: &str) -> PathBuf {
         self.images.mount(image, id, &self.directory.path().join("rootfs").join(id)).unwrap().path
@@ -158,8 +187,10 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        for (id, _) in self.images.mounts() {
-            self.images.unmount(&id).unwrap();
+        if !self.restarted {
+            for (id, _) in self.images.mounts() {
+                self.images.unmount(&id).unwrap();
+            }
         }
     }
 }
@@ -220,6 +251,22 @@ pub fn image_of(layers: Vec<Vec<u8>>, tars: &[Vec<u8>]) -> Made {
     let manifest_digest = Digest::of(&manifest);
     let blobs = layers.into_iter().chain([config, manifest]).map(|bytes| (Digest::of(&bytes), bytes)).collect();
     Made { blobs, manifest: manifest_digest, layers: digests }
+}
+
+impl Made {
+    /// As an OCI layout in a tarball, under `name`.
+    pub fn archive(&self, name: &str) -> Vec<u8> {
+        let size = self.blobs.last().unwrap().1.len() as u64;
+        let mut descriptor = Descriptor::new(OCI_MANIFEST, self.manifest, size);
+        descriptor.annotations = Some([("org.opencontainers.image.ref.name".to_owned(), name.to_owned())].into());
+        let index = serde_json::json!({"schemaVersion": 2, "manifests": [descriptor]});
+        let mut archive = Layer::new().file("index.json", &serde_json::to_vec(&index).unwrap());
+        for (digest, bytes) in &self.blobs {
+            let path = format!("blobs/sha256/{}", digest.hex());
+            archive = archive.file(&path, bytes);
+        }
+        archive.done()
+    }
 }
 
 /// A tarball in the making.

@@ -36,11 +36,7 @@ impl Registries {
 
     /// Mirrors first, in their order, then the registry itself. `credentials` are the caller's own for
     /// the registry and are not shown to mirrors.
-    pub fn sources(
-        &self,
-        reference: &Reference,
-        credentials: Option<&Credentials>,
-    ) -> Result<Vec<Source>, PullError> {
+    pub fn sources(&self, reference: &Reference, credentials: Option<&Credentials>) -> Result<Vec<Source>, PullError> {
         let registry = reference.registry();
         let host = self.host(registry);
         let mut sources = Vec::new();

@@ -80,12 +80,7 @@ impl Source {
     }
 
     /// Begins to fetch a blob of `total_bytes`, at `offset_bytes` if the registry can.
-    pub async fn blob(
-        &self,
-        digest: Digest,
-        offset_bytes: u64,
-        total_bytes: u64,
-    ) -> Result<BlobStream<'_>, PullError> {
+    pub async fn blob(&self, digest: Digest, offset_bytes: u64, total_bytes: u64) -> Result<BlobStream<'_>, PullError> {
         let range = (offset_bytes > 0).then(|| format!("bytes={offset_bytes}-"));
         let path = format!("blobs/{digest}");
         let what = format!("blob {digest}");
@@ -182,9 +177,8 @@ impl Source {
         }
         let host = self.host.clone();
         let body = self.body(response, ERROR_BODY_BYTES_MAX, "error").await.unwrap_or_default();
-        let detail = auth::error_detail(&body).unwrap_or_else(|| {
-            status.canonical_reason().map_or_else(|| status.to_string(), str::to_lowercase)
-        });
+        let detail = auth::error_detail(&body)
+            .unwrap_or_else(|| status.canonical_reason().map_or_else(|| status.to_string(), str::to_lowercase));
         Err(match status {
             StatusCode::NOT_FOUND => PullError::NotFound { host, what: what.to_owned() },
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {

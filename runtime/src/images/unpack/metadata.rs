@@ -73,8 +73,7 @@ fn is_wanted(name: &[u8]) -> bool {
 fn set_xattr(file: BorrowedFd<'_>, name: &[u8], value: &[u8]) -> io::Result<()> {
     let text = CString::new(name).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
     // SAFETY: the pointers are valid for the lengths given, and the kernel only reads them.
-    let result =
-        unsafe { libc::fsetxattr(file.as_raw_fd(), text.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    let result = unsafe { libc::fsetxattr(file.as_raw_fd(), text.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
     match (result, io::Error::last_os_error()) {
         (0, _) => Ok(()),
         // Some file systems keep no user attributes, and no program may rely on them.

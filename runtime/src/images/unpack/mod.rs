@@ -28,8 +28,8 @@ use super::config::Limits;
 use super::tarball::{Entry, TarError, TarReader, Time};
 use super::tarheader::Kind;
 pub use metadata::copy_root;
-pub use tree::mark_opaque;
 pub use stream::{LayerStream, decompress};
+pub use tree::mark_opaque;
 use tree::{Split, Tree};
 
 const WHITEOUT: &[u8] = b".wh.";
@@ -284,14 +284,8 @@ impl Unpacker<'_> {
         let target = tree::split(&entry.link).map_err(|_| refused(entry, "hard link that leaves the layer"))?;
         let Some(target_name) = target.name else { return Err(refused(entry, "hard link to a directory")) };
         let source = self.tree.find_directory(&target.parent).map_err(|cause| failed(entry, cause))?;
-        nix::unistd::linkat(
-            Some(source.as_raw_fd()),
-            target_name,
-            Some(parent.as_raw_fd()),
-            name,
-            AtFlags::empty(),
-        )
-        .map_err(|errno| failed(entry, errno.into()))
+        nix::unistd::linkat(Some(source.as_raw_fd()), target_name, Some(parent.as_raw_fd()), name, AtFlags::empty())
+            .map_err(|errno| failed(entry, errno.into()))
     }
 
     fn special(&mut self, entry: &Entry, parent: BorrowedFd<'_>, name: &[u8]) -> Result<(), UnpackError> {
