@@ -55,8 +55,8 @@ fn claim<'a>(set: &Stored<ReplicaSet>, spec: &ReplicaSetSpec, cx: &Context<'a>, 
     if meta::is_deleting(&set.metadata) {
         return claimed;
     }
-    let orphan = |pod: &&PodEntry| meta::controller_of(&pod.metadata).is_none() && pods::is_active(pod);
-    for pod in cx.view.pods_in(set.key.namespace()).filter(orphan).filter(|pod| matches(pod)) {
+    let orphans = cx.view.loose_pods_in(set.key.namespace()).filter(|pod| pods::is_active(pod));
+    for pod in orphans.filter(|pod| matches(pod)) {
         plan.add(adopt(set, pod));
         claimed.push(pod);
     }
@@ -148,15 +148,25 @@ fn update_status(
     status.available_replicas = Some(count(past.len()));
     status.terminating_replicas = Some(count(terminating));
     status.observed_generation = set.metadata.generation;
-    match &failure {
+    let mut told = None;
+    match failure {
         Some(message) => {
-            condition::set(&mut status.conditions, "ReplicaFailure", "True", "FailedCreate", message, cx.now);
+            let conditions = &mut status.conditions;
+            let news = condition::set(conditions, "ReplicaFailure", "True", "FailedCreate", &message, cx.now);
+            told = news.then_some(message);
         }
         None => condition::remove(&mut status.conditions, "ReplicaFailure"),
     }
-    if next != set.object {
-        plan.add(change(MANAGER).update(set.key.clone(), set.revision, meta::encode(&next)));
+    if next == set.object {
+        return;
     }
+    let mut change = change(MANAGER).update(set.key.clone(), set.revision, meta::encode(&next));
+    if let Some(message) = told {
+        let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
+        let message = format!("Error creating: {message}");
+        change = teller.warning(change, &event::reference(&set.object), "FailedCreate", &message);
+    }
+    plan.add(change);
 }
 
 fn count(number: usize) -> i32 {

@@ -3,6 +3,8 @@
 use super::{Pass, sets};
 use crate::meta;
 
+/// Sets removed by one plan.
+const MAX_REMOVED: usize = 50;
 /// Upstream's default of `spec.revisionHistoryLimit`.
 const DEFAULT_LIMIT: i32 = 10;
 
@@ -23,6 +25,6 @@ impl Pass<'_> {
             let held = set.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
             sets::size(set) == 0 && status.is_none_or(|status| status.replicas == 0) && seen && !held
         });
-        self.removed = idle.collect();
+        self.removed = idle.take(MAX_REMOVED).collect();
     }
 }

@@ -7,6 +7,7 @@
 //! available pods below replicas − maxUnavailable.
 
 mod history;
+mod rollback;
 mod rollout;
 mod scale;
 mod sets;
@@ -49,6 +50,8 @@ struct Pass<'a> {
     sizes: BTreeMap<Key, i32>,
     created: Option<ReplicaSet>,
     removed: Vec<&'a Stored<ReplicaSet>>,
+    /// The set that is gone back from.
+    failed: Option<Key>,
     told: Vec<(&'static str, String)>,
 }
 
@@ -68,6 +71,7 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
         sizes: BTreeMap::new(),
         created: None,
         removed: Vec::new(),
+        failed: None,
         told: Vec::new(),
     };
     if !meta::is_deleting(&deployment.metadata) {
@@ -87,6 +91,9 @@ impl<'a> Pass<'a> {
             // A paused Deployment keeps its versions but still follows its size.
             self.note_new_set(cx.now);
             self.scale();
+            return;
+        }
+        if self.roll_back(cx.now) {
             return;
         }
         if self.sets.new.is_none() && (!recreates(self.spec) || self.old_pods_are_gone(cx)) {

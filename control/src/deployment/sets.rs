@@ -5,6 +5,7 @@ use flotilla_api::k8s_openapi::api::core::v1::PodTemplateSpec;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::{Change, Expect};
 
+use super::rollback::FAILED;
 use super::{MANAGER, Pass, recreates, replicas, rollout};
 use crate::plan::{Context, Plan, change};
 use crate::view::Stored;
@@ -188,6 +189,14 @@ impl Pass<'_> {
         if ours && is_new {
             next.spec.min_ready_seconds = self.spec.min_ready_seconds;
             self.inherit(set, &mut next);
+        }
+        if self.failed.as_ref() == Some(&set.key) {
+            meta::set(&mut next.metadata.annotations, FAILED, "true");
+        } else if is_new
+            && self.is_complete()
+            && let Some(annotations) = &mut next.metadata.annotations
+        {
+            annotations.remove(FAILED);
         }
         if next.spec != set.object.spec {
             meta::bump_generation(&mut next.metadata);

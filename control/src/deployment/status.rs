@@ -11,6 +11,7 @@ use crate::plan::{Context, Plan};
 const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";
 const COMPLETE: &str = "NewReplicaSetAvailable";
+pub(super) const FOUND: &str = "FoundNewReplicaSet";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 /// Upstream's default of `spec.progressDeadlineSeconds`.
 const DEFAULT_DEADLINE_SECONDS: i32 = 600;
@@ -39,6 +40,11 @@ impl Pass<'_> {
         }
     }
 
+    /// Whether the rollout took longer than it may.
+    pub(super) fn has_timed_out(&self) -> bool {
+        self.progress().is_some_and(|progress| progress.reason.as_deref() == Some(TIMED_OUT))
+    }
+
     pub(super) fn note_pause(&mut self, paused: bool, now: Timestamp) {
         let reason = self.progress().and_then(|progress| progress.reason.clone()).unwrap_or_default();
         if self.deadline_seconds().is_none() || reason == TIMED_OUT {
@@ -57,7 +63,7 @@ impl Pass<'_> {
         let Some(new) = self.sets.new else { return };
         if self.progress().is_none() && self.deadline_seconds().is_some() {
             let message = format!("Found new replica set \"{}\"", new.key.name());
-            self.note_progress("True", "FoundNewReplicaSet", &message, now);
+            self.note_progress("True", FOUND, &message, now);
         }
     }
 

@@ -8,8 +8,8 @@ use serde::de::DeserializeOwned;
 use super::entry::{NodeFacts, NodeUse, PodFacts, QueuePlace};
 use super::table::Table;
 use super::{NodeEntry, Other, PodEntry, Stored, View};
-use crate::pods;
 use crate::resources::Resources;
+use crate::{meta, pods};
 
 /// What the scheduler cares about in one object.
 #[derive(PartialEq)]
@@ -78,6 +78,9 @@ impl View {
             }
         }
         self.queue.extend(QueuePlace::of(key, &object));
+        if meta::controller_of(&object.metadata).is_none() {
+            self.loose_pods.insert(key.clone());
+        }
         let stored = Stored { key: key.clone(), revision, object };
         self.pods.insert(key.clone(), PodEntry { stored, facts });
     }
@@ -156,6 +159,7 @@ impl View {
 
     fn forget_pod(&mut self, key: &Key) {
         let Some(PodEntry { stored, facts }) = self.pods.remove(key) else { return };
+        self.loose_pods.remove(key);
         if let Some(place) = QueuePlace::of(key, &stored.object) {
             self.queue.remove(&place);
         }

@@ -45,6 +45,8 @@ pub struct View {
     /// Objects by the uid of each of their owners.
     dependents: HashMap<String, BTreeSet<Key>>,
     pods_by_node: HashMap<String, BTreeSet<Key>>,
+    /// Pods without a controller.
+    loose_pods: BTreeSet<Key>,
     /// What is taken on each node, by its name.
     usage: HashMap<String, NodeUse>,
     /// Pods without a node, most urgent first.
@@ -134,6 +136,12 @@ impl View {
 
     pub fn pods_in(&self, namespace: &str) -> impl Iterator<Item = &PodEntry> {
         self.pods.range(keys::pod(namespace, ""), namespace)
+    }
+
+    /// Pods of a namespace that have no controller.
+    pub fn loose_pods_in(&self, namespace: &str) -> impl Iterator<Item = &PodEntry> {
+        let keys = self.loose_pods.range(keys::pod(namespace, "")..);
+        keys.take_while(move |key| key.namespace() == namespace).filter_map(|key| self.pods.get(key))
     }
 
     pub fn pods_on(&self, node: &str) -> impl Iterator<Item = &PodEntry> {

@@ -114,6 +114,37 @@ fn a_broken_update_stops_and_is_rolled_back() {
 }
 
 #[test]
+fn a_broken_update_goes_back_by_itself_if_asked_to() {
+    let mut sim = Sim::with_nodes(9, 3);
+    let version = |image: &str| {
+        let mut value = deployment("web", 4, image);
+        value["spec"]["progressDeadlineSeconds"] = 60.into();
+        value["metadata"]["annotations"] = json!({"flotilla.dev/auto-rollback": "true"});
+        value
+    };
+    put(&mut sim, version("good"));
+    sim.run();
+    let fate = |pod: &flotilla_api::k8s_openapi::api::core::v1::Pod| {
+        let image = pod.spec.as_ref()?.containers[0].image.as_deref()?;
+        image.starts_with("broken").then_some("Pending")
+    };
+    for image in ["broken1", "broken2"] {
+        put(&mut sim, version(image));
+        sim.run_with(fate);
+        sim.advance(62);
+        sim.run_with(fate);
+        sim.advance(62);
+        sim.run_with(fate);
+        sim.assert_settled();
+        let web = sim.deployment("web");
+        assert_eq!(web.spec.template.spec.unwrap().containers[0].image.as_deref(), Some("good"));
+        assert_eq!(web.status.unwrap().available_replicas, Some(4));
+    }
+    assert_eq!(sizes(&sim), [0, 0, 4]);
+    assert_eq!(sim.events("DeploymentRollback").len(), 2);
+}
+
+#[test]
 fn recreate_waits_for_the_old_to_be_gone() {
     let mut sim = Sim::with_nodes(4, 2);
     let recreate = |image: &str| {

@@ -90,5 +90,6 @@ fn nothing_is_created_in_a_namespace_that_is_not_there() {
     let failure = crate::sim::condition(&value, "ReplicaFailure");
     assert_eq!(failure["reason"], "FailedCreate");
     assert_eq!(failure["message"], "namespaces \"nowhere\" not found");
+    assert_eq!(sim.events("FailedCreate").len(), 1);
     assert!(sim.pods().is_empty());
 }
