@@ -20,6 +20,9 @@ use crate::watch::Hub;
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 
+/// Entries that are applied in one go on a thread of their own.
+const APPLIED_TOGETHER: usize = 64;
+
 /// The state with what hangs on it. Shared by openraft, readers and watchers.
 pub(crate) struct Machine {
     root: PathBuf,
@@ -90,6 +93,18 @@ impl Machine {
         Ok(Snapshot { meta, snapshot: SnapshotData::Copied(dir) })
     }
 
+    fn apply_all(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<()> {
+        let state = self.state();
+        for (entry, responder) in entries {
+            let applied = state.apply(&entry)?;
+            self.hub.publish(state.header().revision, applied.events);
+            if let Some(responder) = responder {
+                responder.send(Answer(applied.outcomes));
+            }
+        }
+        Ok(())
+    }
+
     fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), DiskError> {
         let SnapshotData::Copied(dir) = snapshot else { return Ok(()) };
         if dir.meta() != meta {
@@ -117,17 +132,15 @@ impl RaftStateMachine<Types> for Arc<Machine> {
         Ok(self.applied())
     }
 
-    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    async fn apply<S>(&mut self, entries: S) -> io::Result<()>
     where
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
     {
-        let state = self.state();
-        while let Some((entry, responder)) = entries.try_next().await? {
-            let applied = state.apply(&entry)?;
-            self.hub.publish(state.header().revision, applied.events);
-            if let Some(responder) = responder {
-                responder.send(Answer(applied.outcomes));
-            }
+        let mut chunks = entries.try_ready_chunks(APPLIED_TOGETHER);
+        while let Some(chunk) = chunks.try_next().await.map_err(|e| e.1)? {
+            let machine = self.clone();
+            // On a thread of its own, so that a stalled disk does not hold up what others do.
+            tokio::task::spawn_blocking(move || machine.apply_all(chunk)).await.map_err(io::Error::other)??;
         }
         Ok(())
     }

@@ -86,7 +86,7 @@ pub fn without(view: &View, gone: NodeId) -> BTreeSet<NodeId> {
     let heirs = rest.learners.iter().filter(|id| rest.caught_up.contains(id) && !rest.dead.contains_key(id));
     let missing = wanted.saturating_sub(rest.voters.len());
     let mut voters: BTreeSet<NodeId> = rest.voters.iter().chain(heirs.take(missing)).copied().collect();
-    if voters.len() % 2 == 0 {
+    if voters.len().is_multiple_of(2) {
         rest.voters = voters;
         voters = shrink(&rest, wanted.min(rest.voters.len().saturating_sub(1)).max(1));
     }

@@ -150,7 +150,7 @@ impl Watch {
     async fn look(&mut self, applied: u64) -> Option<WatchItem> {
         let (events, upto) = match self.machine.hub().since(self.next) {
             Some(spans) => self.matching(&spans, applied),
-            None => match self.from_history().await {
+            None => match self.read_history().await {
                 Ok(found) => found,
                 Err(ReadError::Compacted { oldest, .. }) => {
                     self.ended = true;
@@ -176,7 +176,7 @@ impl Watch {
         (events, spans.last().map_or(applied, |span| span.last))
     }
 
-    async fn from_history(&self) -> Result<(Vec<Event>, u64), ReadError> {
+    async fn read_history(&self) -> Result<(Vec<Event>, u64), ReadError> {
         let (state, prefix, from) = (self.machine.state(), self.prefix.clone(), self.next);
         let look = move || state.history(&prefix, from, ITEM_EVENTS, LOOK_BYTES);
         let stretch = tokio::task::spawn_blocking(look).await.map_err(|_| ReadError::Closed)??;

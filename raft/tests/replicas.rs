@@ -237,3 +237,68 @@ async fn a_dead_voter_is_replaced_after_a_time() {
     assert!(voters.len() == 3 && voters.contains(&heir), "{voters:?}");
     cluster.stop_all().await;
 }
+
+/// A file system of its own that can be frozen: everything that wants to write to it hangs.
+struct Freezer {
+    _image: tempfile::NamedTempFile,
+    mount: tempfile::TempDir,
+}
+
+fn run(program: &str, arguments: &[&str]) {
+    let done = std::process::Command::new(program).args(arguments).output().unwrap();
+    assert!(done.status.success(), "{program} {arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
+}
+
+impl Freezer {
+    fn new() -> Self {
+        let (image, mount) = (tempfile::NamedTempFile::new().unwrap(), tempfile::TempDir::new().unwrap());
+        image.as_file().set_len(128 << 20).unwrap();
+        run("mkfs.ext4", &["-q", "-F", image.path().to_str().unwrap()]);
+        run("mount", &["-o", "loop", image.path().to_str().unwrap(), mount.path().to_str().unwrap()]);
+        Self { _image: image, mount }
+    }
+
+    fn freeze(&self) {
+        run("fsfreeze", &["--freeze", self.mount.path().to_str().unwrap()]);
+    }
+
+    fn thaw(&self) {
+        run("fsfreeze", &["--unfreeze", self.mount.path().to_str().unwrap()]);
+    }
+}
+
+impl Drop for Freezer {
+    fn drop(&mut self) {
+        let path = self.mount.path().to_str().unwrap();
+        // Frozen it cannot be unmounted; not frozen this says so, and nobody minds.
+        let _ = std::process::Command::new("fsfreeze").args(["--unfreeze", path]).output();
+        let _ = std::process::Command::new("umount").args(["--lazy", path]).output();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_leader_whose_disk_hangs_hands_over() {
+    let freezer = Freezer::new();
+    let mut cluster = Cluster::boot(plain, &[1, 2], 1).await;
+    cluster.start_in(3, freezer.mount.path()).await;
+    cluster.store(1).add_replica(3).await.unwrap();
+    cluster.grow(&THREE, 3).await;
+    if cluster.leader(&THREE).await != 3 {
+        cluster.store(1).transfer_leader(Some(3)).await.unwrap();
+    }
+    until("the one with the bad disk leads", || cluster.status(1).leader == Some(3)).await;
+    insist(&cluster.store(1), put("a", "1")).await;
+
+    freezer.freeze();
+    let began = Instant::now();
+    let writer = cluster.store(3);
+    let stuck = tokio::spawn(async move { writer.propose(put("stuck", "1")).await });
+    until("another leads", || cluster.status(1).leader.is_some_and(|l| l != 3)).await;
+    insist(&cluster.store(1), put("b", "1")).await;
+    println!("writes again {:?} after the disk hung", began.elapsed());
+    freezer.thaw();
+    let _ = stuck.await.unwrap();
+    let last = insist(&cluster.store(2), put("c", "1")).await;
+    same_everywhere(&cluster, &THREE, last).await;
+    cluster.stop_all().await;
+}

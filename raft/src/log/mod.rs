@@ -18,6 +18,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures::{Stream, TryStreamExt, stream};
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, RaftLogStorage};
 use openraft::{LogState, RaftLogReader};
@@ -89,6 +90,20 @@ impl RaftLogReader<Types> for Log {
         RB: RangeBounds<u64> + Clone + std::fmt::Debug + Send,
     {
         reader::read(&self.inner.db, &self.inner.tail, reader::bounds(&range), usize::MAX).await
+    }
+
+    async fn entries_stream<RB>(&mut self, range: RB) -> impl Stream<Item = io::Result<Entry>> + Send
+    where
+        RB: RangeBounds<u64> + Clone + std::fmt::Debug + Send,
+    {
+        let range = reader::bounds(&range);
+        let pieces = stream::try_unfold((self.inner.clone(), range), |(inner, range)| async move {
+            let entries = reader::read(&inner.db, &inner.tail, range.clone(), MAX_READ_BYTES).await?;
+            let Some(last) = entries.last().map(RaftEntry::index) else { return Ok::<_, io::Error>(None) };
+            let piece = stream::iter(entries.into_iter().map(Ok));
+            Ok(Some((piece, (inner, last + 1..range.end))))
+        });
+        pieces.try_flatten()
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {

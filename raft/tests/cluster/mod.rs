@@ -126,13 +126,20 @@ impl Cluster {
         &self.dirs[&id]
     }
 
+    /// Starts a replica in a directory that is the caller's.
+    pub async fn start_in(&mut self, id: NodeId, dir: &Path) -> Store {
+        self.dirs.insert(id, dir.join("replica"));
+        self.start(id).await
+    }
+
     /// Starts a replica, in the directory it had before if it had one.
     pub async fn start(&mut self, id: NodeId) -> Store {
-        if !self.dirs.contains_key(&id) {
+        self.dirs.entry(id).or_insert_with(|| {
             let temporary = TempDir::new().unwrap();
-            self.dirs.insert(id, temporary.path().to_owned());
+            let dir = temporary.path().to_owned();
             self.temporary.push(temporary);
-        }
+            dir
+        });
         let mut options = Options::new(self.dir(id), id, "test-cluster");
         options.space_floor.min_bytes = 0;
         options.space_floor.min_percent = 0;
