@@ -26,7 +26,7 @@ pub(crate) fn has_finalizer(meta: &ObjectMeta) -> bool {
 pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let Some((meta, revision)) = cx.view.meta(key) else { return plan };
-    if let Some(change) = cx.view.pod(key).and_then(|pod| stranded_pod(pod, cx.view)) {
+    if let Some(change) = cx.view.pod(key).and_then(|pod| stranded_pod(pod, cx)) {
         plan.add(change);
         return plan;
     }
@@ -81,7 +81,8 @@ fn owners_absent(change: Change, meta: &ObjectMeta, view: &View) -> Change {
 }
 
 /// A pod whose node is gone, or that was told to go before it had one.
-fn stranded_pod(pod: &PodEntry, view: &View) -> Option<Change> {
+fn stranded_pod(pod: &PodEntry, cx: &Context<'_>) -> Option<Change> {
+    let view = cx.view;
     let held = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
     let change = change(POD_MANAGER);
     let Some(node) = pods::node_name(pod) else {
@@ -106,11 +107,8 @@ fn stranded_pod(pod: &PodEntry, view: &View) -> Option<Change> {
         status.reason = Some("NodeLost".into());
         status.message = Some(format!("Node {node} no longer exists."));
     }
-    if let deletion::Deletion::Mark(marked) = deletion::of_pod(&lost, Some(0), Default::default()) {
-        let at = lost.metadata.deletion_timestamp.clone().or(marked.metadata.deletion_timestamp.clone());
-        lost = *marked;
-        lost.metadata.deletion_timestamp = at;
-    }
+    lost.metadata.deletion_timestamp.get_or_insert_with(|| meta::seconds(cx.now));
+    lost.metadata.deletion_grace_period_seconds = Some(0);
     Some(change.update(pod.key.clone(), pod.revision, meta::encode(&lost)))
 }
 

@@ -59,6 +59,22 @@ fn a_pod_lost_to_its_node_is_replaced_and_no_failure() {
 }
 
 #[test]
+fn a_pod_whose_node_is_removed_is_replaced_and_no_failure() {
+    let mut sim = Sim::with_nodes(11, 2);
+    let mut value = job(6, 6);
+    value["spec"]["backoffLimit"] = 0.into();
+    put(&mut sim, value);
+    sim.run();
+    sim.delete(&keys::node("n1"));
+    sim.liveness.remove("n1");
+    sim.run_with(succeed);
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed), (Some(6), None));
+    assert_eq!(sim.pods().len(), 6, "the lost ones are gone");
+}
+
+#[test]
 fn failures_are_retried_later_and_later_until_the_limit() {
     let mut sim = Sim::with_nodes(3, 1);
     let mut value = job(1, 1);
