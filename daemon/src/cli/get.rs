@@ -2,17 +2,13 @@
 
 use clap::{Args, ValueEnum};
 use flotilla_api::Registry;
-use serde_json::{Map, Value, json};
-use tonic::Status;
+use serde_json::{Value, json};
 
 use super::DONE;
-use super::output::{Cell, Format, Table, json as to_json, plain, yaml};
-use super::session::{Session, ask};
+use super::listing::{Listing, list, name_line, table};
+use super::output::{Format, Table, json as to_json, yaml};
+use super::session::Session;
 use super::watch;
-use crate::proto::{Column, GetObjectRequest, ListObjectsRequest, ListObjectsResponse, Row};
-
-/// Objects in one answer; longer lists come in several.
-const PAGE: u32 = 500;
 
 /// How objects are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -162,91 +158,6 @@ async fn run(session: &Session, query: Query, watching: bool) -> anyhow::Result<
     Ok(DONE)
 }
 
-/// A whole list, put together from its pages.
-#[derive(Clone, Debug, Default)]
-pub struct Listing {
-    pub items: Vec<Value>,
-    pub columns: Vec<Column>,
-    pub rows: Vec<Row>,
-    pub revision: u64,
-    pub api_version: String,
-    pub kind: String,
-}
-
-impl Listing {
-    fn append(&mut self, other: Self) {
-        self.items.extend(other.items);
-        self.rows.extend(other.rows);
-        (self.columns, self.api_version, self.kind) = (other.columns, other.api_version, other.kind);
-        self.revision = self.revision.max(other.revision);
-    }
-}
-
-/// Every object that the query means.
-///
-/// # Errors
-/// If the daemon refuses, or a named object does not exist.
-async fn list(session: &Session, query: &Query) -> anyhow::Result<Listing> {
-    let mut listing = Listing::default();
-    let mut continue_token = String::new();
-    loop {
-        let request = ListObjectsRequest {
-            kind: query.kind.clone(),
-            namespace: query.namespace.clone(),
-            label_selector: query.labels.clone(),
-            field_selector: query.field_selector(),
-            limit: PAGE,
-            continue_token,
-        };
-        let page = session.objects().list(ask(request)).await?.into_inner();
-        continue_token = page.continue_token.clone();
-        listing.append(page_of(page)?);
-        if continue_token.is_empty() {
-            break;
-        }
-    }
-    if let Some(name) = query.name.as_ref().filter(|_| listing.items.is_empty()) {
-        missing(session, query, name).await?;
-    }
-    Ok(listing)
-}
-
-/// The daemon's own words about an object that does not exist.
-async fn missing(session: &Session, query: &Query, name: &str) -> Result<(), Status> {
-    if query.shows_namespaces() {
-        return Err(Status::not_found(format!("{} \"{name}\" not found in any namespace", query.kind)));
-    }
-    let request =
-        GetObjectRequest { kind: query.kind.clone(), namespace: query.namespace.clone(), name: name.to_owned() };
-    session.objects().get(ask(request)).await.map(drop)
-}
-
-fn page_of(page: ListObjectsResponse) -> anyhow::Result<Listing> {
-    let mut items = Vec::with_capacity(page.items.len());
-    for bytes in &page.items {
-        items.push(object(bytes, &page.api_version, &page.kind)?);
-    }
-    Ok(Listing {
-        items,
-        columns: page.columns,
-        rows: page.rows,
-        revision: page.revision,
-        api_version: page.api_version,
-        kind: page.kind,
-    })
-}
-
-/// Reads an object of a list, which may leave out what the list says.
-///
-/// # Errors
-/// If it is not JSON.
-pub fn object(json: &[u8], api_version: &str, kind: &str) -> serde_json::Result<Value> {
-    let mut object: Map<String, Value> = serde_json::from_slice(json)?;
-    object.entry("apiVersion").or_insert_with(|| api_version.into());
-    object.entry("kind").or_insert_with(|| kind.into());
-    Ok(Value::Object(object))
-}
-
 fn write(session: &Session, query: &Query, listing: &Listing) -> anyhow::Result<()> {
     let out = &session.out;
     match query.format {
@@ -282,42 +193,7 @@ fn none_words(query: &Query) -> String {
     }
 }
 
-/// The daemon's table, with or without its wide columns.
-pub fn table(query: &Query, listing: &Listing) -> Table {
-    let shown: Vec<bool> =
-        listing.columns.iter().map(|column| column.priority == 0 || query.format == ObjectFormat::Wide).collect();
-    let names: Vec<String> = listing.columns.iter().map(|column| column.name.to_uppercase()).collect();
-    let namespaces = query.shows_namespaces() && listing.items.iter().any(|item| namespace_of(item).is_some());
-    let header = names.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(name, _)| name.as_str());
-    let mut table = Table::new(namespaces.then_some("NAMESPACE").into_iter().chain(header));
-    for (row, item) in listing.rows.iter().zip(&listing.items) {
-        let cells = row.cells.iter().zip(&names).zip(&shown).filter(|(_, shown)| **shown);
-        let cells = cells.map(|((text, name), _)| if name == "STATUS" { Cell::status(text) } else { Cell::from(text) });
-        let namespace = namespaces.then(|| Cell::from(namespace_of(item).unwrap_or_default()));
-        table.row(namespace.into_iter().chain(cells));
-    }
-    table
-}
-
-fn namespace_of(item: &Value) -> Option<&str> {
-    item.pointer("/metadata/namespace")?.as_str()
-}
-
-fn text_at<'a>(item: &'a Value, pointer: &str) -> &'a str {
-    item.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
-}
-
-/// `deployment.apps/web`.
-pub fn name_line(item: &Value) -> String {
-    let kind = text_at(item, "/kind").to_lowercase();
-    let name = text_at(item, "/metadata/name");
-    plain(&match text_at(item, "/apiVersion").split_once('/') {
-        Some((group, _)) => format!("{kind}.{group}/{name}"),
-        None => format!("{kind}/{name}"),
-    })
-}
-
-pub fn hide_managed_fields(item: &mut Value) {
+fn hide_managed_fields(item: &mut Value) {
     if let Some(metadata) = item.get_mut("metadata").and_then(Value::as_object_mut) {
         metadata.remove("managedFields");
     }
@@ -342,48 +218,23 @@ pub fn document(query: &Query, mut item: Value) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
-    fn query(format: ObjectFormat, namespace: &str) -> Query {
-        Query {
-            kind: "pods".into(),
-            name: None,
-            namespace: namespace.into(),
-            labels: String::new(),
-            fields: String::new(),
-            format,
-            managed_fields: false,
+    impl Query {
+        pub fn of_pods(format: ObjectFormat, namespace: &str) -> Self {
+            Self {
+                kind: "pods".into(),
+                name: None,
+                namespace: namespace.into(),
+                labels: String::new(),
+                fields: String::new(),
+                format,
+                managed_fields: false,
+            }
         }
-    }
-
-    fn listing() -> Listing {
-        let column = |name: &str, priority| Column { name: name.into(), priority };
-        let row = |cells: [&str; 3]| Row { cells: cells.map(String::from).to_vec() };
-        Listing {
-            items: vec![json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "web-1", "namespace": "prod"}})],
-            columns: vec![column("Name", 0), column("Status", 0), column("Node", 1)],
-            rows: vec![row(["web-1", "Running", "node-1"])],
-            revision: 7,
-            ..Listing::default()
-        }
-    }
-
-    #[test]
-    fn wide_tables_show_every_column() {
-        let narrow = table(&query(ObjectFormat::Table, "prod"), &listing()).render(false);
-        assert_eq!(narrow, "NAME    STATUS\nweb-1   Running\n");
-        let wide = table(&query(ObjectFormat::Wide, "*"), &listing()).render(false);
-        assert_eq!(wide, "NAMESPACE   NAME    STATUS    NODE\nprod        web-1   Running   node-1\n");
-    }
-
-    #[test]
-    fn names_carry_the_group() {
-        let item = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}});
-        assert_eq!(name_line(&item), "deployment.apps/web");
-        assert_eq!(name_line(&listing().items[0]), "pod/web-1");
     }
 
     #[test]
     fn a_name_joins_the_field_selector() {
-        let mut query = query(ObjectFormat::Table, "prod");
+        let mut query = Query::of_pods(ObjectFormat::Table, "prod");
         query.name = Some("web-1".into());
         assert_eq!(query.field_selector(), "metadata.name=web-1");
         query.fields = "status.phase=Running".into();
@@ -401,7 +252,7 @@ mod tests {
     #[test]
     fn managed_fields_stay_hidden_unless_asked_for() {
         let item = json!({"metadata": {"name": "a", "managedFields": [1]}});
-        let mut query = query(ObjectFormat::Json, "prod");
+        let mut query = Query::of_pods(ObjectFormat::Json, "prod");
         assert!(!document(&query, item.clone()).unwrap().contains("managedFields"));
         query.managed_fields = true;
         assert!(document(&query, item).unwrap().contains("managedFields"));

@@ -17,6 +17,7 @@ mod get;
 mod image;
 mod job_logs;
 mod jobs;
+mod listing;
 mod logs;
 mod manifest;
 mod nodes;
@@ -72,16 +73,31 @@ Each command tells more with --help.";
 #[derive(Clone, Debug, Args)]
 pub struct Global {
     /// Talk to the daemon of another machine, over TLS
-    #[arg(long, global = true, env = "FLOTILLA_SERVER", value_name = "HOST:PORT", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_SERVER",
+        hide_env_values = true,
+        value_name = "HOST:PORT",
+        help_heading = "Connection"
+    )]
     server: Option<String>,
     /// Key, certificate and CA for --server, as 'flotilla credentials' prints them
-    #[arg(long, global = true, env = "FLOTILLA_CREDENTIALS", value_name = "FILE", help_heading = "Connection")]
+    #[arg(
+        long,
+        global = true,
+        env = "FLOTILLA_CREDENTIALS",
+        hide_env_values = true,
+        value_name = "FILE",
+        help_heading = "Connection"
+    )]
     credentials: Option<PathBuf>,
     /// The socket of this machine's daemon
     #[arg(
         long,
         global = true,
         env = "FLOTILLA_SOCKET",
+        hide_env_values = true,
         value_name = "PATH",
         default_value = DEFAULT_SOCKET,
         help_heading = "Connection"
@@ -93,6 +109,7 @@ pub struct Global {
         long,
         global = true,
         env = "FLOTILLA_NAMESPACE",
+        hide_env_values = true,
         default_value = "default",
         help_heading = "Connection"
     )]

@@ -4,7 +4,8 @@ use flotilla_api::{Kind, Registry};
 use serde_json::Value;
 use std::sync::Arc;
 
-use super::get::{Listing, Query, document, object, table};
+use super::get::{Query, document};
+use super::listing::{Listing, object, table};
 use super::output::Table;
 use super::session::{Session, now};
 use super::{DONE, INTERRUPTED};

@@ -102,6 +102,17 @@ async fn logs_of_a_job_name_the_pod_of_each_line() {
 }
 
 #[tokio::test]
+async fn following_a_batch_job_ends_with_it_and_shows_each_line_once() {
+    let daemon = Daemon::start();
+    let output = run(&daemon, "logs done -f").await;
+    let (code, out, error) = parts(&output);
+    let mut lines: Vec<&str> = out.lines().collect();
+    lines.sort_unstable();
+    let expected = ["web-a | first of web-a", "web-a | second", "web-b | first of web-b", "web-b | second"];
+    assert_eq!((code, lines.as_slice(), error), (0, expected.as_slice(), ""));
+}
+
+#[tokio::test]
 async fn exec_ends_with_the_code_of_the_command() {
     let daemon = Daemon::start();
     let output = run(&daemon, "exec web-a -- exit 7").await;
