@@ -16,8 +16,8 @@ pub const DEFAULT_FILE: &str = "/etc/flotilla/flotilla.toml";
 pub const DEFAULT_PORT: u16 = 6443;
 
 /// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
-const CLIENT_VARIABLES: [&str; 4] =
-    ["FLOTILLA_SERVER", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
+const CLIENT_VARIABLES: [&str; 5] =
+    ["FLOTILLA_SERVER", "FLOTILLA_SOCKET", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -49,9 +49,6 @@ pub struct Layer {
     /// Join the cluster of this token; ignored once the node has joined
     #[arg(long, value_name = "TOKEN")]
     pub join: Option<String>,
-    /// Never hold a replica of the store
-    #[arg(long, num_args = 0..=1, default_missing_value = "true")]
-    pub no_replica: Option<bool>,
     /// What runs containers: `libcontainer`, or the path of an OCI runtime such as runc [default: libcontainer]
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<String>,
@@ -113,12 +110,12 @@ pub struct Registry {
 pub struct Config {
     pub data_dir: PathBuf,
     pub run_dir: PathBuf,
-    pub name: String,
+    /// `None`: as the node is called already, or else the host name.
+    pub name: Option<String>,
     pub listen: SocketAddr,
     /// Empty: this machine's global addresses.
     pub advertise: Vec<SocketAddr>,
     pub join: Option<String>,
-    pub replica: bool,
     /// `None`: libcontainer, inside the shim.
     pub engine: Option<PathBuf>,
     pub cluster_cidr: String,
@@ -137,6 +134,14 @@ impl Config {
     /// The socket that the local command line speaks to; only root may open it.
     pub fn socket(&self) -> PathBuf {
         self.run_dir.join("flotilla.sock")
+    }
+
+    /// What a new node is called: as configured, or like the host.
+    ///
+    /// # Errors
+    /// If the host name cannot be a node's.
+    pub fn name(&self) -> Result<String, ConfigError> {
+        self.name.clone().map_or_else(host_name, Ok)
     }
 
     /// Puts the layers together.
@@ -217,7 +222,6 @@ impl Layer {
             listen,
             advertise,
             join,
-            no_replica,
             engine,
             cluster_cidr,
             bridge,
@@ -236,11 +240,10 @@ impl Layer {
         let config = Config {
             data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/flotilla".into()),
             run_dir: self.run_dir.unwrap_or_else(|| "/run/flotilla".into()),
-            name: self.name.map_or_else(host_name, Ok)?,
+            name: self.name,
             listen: self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT)),
             advertise: self.advertise.unwrap_or_default(),
             join: self.join,
-            replica: !self.no_replica.unwrap_or(false),
             engine: self.engine.filter(|engine| engine != "libcontainer").map(PathBuf::from),
             cluster_cidr: self.cluster_cidr.unwrap_or_else(|| "10.244.0.0/16".into()),
             bridge: self.bridge.unwrap_or_else(|| "flotilla0".into()),
@@ -261,8 +264,8 @@ impl Layer {
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let bad = |key: &str, message: String| Err(ConfigError::Invalid { origin: key.into(), message });
-        if !is_node_name(&self.name) {
-            return bad("name", format!("{:?} must be lower-case letters, digits, '-' and '.', at most 63", self.name));
+        if let Some(name) = self.name.as_deref().filter(|name| !is_node_name(name)) {
+            return bad("name", name_rule(name));
         }
         if !(self.beat_ms > 0 && self.beat_ms * 2 <= self.suspect_ms && self.suspect_ms < self.dead_ms) {
             return bad(
@@ -298,12 +301,16 @@ fn is_node_name(name: &str) -> bool {
         })
 }
 
+fn name_rule(name: &str) -> String {
+    format!("{name:?} must be lower-case letters, digits, '-' and '.', at most 63; give --name")
+}
+
 fn host_name() -> Result<String, ConfigError> {
-    let name = nix::unistd::gethostname().map_err(|error| ConfigError::Invalid {
-        origin: "name".into(),
-        message: format!("the host name cannot be read ({error}); give --name"),
-    })?;
-    Ok(name.to_string_lossy().to_lowercase())
+    let invalid = |message: String| ConfigError::Invalid { origin: "the host name".into(), message };
+    let name =
+        nix::unistd::gethostname().map_err(|error| invalid(format!("it cannot be read ({error}); give --name")))?;
+    let name = name.to_string_lossy().to_lowercase();
+    if is_node_name(&name) { Ok(name) } else { Err(invalid(name_rule(&name))) }
 }
 
 #[cfg(test)]
@@ -324,7 +331,7 @@ mod tests {
         let flags = Layer { name: Some("flag".into()), ..Layer::default() };
         let config =
             load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
-        assert_eq!((&*config.name, &*config.bridge, &*config.log), ("flag", "env0", "warn"));
+        assert_eq!((config.name.as_deref(), &*config.bridge, &*config.log), (Some("flag"), "env0", "warn"));
     }
 
     #[test]

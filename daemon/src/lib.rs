@@ -3,12 +3,25 @@
 //! Everything that decides, stores, talks or runs lives in the other crates; this one wires them together and
 //! shows them to people.
 
+mod agent;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod convert;
 pub mod dev;
+mod drain;
+mod enrol;
+mod gate;
+mod grpc;
+mod lead;
+mod members;
+mod node;
+mod peers;
 pub mod proto;
+pub mod serve;
+mod streams;
+mod trust;
+mod usage;
 
 /// What `flotilla --version` says, and what nodes tell each other.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -2,10 +2,15 @@
 
 use std::process::ExitCode;
 
-use flotilla::cli;
 use flotilla::config::Config;
+use flotilla::{cli, serve};
 
 fn main() -> ExitCode {
+    // Before any thread exists: the shim makes containers with clone.
+    let mut arguments = std::env::args_os().skip(1);
+    if arguments.next().is_some_and(|first| first == "shim") {
+        return flotilla_runtime::shim_main(arguments);
+    }
     if rustls::crypto::aws_lc_rs::default_provider().install_default().is_err() {
         eprintln!("error: two providers of cryptography");
         return ExitCode::FAILURE;
@@ -14,5 +19,6 @@ fn main() -> ExitCode {
 }
 
 fn daemon(config: Config) -> anyhow::Result<()> {
-    anyhow::bail!("{} has no daemon in this build", config.name)
+    serve::start_logging(&config)?;
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(config))
 }

@@ -25,8 +25,20 @@ impl Cell {
     }
 }
 
-impl<T: AsRef<str>> From<T> for Cell {
-    fn from(text: T) -> Self {
+impl From<&str> for Cell {
+    fn from(text: &str) -> Self {
+        Self::new(text, Tone::Plain)
+    }
+}
+
+impl From<String> for Cell {
+    fn from(text: String) -> Self {
+        Self::new(text, Tone::Plain)
+    }
+}
+
+impl From<&String> for Cell {
+    fn from(text: &String) -> Self {
         Self::new(text, Tone::Plain)
     }
 }

@@ -1,0 +1,167 @@
+//! What runs on this node, as the agent and the faces reach it.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use anyhow::Context;
+use flotilla_runtime::Pods;
+use flotilla_runtime::engine::EngineChoice;
+use flotilla_runtime::images::{Credentials, HostConfig, Images, RegistryConfig};
+use flotilla_runtime::network::NetworkConfig;
+use flotilla_runtime::pods::{Config as PodsConfig, LogRotation};
+
+use super::source::Sources;
+use crate::config::{Config, Registry};
+use crate::gate::{Gate, User};
+use crate::usage::Usage;
+
+/// Room for the headers of an overlay that a network below may need.
+const MTU: u32 = 1450;
+
+/// This node's images and pods. Cheap to clone.
+#[derive(Clone)]
+pub struct Local {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    config: Arc<Config>,
+    node: String,
+    host_ip: String,
+    images: Images,
+    /// Set once the node knows its pod addresses.
+    pods: OnceLock<Pods>,
+    sources: Sources,
+    usage: Mutex<Usage>,
+}
+
+impl Local {
+    /// Opens the images; pods follow with [`Local::start`].
+    ///
+    /// # Errors
+    /// If the directory cannot be used.
+    pub async fn open(config: &Arc<Config>, gate: Gate, node: &str, host_ip: String) -> anyhow::Result<Self> {
+        let directory = config.data_dir.join("images");
+        let registries = registries(config);
+        let images = tokio::task::spawn_blocking(move || Images::open(&directory, registries)).await??;
+        let sources = Sources { gate, user: User::node(node) };
+        let inner = Inner {
+            config: config.clone(),
+            node: node.to_owned(),
+            host_ip,
+            images,
+            pods: OnceLock::new(),
+            sources,
+            usage: Mutex::default(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Adopts what runs, with pods at addresses of `cidr`.
+    ///
+    /// # Errors
+    /// If the bridge or the directories cannot be set up.
+    pub(super) async fn start(&self, cidr: &str) -> anyhow::Result<()> {
+        let config = &self.inner.config;
+        let cluster = config.cluster_cidr.parse().context("cluster_cidr")?;
+        let network = NetworkConfig {
+            bridge: config.bridge.clone(),
+            pod_cidr: cidr.parse().with_context(|| format!("the node's podCIDR {cidr:?}"))?,
+            mtu: MTU,
+            masquerade: true,
+            native_cidrs: vec![cluster],
+        };
+        let engine = match &config.engine {
+            None => EngineChoice::Libcontainer,
+            Some(path) => EngineChoice::Command { path: path.clone() },
+        };
+        let pods = Pods::open(PodsConfig {
+            root: config.data_dir.join("pods"),
+            run: config.run_dir.join("pods"),
+            engine,
+            cgroup_parent: config.cgroup_parent.clone(),
+            shim: vec!["/proc/self/exe".into(), "shim".into()],
+            network: Some(network),
+            log: LogRotation::default(),
+        })
+        .await
+        .context("the pods of this node cannot be opened")?;
+        _ = self.inner.pods.set(pods);
+        Ok(())
+    }
+
+    pub fn images(&self) -> &Images {
+        &self.inner.images
+    }
+
+    /// `None` until the node knows its pod addresses.
+    pub fn pods(&self) -> Option<&Pods> {
+        self.inner.pods.get()
+    }
+
+    pub(super) fn sources(&self) -> &Sources {
+        &self.inner.sources
+    }
+
+    pub(super) fn node(&self) -> &str {
+        &self.inner.node
+    }
+
+    pub(super) fn host_ip(&self) -> &str {
+        &self.inner.host_ip
+    }
+
+    /// Where a pod's logs are, whether or not it still runs.
+    pub(super) fn log_dir(&self, uid: &str) -> PathBuf {
+        self.inner.config.data_dir.join("logs").join(uid)
+    }
+
+    pub(super) fn volume_dir(&self, uid: &str) -> PathBuf {
+        self.inner.config.data_dir.join("volumes").join(uid)
+    }
+
+    pub(super) fn rootfs_dir(&self, container: &str) -> PathBuf {
+        self.inner.config.run_dir.join("rootfs").join(container)
+    }
+
+    pub fn usage(&self) -> Usage {
+        *self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn set_usage(&self, usage: Usage) {
+        *self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
+    }
+
+    /// Ends every pod of this node: it is no longer a member.
+    pub async fn stop_all(&self) {
+        let Some(pods) = self.pods() else { return };
+        for sandbox in pods.list() {
+            if let Err(error) = pods.remove_sandbox(&sandbox.id).await {
+                tracing::warn!(sandbox = sandbox.id, error = &error as &dyn std::error::Error, "a pod is left behind");
+            }
+        }
+    }
+
+    /// Lets go of the shims, which live on.
+    pub(super) async fn close(&self) {
+        if let Some(pods) = self.pods() {
+            pods.close().await;
+        }
+    }
+}
+
+fn registries(config: &Config) -> RegistryConfig {
+    let host = |registry: &Registry| HostConfig {
+        mirrors: registry.mirrors.clone(),
+        insecure_http: registry.insecure_http,
+        credentials: registry.username.as_ref().map(|username| Credentials::Basic {
+            username: username.clone(),
+            password: registry.password.clone().unwrap_or_default(),
+        }),
+        ca_file: registry.ca_file.clone(),
+    };
+    RegistryConfig {
+        hosts: config.registries.iter().map(|(name, registry)| (name.clone(), host(registry))).collect(),
+        ..RegistryConfig::default()
+    }
+}

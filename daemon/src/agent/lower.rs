@@ -1,0 +1,433 @@
+//! From a Pod to what the runtime understands.
+//!
+//! Defined by the Kubernetes API reference (`Container`, `SecurityContext`) and the OCI image specification.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use flotilla_api::k8s_openapi::api::core::v1::{
+    Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext,
+};
+use flotilla_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use flotilla_api::quantity;
+use flotilla_runtime::cgroup::Limits;
+use flotilla_runtime::images::Image;
+use flotilla_runtime::network::{PortMapping, Protocol};
+use flotilla_runtime::pods::{ContainerSpec, Mount, MountKind, SandboxSpec, Seccomp, User};
+
+use super::source::{SourceError, expand};
+
+/// What upstream gives a container that asks for no CPU.
+const MIN_CPU_SHARES: u64 = 2;
+const CPU_PERIOD_US: u64 = 100_000;
+/// Processes of a pod that says nothing else; as many as systemd gives a service by default here.
+const DEFAULT_PIDS: i64 = 4_096;
+
+/// The sandbox of a pod.
+pub fn sandbox(pod: &Pod) -> SandboxSpec {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let text = |text: &Option<String>| text.clone().unwrap_or_default();
+    let uid = text(&pod.metadata.uid);
+    SandboxSpec {
+        id: uid.clone(),
+        namespace: text(&pod.metadata.namespace),
+        name: text(&pod.metadata.name),
+        uid,
+        hostname: spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect(),
+        host_network: spec.host_network.unwrap_or(false),
+        dns: dns(&spec),
+        host_aliases: spec
+            .host_aliases
+            .iter()
+            .flatten()
+            .map(|alias| format!("{}\t{}", alias.ip, alias.hostnames.clone().unwrap_or_default().join("\t")))
+            .collect(),
+        sysctls: spec
+            .security_context
+            .iter()
+            .flat_map(|context| context.sysctls.iter().flatten())
+            .map(|sysctl| (sysctl.name.clone(), sysctl.value.clone()))
+            .collect(),
+        ports: ports(&spec),
+        labels: BTreeMap::new(),
+        limits: pod_limits(&spec),
+    }
+}
+
+/// `/etc/resolv.conf` of a pod that does not take the host's.
+fn dns(spec: &PodSpec) -> Vec<String> {
+    let config = spec.dns_config.clone().unwrap_or_default();
+    let mut lines = Vec::new();
+    lines.extend(config.nameservers.iter().flatten().map(|server| format!("nameserver {server}")));
+    if let Some(searches) = config.searches.filter(|searches| !searches.is_empty()) {
+        lines.push(format!("search {}", searches.join(" ")));
+    }
+    let options: Vec<String> = config
+        .options
+        .iter()
+        .flatten()
+        .filter_map(|option| {
+            let name = option.name.clone()?;
+            Some(option.value.as_ref().map_or(name.clone(), |value| format!("{name}:{value}")))
+        })
+        .collect();
+    if !options.is_empty() {
+        lines.push(format!("options {}", options.join(" ")));
+    }
+    lines
+}
+
+fn ports(spec: &PodSpec) -> Vec<PortMapping> {
+    let ports = spec.containers.iter().flat_map(|container| container.ports.iter().flatten());
+    ports
+        .filter_map(|port| {
+            Some(PortMapping {
+                protocol: match port.protocol.as_deref() {
+                    Some("UDP") => Protocol::Udp,
+                    Some("SCTP") => Protocol::Sctp,
+                    _ => Protocol::Tcp,
+                },
+                host_port: u16::try_from(port.host_port?).ok().filter(|port| *port > 0)?,
+                container_port: u16::try_from(port.container_port).ok()?,
+                host_ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+            })
+        })
+        .collect()
+}
+
+/// The pod's own group is as large as its containers together, if each of them is bounded.
+fn pod_limits(spec: &PodSpec) -> Limits {
+    let each: Vec<Limits> = spec.containers.iter().map(|container| limits(container.resources.as_ref())).collect();
+    let sum = |get: fn(&Limits) -> Option<i64>| each.iter().map(get).sum::<Option<i64>>().filter(|sum| *sum > 0);
+    Limits {
+        cpu_shares: Some(each.iter().filter_map(|limits| limits.cpu_shares).sum::<u64>().max(MIN_CPU_SHARES)),
+        cpu_quota_us: sum(|limits| limits.cpu_quota_us),
+        cpu_period_us: Some(CPU_PERIOD_US),
+        // Init containers run alone and may need more than the others together: each is bounded by itself.
+        memory_bytes: if spec.init_containers.iter().flatten().next().is_some() {
+            None
+        } else {
+            sum(|l| l.memory_bytes)
+        },
+        pids: Some(DEFAULT_PIDS),
+    }
+}
+
+fn limits(resources: Option<&ResourceRequirements>) -> Limits {
+    let amount = |map: Option<&BTreeMap<String, Quantity>>, name: &str| map.and_then(|map| map.get(name)).cloned();
+    let limit = |name: &str| amount(resources.and_then(|r| r.limits.as_ref()), name);
+    let request = |name: &str| amount(resources.and_then(|r| r.requests.as_ref()), name).or_else(|| limit(name));
+    let millis = |quantity: Quantity| quantity::cpu_millis(&quantity).ok().filter(|millis| *millis > 0);
+    let cpu_limit = limit("cpu").and_then(millis);
+    Limits {
+        cpu_shares: Some(
+            request("cpu").and_then(millis).map_or(MIN_CPU_SHARES, |m| (m as u64 * 1_024 / 1_000).max(MIN_CPU_SHARES)),
+        ),
+        cpu_quota_us: cpu_limit.map(|millis| (millis * CPU_PERIOD_US as i64 / 1_000).max(1_000)),
+        cpu_period_us: Some(CPU_PERIOD_US),
+        memory_bytes: limit("memory").and_then(|q| quantity::bytes(&q).ok()).filter(|bytes| *bytes > 0),
+        pids: None,
+    }
+}
+
+/// What a container is made of beside the Pod.
+pub struct Parts<'a> {
+    pub attempt: u32,
+    pub image: &'a Image,
+    pub rootfs: PathBuf,
+    pub environment: Vec<(String, String)>,
+    pub volumes: &'a BTreeMap<String, PathBuf>,
+    pub log_path: PathBuf,
+}
+
+/// One attempt at one container.
+///
+/// # Errors
+/// In kubelet's words: nothing to run, a user that is not known, a volume that is not there.
+pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<ContainerSpec, SourceError> {
+    let spec = pod.spec.clone().unwrap_or_default();
+    let pod_context = spec.security_context.clone().unwrap_or_default();
+    let context = container.security_context.clone().unwrap_or_default();
+    let config = &parts.image.config;
+    let user = user(&context, &pod_context, config.user.as_deref().unwrap_or_default(), &parts.rootfs)?;
+    if context.run_as_non_root.or(pod_context.run_as_non_root) == Some(true) && user.uid == 0 {
+        return Err(SourceError("container has runAsNonRoot and image will run as root".into()));
+    }
+    let mut environment = image_environment(&config.env);
+    environment.push(("HOSTNAME".into(), spec.hostname.clone().or(pod.metadata.name.clone()).unwrap_or_default()));
+    environment.retain(|(name, _)| !parts.environment.iter().any(|(own, _)| own == name));
+    environment.extend(parts.environment);
+    let args = command(container, &config.entrypoint, &config.cmd, &environment)?;
+    let capabilities = context.capabilities.clone().unwrap_or_default();
+    Ok(ContainerSpec {
+        name: container.name.clone(),
+        attempt: parts.attempt,
+        rootfs: parts.rootfs,
+        args,
+        mounts: mounts(container, parts.volumes, &environment)?,
+        env: environment,
+        cwd: container.working_dir.clone().or_else(|| config.working_dir.clone()).unwrap_or_default(),
+        user,
+        tty: container.tty.unwrap_or(false),
+        stdin: container.stdin.unwrap_or(false),
+        capabilities_add: capabilities.add.unwrap_or_default(),
+        capabilities_drop: capabilities.drop.unwrap_or_default(),
+        privileged: context.privileged.unwrap_or(false),
+        read_only_rootfs: context.read_only_root_filesystem.unwrap_or(false),
+        no_new_privileges: context.allow_privilege_escalation == Some(false),
+        host_pid: spec.host_pid.unwrap_or(false),
+        seccomp: seccomp(context.seccomp_profile.as_ref().or(pod_context.seccomp_profile.as_ref())),
+        limits: limits(container.resources.as_ref()),
+        oom_score_adj: Some(oom_score(&spec, container)),
+        log_path: parts.log_path,
+        stop_signal: config.stop_signal.clone().unwrap_or_default(),
+    })
+}
+
+fn image_environment(lines: &[String]) -> Vec<(String, String)> {
+    let mut environment: Vec<(String, String)> =
+        lines.iter().filter_map(|line| line.split_once('=')).map(|(n, v)| (n.to_owned(), v.to_owned())).collect();
+    if !environment.iter().any(|(name, _)| name == "PATH") {
+        environment.push(("PATH".into(), "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin".into()));
+    }
+    environment
+}
+
+/// `command` replaces the image's entrypoint and its arguments; `args` alone replaces its arguments.
+fn command(
+    container: &Container,
+    entrypoint: &[String],
+    cmd: &[String],
+    environment: &[(String, String)],
+) -> Result<Vec<String>, SourceError> {
+    let command = container.command.as_deref().filter(|command| !command.is_empty());
+    let args = container.args.as_deref().filter(|args| !args.is_empty());
+    let own = |words: &[String]| words.iter().map(|word| expand(word, environment)).collect::<Vec<_>>();
+    let words = match (command, args) {
+        (Some(command), args) => [own(command), own(args.unwrap_or_default())].concat(),
+        (None, Some(args)) => [entrypoint.to_vec(), own(args)].concat(),
+        (None, None) => [entrypoint, cmd].concat(),
+    };
+    match words.is_empty() {
+        true => Err(SourceError("no command specified: neither the container nor its image says what to run".into())),
+        false => Ok(words),
+    }
+}
+
+fn mounts(
+    container: &Container,
+    volumes: &BTreeMap<String, PathBuf>,
+    environment: &[(String, String)],
+) -> Result<Vec<Mount>, SourceError> {
+    let mut mounts = Vec::new();
+    for mount in container.volume_mounts.iter().flatten() {
+        let volume =
+            volumes.get(&mount.name).ok_or_else(|| SourceError(format!("volume {:?} is not available", mount.name)))?;
+        let inside = mount.sub_path.clone().or_else(|| mount.sub_path_expr.as_ref().map(|e| expand(e, environment)));
+        let source = match inside.filter(|path| !path.is_empty()) {
+            None => volume.clone(),
+            Some(inside) => sub_path(volume, &inside)?,
+        };
+        mounts.push(Mount {
+            destination: PathBuf::from(&mount.mount_path),
+            kind: MountKind::Bind { source },
+            read_only: mount.read_only.unwrap_or(false),
+        });
+    }
+    Ok(mounts)
+}
+
+/// A path within a volume, which may hold links that a container made.
+fn sub_path(volume: &Path, inside: &str) -> Result<PathBuf, SourceError> {
+    let fail = |what: String| SourceError(format!("failed to prepare subPath {inside:?}: {what}"));
+    let root = volume.canonicalize().map_err(|error| fail(error.to_string()))?;
+    let path = root.join(inside);
+    if !path.exists() {
+        fs::create_dir_all(&path).map_err(|error| fail(error.to_string()))?;
+    }
+    let path = path.canonicalize().map_err(|error| fail(error.to_string()))?;
+    if path.starts_with(&root) { Ok(path) } else { Err(fail("it leaves the volume".into())) }
+}
+
+fn seccomp(profile: Option<&SeccompProfile>) -> Seccomp {
+    match profile.map(|profile| profile.type_.as_str()) {
+        Some("Unconfined") => Seccomp::Unconfined,
+        Some("Localhost") => match profile.and_then(|profile| profile.localhost_profile.clone()) {
+            Some(path) => Seccomp::Path(Path::new("/var/lib/kubelet/seccomp").join(path)),
+            None => Seccomp::Default,
+        },
+        _ => Seccomp::Default,
+    }
+}
+
+/// Upstream's scores: who asked for least goes first when memory runs out.
+fn oom_score(spec: &PodSpec, container: &Container) -> i32 {
+    let resources = |container: &Container| container.resources.clone().unwrap_or_default();
+    let guaranteed = spec.containers.iter().all(|container| {
+        let (limits, requests) = (resources(container).limits.unwrap_or_default(), resources(container).requests);
+        let requests = requests.unwrap_or_else(|| limits.clone());
+        ["cpu", "memory"].iter().all(|name| limits.contains_key(*name) && limits.get(*name) == requests.get(*name))
+    });
+    if guaranteed {
+        return -997;
+    }
+    let request = resources(container).requests.and_then(|requests| requests.get("memory").cloned());
+    let (_, capacity) = crate::usage::capacity();
+    match request.and_then(|request| quantity::bytes(&request).ok()) {
+        Some(bytes) if capacity > 0 => (1_000 - (1_000 * bytes as i128 / i128::from(capacity)) as i32).clamp(3, 999),
+        _ => 1_000,
+    }
+}
+
+/// The user of the container: the Pod's word before the image's, names looked up in the image.
+fn user(
+    context: &SecurityContext,
+    pod: &PodSecurityContext,
+    image_user: &str,
+    rootfs: &Path,
+) -> Result<User, SourceError> {
+    let (name, group) = image_user.split_once(':').map_or((image_user, None), |(user, group)| (user, Some(group)));
+    let from_image = named_user(name, rootfs);
+    let uid = match context.run_as_user.or(pod.run_as_user) {
+        Some(uid) => id(uid)?,
+        None => from_image
+            .map(|(uid, _)| uid)
+            .ok_or_else(|| SourceError(format!("unable to find user {name}: no matching entries in passwd file")))?,
+    };
+    let gid = match (context.run_as_group.or(pod.run_as_group), group) {
+        (Some(gid), _) => id(gid)?,
+        (None, Some(group)) => named_group(group, rootfs)
+            .ok_or_else(|| SourceError(format!("unable to find group {group}: no matching entries in group file")))?,
+        (None, None) => from_image.filter(|(from, _)| *from == uid).map_or(0, |(_, gid)| gid),
+    };
+    let mut additional: Vec<u32> = Vec::new();
+    for group in pod.supplemental_groups.iter().flatten().chain(&pod.fs_group) {
+        additional.push(id(*group)?);
+    }
+    additional.extend(member_of(uid, rootfs));
+    additional.sort_unstable();
+    additional.dedup();
+    Ok(User { uid, gid, additional_gids: additional })
+}
+
+fn id(id: i64) -> Result<u32, SourceError> {
+    u32::try_from(id).map_err(|_| SourceError(format!("{id} is not a user or group id")))
+}
+
+/// The largest passwd or group file of an image that is read.
+const MAX_DATABASE_BYTES: u64 = 1024 * 1024;
+
+/// A file of the image, never through a link that leads out of it.
+fn database(rootfs: &Path, file: &str) -> String {
+    let path = rootfs.join("etc").join(file);
+    let etc = rootfs.join("etc");
+    let plain = fs::symlink_metadata(&etc).is_ok_and(|meta| meta.is_dir())
+        && fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() <= MAX_DATABASE_BYTES);
+    if plain {
+        fs::read(&path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+    } else {
+        String::new()
+    }
+}
+
+fn named_user(name: &str, rootfs: &Path) -> Option<(u32, u32)> {
+    let passwd = database(rootfs, "passwd");
+    let entries = passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).filter(|fields| fields.len() >= 4);
+    let number: Option<u32> = if name.is_empty() { Some(0) } else { name.parse().ok() };
+    for fields in entries {
+        let (Ok(uid), Ok(gid)) = (fields[2].parse::<u32>(), fields[3].parse::<u32>()) else { continue };
+        if fields[0] == name || Some(uid) == number {
+            return Some((uid, gid));
+        }
+    }
+    number.map(|uid| (uid, 0))
+}
+
+fn named_group(name: &str, rootfs: &Path) -> Option<u32> {
+    let groups = database(rootfs, "group");
+    let found = groups.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields[0] == name);
+    found.and_then(|fields| fields.get(2)?.parse().ok()).or_else(|| name.parse().ok())
+}
+
+/// The groups that list the user among their members.
+fn member_of(uid: u32, rootfs: &Path) -> Vec<u32> {
+    let passwd = database(rootfs, "passwd");
+    let name = passwd.lines().find_map(|line| {
+        let fields: Vec<_> = line.split(':').collect();
+        (fields.get(2)?.parse::<u32>().ok()? == uid).then(|| fields[0].to_owned())
+    });
+    let Some(name) = name else { return Vec::new() };
+    let groups = database(rootfs, "group");
+    let lists = |line: &str| {
+        let fields: Vec<_> = line.split(':').collect();
+        let gid = fields.get(2)?.parse().ok()?;
+        fields.get(3)?.split(',').any(|member| member == name).then_some(gid)
+    };
+    groups.lines().filter_map(lists).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn a_container(value: serde_json::Value) -> Container {
+        serde_json::from_value(value).unwrap()
+    }
+
+    #[test]
+    fn command_and_args_combine_as_documented() {
+        let entrypoint = ["e".to_owned()];
+        let cmd = ["c".to_owned()];
+        let run = |value| command(&a_container(value), &entrypoint, &cmd, &[("A".into(), "1".into())]).unwrap();
+        assert_eq!(run(json!({"name": "x"})), ["e", "c"]);
+        assert_eq!(run(json!({"name": "x", "args": ["$(A)"]})), ["e", "1"]);
+        assert_eq!(run(json!({"name": "x", "command": ["k"]})), ["k"]);
+        assert_eq!(run(json!({"name": "x", "command": ["k"], "args": ["a"]})), ["k", "a"]);
+        assert!(command(&a_container(json!({"name": "x"})), &[], &[], &[]).is_err());
+    }
+
+    #[test]
+    fn quantities_become_limits() {
+        let container = a_container(json!({"name": "x", "resources":
+            {"requests": {"cpu": "250m"}, "limits": {"cpu": "1500m", "memory": "64Mi"}}}));
+        let limits = limits(container.resources.as_ref());
+        assert_eq!(
+            (limits.cpu_shares, limits.cpu_quota_us, limits.memory_bytes),
+            (Some(256), Some(150_000), Some(64 << 20))
+        );
+    }
+
+    #[test]
+    fn users_are_looked_up_in_the_image() {
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("etc")).unwrap();
+        fs::write(rootfs.path().join("etc/passwd"), "root:x:0:0::/:/bin/sh\nweb:x:33:44::/:/bin/sh\n").unwrap();
+        fs::write(rootfs.path().join("etc/group"), "web:x:44:\nlogs:x:55:web\n").unwrap();
+        let lookup = |image_user: &str| {
+            user(&SecurityContext::default(), &PodSecurityContext::default(), image_user, rootfs.path())
+        };
+        assert_eq!(lookup("").unwrap(), User { uid: 0, gid: 0, additional_gids: vec![] });
+        assert_eq!(lookup("web").unwrap(), User { uid: 33, gid: 44, additional_gids: vec![55] });
+        assert_eq!(lookup("33:logs").unwrap(), User { uid: 33, gid: 55, additional_gids: vec![55] });
+        assert_eq!(lookup("1234").unwrap(), User { uid: 1234, gid: 0, additional_gids: vec![] });
+        assert!(lookup("nobody").is_err_and(|error| error.0.contains("nobody")));
+    }
+
+    #[test]
+    fn a_link_out_of_the_image_is_not_followed() {
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("etc")).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", rootfs.path().join("etc/passwd")).unwrap();
+        assert_eq!(database(rootfs.path(), "passwd"), "");
+    }
+
+    #[test]
+    fn a_sub_path_stays_in_its_volume() {
+        let volume = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("/", volume.path().join("out")).unwrap();
+        assert!(sub_path(volume.path(), "a/b").is_ok());
+        assert!(sub_path(volume.path(), "out/etc").is_err());
+    }
+}

@@ -1,0 +1,199 @@
+//! What this node says about itself: capacity, addresses, versions, readiness; and its use, with each heartbeat.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use flotilla_api::admit::Subresource;
+use flotilla_api::{Builtin, Key, Status, object};
+use flotilla_raft::WatchItem;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use tracing::{debug, info};
+
+use crate::VERSION;
+use crate::gate::WriteOptions;
+use crate::node::Node;
+use crate::trust::arch;
+use crate::usage::{self, Meter};
+
+const MANAGER: &str = "flotilla-agent";
+/// How many pods a node takes.
+const MAX_PODS: u32 = 1_000;
+/// Memory that pods cannot have: the daemon's own and some for the kernel.
+const RESERVED_MEMORY_BYTES: u64 = 128 * 1024 * 1024;
+/// How often use is measured.
+const MEASURE: Duration = Duration::from_secs(2);
+/// How often the Node is looked at besides when it changes.
+const LOOK: Duration = Duration::from_secs(10);
+
+/// Keeps the Node's status and the heartbeats' payload right.
+pub async fn publish(node: &Node, addresses: &[SocketAddr]) {
+    tokio::join!(measure(node), keep_status(node, addresses));
+}
+
+async fn measure(node: &Node) {
+    let mut meter = Meter::default();
+    loop {
+        let usage = meter.read();
+        node.local.set_usage(usage);
+        if let Err(error) = node.net.set_beat_payload(usage.encode().into()) {
+            debug!(error = &error as &dyn std::error::Error, "use is not told");
+        }
+        tokio::time::sleep(MEASURE).await;
+    }
+}
+
+async fn keep_status(node: &Node, addresses: &[SocketAddr]) {
+    let key = own_key(node);
+    loop {
+        if let Err(status) = put_status(node, addresses).await {
+            debug!(error = status.message, "the node's status is not published yet");
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            continue;
+        }
+        let Ok(mut watch) = node.gate.store().watch(key.as_str(), 0).await else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        // Somebody may have judged this node while it could not answer.
+        _ = tokio::time::timeout(LOOK, async {
+            while !matches!(watch.next().await, Some(WatchItem::Events(..)) | None) {}
+        })
+        .await;
+    }
+}
+
+/// Says at once how the node is; if that fails, [`publish`] says it later.
+pub async fn announce(node: &Node, addresses: &[SocketAddr]) {
+    if let Err(status) = put_status(node, addresses).await {
+        debug!(error = status.message, "the node's status is not published yet");
+    }
+}
+
+/// Says how the node is, if the store says something else.
+async fn put_status(node: &Node, addresses: &[SocketAddr]) -> Result<(), Status> {
+    let ready = node.local.pods().is_some();
+    let user = crate::gate::User::node(node.members.own_name());
+    let kind = node.gate.built_in(Builtin::Node)?;
+    let options = WriteOptions::by(MANAGER);
+    let now = Timestamp::now();
+    node.gate
+        .update(&user, &kind, ("", node.members.own_name()), Subresource::Status, &options, |object| {
+            let mut status = object.get("status").cloned().unwrap_or_else(|| json!({}));
+            let (cpu_millis, memory_bytes) = usage::capacity();
+            let allocatable = memory_bytes.saturating_sub(RESERVED_MEMORY_BYTES);
+            status["capacity"] = resources(cpu_millis, memory_bytes);
+            status["allocatable"] = resources(cpu_millis, allocatable);
+            status["addresses"] = listed(addresses, node.members.own_name());
+            status["nodeInfo"] = node_info();
+            status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
+            set_ready(&mut status, ready, now);
+            object["status"] = status;
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+}
+
+fn resources(cpu_millis: u64, memory_bytes: u64) -> Value {
+    json!({"cpu": format!("{cpu_millis}m"), "memory": format!("{}Ki", memory_bytes / 1024), "pods": MAX_PODS.to_string()})
+}
+
+fn listed(addresses: &[SocketAddr], name: &str) -> Value {
+    let mut listed: Vec<Value> =
+        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address.ip().to_string()})).collect();
+    listed.push(json!({"type": "Hostname", "address": name}));
+    listed.dedup();
+    Value::Array(listed)
+}
+
+fn node_info() -> Value {
+    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let os = read("/etc/os-release");
+    let os =
+        os.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').to_owned();
+    json!({
+        "machineID": read("/etc/machine-id"),
+        "systemUUID": read("/sys/class/dmi/id/product_uuid"),
+        "bootID": read("/proc/sys/kernel/random/boot_id"),
+        "kernelVersion": read("/proc/sys/kernel/osrelease"),
+        "osImage": os,
+        "containerRuntimeVersion": format!("flotilla://{VERSION}"),
+        "kubeletVersion": format!("v{VERSION}"),
+        "kubeProxyVersion": "",
+        "operatingSystem": "linux",
+        "architecture": arch(),
+    })
+}
+
+/// Sets the Ready condition; its times move only with its status.
+fn set_ready(status: &mut Value, ready: bool, now: Timestamp) {
+    let (word, reason, message) = match ready {
+        true => ("True", "FlotillaReady", "flotilla is posting ready status"),
+        false => ("False", "PodNetworkNotReady", "the node has no pod addresses yet"),
+    };
+    if !status["conditions"].is_array() {
+        status["conditions"] = json!([]);
+    }
+    let Some(conditions) = status["conditions"].as_array_mut() else { return };
+    let known = conditions.iter_mut().find(|condition| condition["type"] == "Ready");
+    if known.as_ref().is_some_and(|known| known["status"] == word && known["reason"] == reason) {
+        return;
+    }
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let condition = json!({"type": "Ready", "status": word, "reason": reason, "message": message,
+        "lastHeartbeatTime": at, "lastTransitionTime": at});
+    match known {
+        Some(known) => *known = condition,
+        None => conditions.push(condition),
+    }
+}
+
+fn own_key(node: &Node) -> Key {
+    Key::new(&Builtin::Node.collection(), "", node.members.own_name())
+}
+
+/// Waits until the leader has given this node its pod addresses.
+pub async fn pod_cidr(node: &Node) -> String {
+    let key = own_key(node);
+    let mut told = false;
+    loop {
+        let stored = node.gate.store().get(&key).ok().flatten();
+        let cidr = stored.and_then(|kv| {
+            let object: Value = object::decode_value(&kv.value, kv.mod_revision).ok()?;
+            object.pointer("/spec/podCIDR")?.as_str().map(str::to_owned)
+        });
+        if let Some(cidr) = cidr {
+            return cidr;
+        }
+        if !told {
+            told = true;
+            info!("waiting for pod addresses");
+        }
+        let Ok(mut watch) = node.gate.store().watch(key.as_str(), 0).await else {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        };
+        _ = tokio::time::timeout(Duration::from_secs(1), async {
+            while !matches!(watch.next().await, Some(WatchItem::Events(..)) | None) {}
+        })
+        .await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_condition_moves_only_with_its_status() {
+        let mut status = json!({});
+        set_ready(&mut status, true, Timestamp::UNIX_EPOCH);
+        let first = status.clone();
+        set_ready(&mut status, true, Timestamp::now());
+        assert_eq!(status, first);
+        set_ready(&mut status, false, Timestamp::now());
+        assert_eq!(status["conditions"][0]["status"], "False");
+        assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
+    }
+}

@@ -1,0 +1,183 @@
+//! Probes: one attempt at asking a container how it is.
+//!
+//! Defined by the Kubernetes API reference, `Probe`.
+
+use std::time::Duration;
+
+use flotilla_api::k8s_openapi::api::core::v1::{Container, HTTPGetAction};
+use flotilla_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use flotilla_control::pod::ProbeKind;
+use flotilla_runtime::Pods;
+use flotilla_runtime::pods::ExecSpec;
+use flotilla_runtime::state::container_key;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+/// What is read of an answer to find its status.
+const MAX_HEAD_BYTES: usize = 4 * 1024;
+/// What is kept of a command's words.
+const MAX_MESSAGE_BYTES: usize = 512;
+
+/// Asks once; whether it went well, and what was said if not.
+pub async fn run(pods: &Pods, sandbox: &str, container: &Container, attempt: u32, kind: ProbeKind) -> (bool, String) {
+    let probe = match kind {
+        ProbeKind::Startup => &container.startup_probe,
+        ProbeKind::Liveness => &container.liveness_probe,
+        ProbeKind::Readiness => &container.readiness_probe,
+    };
+    let Some(probe) = probe else { return (true, String::new()) };
+    let within = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
+    if let Some(exec) = &probe.exec {
+        let spec = ExecSpec { args: exec.command.clone().unwrap_or_default(), ..ExecSpec::default() };
+        return match pods.exec_sync(sandbox, &container_key(&container.name, attempt), &spec, within).await {
+            Ok(output) if output.code == 0 => (true, String::new()),
+            Ok(output) => {
+                let said = [output.stdout, output.stderr].concat();
+                let said = String::from_utf8_lossy(&said[..said.len().min(MAX_MESSAGE_BYTES)]).trim().to_owned();
+                (false, format!("exit code {}: {said}", output.code))
+            }
+            Err(error) => (false, error.to_string()),
+        };
+    }
+    if let Some(get) = &probe.http_get {
+        return http(pods, sandbox, container, get, within).await;
+    }
+    if let Some(socket) = &probe.tcp_socket {
+        let Some(port) = port(container, &socket.port) else { return (false, no_port(&socket.port)) };
+        let host = socket.host.clone().unwrap_or_else(|| address(pods, sandbox));
+        return match timeout(within, TcpStream::connect((host.as_str(), port))).await {
+            Ok(Ok(_)) => (true, String::new()),
+            Ok(Err(error)) => (false, format!("dial tcp {host}:{port}: {error}")),
+            Err(_) => (false, format!("dial tcp {host}:{port}: no answer within {} s", within.as_secs())),
+        };
+    }
+    if let Some(grpc) = &probe.grpc {
+        let host = address(pods, sandbox);
+        let service = grpc.service.clone().unwrap_or_default();
+        return match timeout(within, grpc_health(&host, grpc.port, service)).await {
+            Ok(Ok(())) => (true, String::new()),
+            Ok(Err(message)) => (false, message),
+            Err(_) => (false, format!("no answer within {} s", within.as_secs())),
+        };
+    }
+    (true, String::new())
+}
+
+/// A GET; any status from 200 to 399 is well.
+pub async fn http(
+    pods: &Pods,
+    sandbox: &str,
+    container: &Container,
+    get: &HTTPGetAction,
+    within: Duration,
+) -> (bool, String) {
+    let Some(port) = port(container, &get.port) else { return (false, no_port(&get.port)) };
+    if get.scheme.as_deref() == Some("HTTPS") {
+        return (false, "probes over HTTPS are not available".into());
+    }
+    let host = get.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| address(pods, sandbox));
+    match timeout(within, ask(&host, port, get)).await {
+        Ok(Ok(status @ 200..=399)) => (true, format!("HTTP status {status}")),
+        Ok(Ok(status)) => (false, format!("HTTP probe failed with statuscode: {status}")),
+        Ok(Err(error)) => (false, format!("Get \"http://{host}:{port}\": {error}")),
+        Err(_) => (false, format!("Get \"http://{host}:{port}\": no answer within {} s", within.as_secs())),
+    }
+}
+
+async fn ask(host: &str, port: u16, get: &HTTPGetAction) -> std::io::Result<u16> {
+    let path = get.path.as_deref().filter(|path| path.starts_with('/')).unwrap_or("/");
+    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
+    let mut named = false;
+    for header in get.http_headers.iter().flatten() {
+        // Validation keeps line breaks out of headers; they must not split the request even if it did not.
+        if header.name.contains(['\r', '\n', ':']) || header.value.contains(['\r', '\n']) {
+            continue;
+        }
+        named |= header.name.eq_ignore_ascii_case("host");
+        request.push_str(&format!("{}: {}\r\n", header.name, header.value));
+    }
+    if !named {
+        request.push_str(&format!("Host: {host}:{port}\r\n"));
+    }
+    request.push_str("User-Agent: kube-probe/flotilla\r\nAccept: */*\r\n\r\n");
+    let mut stream = TcpStream::connect((host, port)).await?;
+    stream.write_all(request.as_bytes()).await?;
+    let mut head = Vec::new();
+    while head.len() < MAX_HEAD_BYTES && !head.contains(&b'\n') {
+        if stream.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    status_of(&head).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
+}
+
+/// The status of `HTTP/1.1 200 OK`.
+fn status_of(head: &[u8]) -> Option<u16> {
+    let line = std::str::from_utf8(head.split(|byte| *byte == b'\n').next()?).ok()?;
+    let mut words = line.split_whitespace();
+    words.next().filter(|version| version.starts_with("HTTP/"))?;
+    words.next()?.parse().ok()
+}
+
+async fn grpc_health(host: &str, port: i32, service: String) -> Result<(), String> {
+    use tonic_health::pb::health_check_response::ServingStatus;
+    use tonic_health::pb::health_client::HealthClient;
+    let endpoint =
+        tonic::transport::Endpoint::from_shared(format!("http://{host}:{port}")).map_err(|e| e.to_string())?;
+    let channel = endpoint.connect().await.map_err(|error| format!("dial {host}:{port}: {error}"))?;
+    let request = tonic_health::pb::HealthCheckRequest { service };
+    let answer = HealthClient::new(channel).check(request).await.map_err(|status| status.message().to_owned())?;
+    match answer.into_inner().status() {
+        ServingStatus::Serving => Ok(()),
+        other => Err(format!("service unhealthy (responded with {other:?})")),
+    }
+}
+
+/// A pod on the host's network is asked at this machine.
+fn address(pods: &Pods, sandbox: &str) -> String {
+    let ip = pods.get(sandbox).and_then(|sandbox| sandbox.ip);
+    ip.map_or_else(|| "127.0.0.1".to_owned(), |ip| ip.to_string())
+}
+
+/// A number, or the name of one of the container's ports.
+fn port(container: &Container, asked: &IntOrString) -> Option<u16> {
+    match asked {
+        IntOrString::Int(port) => u16::try_from(*port).ok(),
+        IntOrString::String(name) => name.parse().ok().or_else(|| {
+            let named = container.ports.iter().flatten().find(|port| port.name.as_ref() == Some(name))?;
+            u16::try_from(named.container_port).ok()
+        }),
+    }
+}
+
+fn no_port(asked: &IntOrString) -> String {
+    match asked {
+        IntOrString::Int(port) => format!("{port} is not a port"),
+        IntOrString::String(name) => format!("the container has no port named {name:?}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_status_is_read_from_the_first_line() {
+        assert_eq!(status_of(b"HTTP/1.1 204 No Content\r\nA: b\r\n"), Some(204));
+        assert_eq!(status_of(b"HTTP/1.0 503\n"), Some(503));
+        assert_eq!(status_of(b"SSH-2.0-x\r\n"), None);
+        assert_eq!(status_of(b""), None);
+    }
+
+    #[test]
+    fn ports_go_by_number_or_name() {
+        let container: Container =
+            serde_json::from_value(serde_json::json!({"name": "c", "ports": [{"name": "web", "containerPort": 8080}]}))
+                .unwrap();
+        assert_eq!(port(&container, &IntOrString::String("web".into())), Some(8080));
+        assert_eq!(port(&container, &IntOrString::Int(80)), Some(80));
+        assert_eq!(port(&container, &IntOrString::String("db".into())), None);
+        assert_eq!(port(&container, &IntOrString::Int(70_000)), None);
+    }
+}

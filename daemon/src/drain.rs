@@ -1,0 +1,163 @@
+//! Taking a node out of use: cordon, drain, leave.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use flotilla_api::admit::Subresource;
+use flotilla_api::kinds::Builtin;
+use flotilla_api::{Reason, Status};
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::gate::{DeleteOptions, Gate, ListQuery, User, WriteOptions};
+use crate::node::Node;
+use crate::proto::Progress;
+
+const MANAGER: &str = "flotilla-drain";
+/// How often the node's pods are counted while they go.
+const POLL: Duration = Duration::from_millis(250);
+/// How long the others may take to remove a node that leaves.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+type Sender = mpsc::Sender<Result<Progress, tonic::Status>>;
+
+/// Sets or clears `spec.unschedulable`; false if it was so already.
+///
+/// # Errors
+/// Those of [`Gate::update`].
+pub async fn cordon(gate: &Gate, user: &User, node: &str, cordon: bool) -> Result<bool, Status> {
+    let kind = gate.built_in(Builtin::Node)?;
+    let mut changed = false;
+    gate.update(user, &kind, ("", node), Subresource::None, &WriteOptions::by(MANAGER), |node| {
+        let before = node.pointer("/spec/unschedulable").and_then(Value::as_bool).unwrap_or(false);
+        changed = before != cordon;
+        if changed {
+            node["spec"]["unschedulable"] = json!(cordon);
+        }
+        Ok(())
+    })
+    .await?;
+    Ok(changed)
+}
+
+/// Moves the pods of a node elsewhere.
+pub struct Drain {
+    pub gate: Gate,
+    pub user: User,
+    pub node: String,
+    pub timeout: Duration,
+    /// Overrides each pod's own.
+    pub grace_period_seconds: Option<i64>,
+}
+
+impl Drain {
+    /// Cordons the node, deletes its pods, and waits until they are gone.
+    ///
+    /// # Errors
+    /// `Timeout` with the pods that remain, or those of the gate.
+    pub async fn run(&self, send: &Sender) -> Result<(), Status> {
+        if cordon(&self.gate, &self.user, &self.node, true).await? {
+            tell(send, format!("node {} is cordoned", self.node), 0, 0).await;
+        }
+        let until = Instant::now() + self.timeout;
+        let pods = self.gate.built_in(Builtin::Pod)?;
+        let (mut deleted, mut reported) = (BTreeSet::new(), usize::MAX);
+        loop {
+            let left = self.pods().await?;
+            for (namespace, name) in &left {
+                if !deleted.insert((namespace.clone(), name.clone())) {
+                    continue;
+                }
+                let options = DeleteOptions {
+                    grace_period_seconds: self.grace_period_seconds,
+                    manager: MANAGER.into(),
+                    ..DeleteOptions::default()
+                };
+                match self.gate.delete(&self.user, &pods, (namespace, name), &options).await {
+                    Err(status) if status.reason == Reason::NotFound => {}
+                    Err(status) => return Err(status),
+                    Ok(_) => {}
+                }
+            }
+            if left.len() != reported {
+                reported = left.len();
+                let message =
+                    format!("{} of {} pods have left {}", deleted.len() - left.len(), deleted.len(), self.node);
+                tell(send, message, deleted.len() - left.len(), deleted.len()).await;
+            }
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= until {
+                let names: Vec<String> = left.iter().take(5).map(|(ns, name)| format!("{ns}/{name}")).collect();
+                return Err(Status::new(
+                    Reason::Timeout,
+                    format!(
+                        "{} pods are still on {} after {} s: {}",
+                        left.len(),
+                        self.node,
+                        self.timeout.as_secs(),
+                        names.join(", ")
+                    ),
+                ));
+            }
+            tokio::time::sleep(POLL).await;
+        }
+    }
+
+    /// The pods of the node that have not ended, by namespace and name.
+    async fn pods(&self) -> Result<Vec<(String, String)>, Status> {
+        let kind = self.gate.built_in(Builtin::Pod)?;
+        let query = ListQuery::parse(None, "", &format!("spec.nodeName={}", self.node))?;
+        let pods = self.gate.list(&self.user, &kind, &query).await?;
+        let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        Ok(pods
+            .items
+            .iter()
+            .filter(|pod| !matches!(text(pod, "/status/phase").as_str(), "Succeeded" | "Failed"))
+            .map(|pod| (text(pod, "/metadata/namespace"), text(pod, "/metadata/name")))
+            .collect())
+    }
+}
+
+/// Drains this node, hands over leadership, removes the node from the cluster, and ends the daemon.
+///
+/// # Errors
+/// `Conflict` for the last node, or what the drain says unless `force`.
+pub async fn leave(node: &Node, drain: Drain, force: bool, send: &Sender) -> Result<(), Status> {
+    if node.members.all().len() < 2 {
+        return Err(Status::new(
+            Reason::Conflict,
+            "this is the cluster's last node: stop the daemon and remove its data directory instead",
+        ));
+    }
+    match drain.run(send).await {
+        Err(status) if force => tell(send, format!("going all the same: {status}"), 0, 0).await,
+        drained => drained?,
+    }
+    let store = node.gate.store();
+    if store.status().borrow().is_leader {
+        tell(send, "handing over leadership".into(), 0, 0).await;
+        store.transfer_leader(None).await.map_err(|error| Status::new(Reason::ServiceUnavailable, error))?;
+    }
+    let kind = node.gate.built_in(Builtin::Node)?;
+    let options = DeleteOptions { manager: MANAGER.into(), ..DeleteOptions::default() };
+    node.gate.delete(&drain.user, &kind, ("", &drain.node), &options).await?;
+    tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
+    // The others stop replicating to this node on their own; a node that learns of its removal has nothing left to do.
+    let mut status = store.status();
+    let own = node.members.own_id();
+    let removed = status.wait_for(|status| !status.voters.contains(&own) && !status.learners.contains(&own));
+    _ = tokio::time::timeout(REMOVAL_TIMEOUT, removed).await;
+    node.local.stop_all().await;
+    crate::enrol::forget(&node.config).map_err(Status::internal)?;
+    tell(send, "the daemon stops; its data directory can be removed".into(), 0, 0).await;
+    node.stop.cancel();
+    Ok(())
+}
+
+async fn tell(send: &Sender, message: String, done: usize, total: usize) {
+    // A client that hung up does not stop what it began.
+    _ = send.send(Ok(Progress { message, done: done as u32, total: total as u32 })).await;
+}

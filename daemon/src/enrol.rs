@@ -1,0 +1,159 @@
+//! Becoming a node: found a cluster, join one with a token, or be what the data directory says.
+//!
+//! Invariant: the identity is written last. A daemon that dies on the way starts over; nothing half-made is believed.
+
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use anyhow::{Context, bail};
+use flotilla_net::{
+    AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, NODE_LIFETIME, SealKey, Token,
+};
+use serde::{Deserialize, Serialize};
+use tracing::info;
+
+use crate::VERSION;
+use crate::config::Config;
+use crate::members::Member;
+
+/// What a node needs to run.
+pub struct Enrolment {
+    pub identity: Identity,
+    pub seal_key: SealKey,
+    /// The members as they were when this node joined.
+    pub seed: Vec<Member>,
+    pub records: Vec<AddressRecord>,
+    /// The sealed authority, until the founder has stored it in the cluster.
+    pub founding: Option<Vec<u8>>,
+}
+
+/// What stays beside the identity.
+#[derive(Default, Serialize, Deserialize)]
+struct Beginning {
+    members: Vec<Member>,
+    records: Vec<AddressRecord>,
+    /// Sealed; only on the founder, and only until the cluster has it.
+    authority: Option<Vec<u8>>,
+}
+
+/// Reads the identity of the data directory, or gets one.
+///
+/// # Errors
+/// If the directory holds something else, or the cluster refuses the token.
+pub async fn enrol(config: &Config, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
+    let dir = directory(config);
+    if let Some(identity) = Identity::load(&dir).context("the node's identity cannot be read")? {
+        if config.name.as_deref().is_some_and(|name| name != identity.name()) {
+            bail!(
+                "this data directory belongs to node {:?} of cluster {}; start it under that name, or choose another --data-dir",
+                identity.name(),
+                identity.cluster()
+            );
+        }
+        let seal_key = SealKey::load(&dir)?.context("the identity directory has no seal key")?;
+        let beginning = read_beginning(&dir)?;
+        return Ok(Enrolment {
+            identity,
+            seal_key,
+            seed: beginning.members,
+            records: beginning.records,
+            founding: beginning.authority,
+        });
+    }
+    match &config.join {
+        Some(token) => join(config, &dir, token, advertise).await,
+        None => found(config, &dir, advertise),
+    }
+}
+
+/// The founder's authority is in the cluster now.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn founded(config: &Config) -> anyhow::Result<()> {
+    let dir = directory(config);
+    let beginning = read_beginning(&dir)?;
+    write_beginning(&dir, &Beginning { authority: None, ..beginning })
+}
+
+fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
+    let now = SystemTime::now();
+    let authority = Authority::create(ClusterId::generate(), now)?;
+    let seal_key = SealKey::generate();
+    let sealed = authority.seal(&seal_key)?;
+    let identity = Identity::issue(&authority, new_id(), &config.name()?, &ips(advertise), NODE_LIFETIME, now)?;
+    info!(cluster = %authority.cluster(), node = config.name()?, "founding a cluster");
+    seal_key.store(dir)?;
+    write_beginning(dir, &Beginning { authority: Some(sealed.clone()), ..Beginning::default() })?;
+    identity.store(dir)?;
+    Ok(Enrolment { identity, seal_key, seed: Vec::new(), records: Vec::new(), founding: Some(sealed) })
+}
+
+async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
+    let token: Token = token.parse().context("the token given with --join cannot be used")?;
+    info!(cluster = %token.cluster(), node = config.name()?, "joining a cluster");
+    let parts = JoinParts {
+        name: config.name()?,
+        id: new_id(),
+        addresses: advertise.to_vec(),
+        version: VERSION.to_owned(),
+        replica: true,
+    };
+    let joined = flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now())
+        .await
+        .context("cannot join the cluster")?;
+    let seal_key = joined.seal_key.context("the cluster gave no seal key")?;
+    let records: Vec<AddressRecord> = joined.members.iter().filter_map(|member| member.record.clone()).collect();
+    let seed: Vec<Member> = joined.members.into_iter().map(|m| Member { id: m.id, name: m.name }).collect();
+    seal_key.store(dir)?;
+    write_beginning(dir, &Beginning { members: seed.clone(), records: records.clone(), authority: None })?;
+    joined.identity.store(dir)?;
+    info!(members = seed.len(), "joined");
+    Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None })
+}
+
+/// A random id that is never 0 and is exact in JSON.
+fn new_id() -> u64 {
+    rand::random_range(1..1 << 53)
+}
+
+fn ips(addresses: &[SocketAddr]) -> Vec<IpAddr> {
+    addresses.iter().map(SocketAddr::ip).collect()
+}
+
+/// Removes what makes this machine a node: the next start founds or joins.
+///
+/// # Errors
+/// If the directory cannot be removed.
+pub fn forget(config: &Config) -> io::Result<()> {
+    fs::remove_dir_all(directory(config))
+}
+
+/// Where the identity and what the network remembers are kept.
+pub fn directory(config: &Config) -> PathBuf {
+    config.data_dir.join("identity")
+}
+
+const BEGINNING: &str = "beginning.json";
+
+fn read_beginning(dir: &Path) -> anyhow::Result<Beginning> {
+    match fs::read(dir.join(BEGINNING)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).context("beginning.json is damaged"),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Beginning::default()),
+        Err(error) => Err(error).context("beginning.json cannot be read"),
+    }
+}
+
+fn write_beginning(dir: &Path, beginning: &Beginning) -> anyhow::Result<()> {
+    let scratch = dir.join(format!("{BEGINNING}.new"));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch)?;
+    file.write_all(&serde_json::to_vec(beginning)?)?;
+    file.sync_all()?;
+    fs::rename(&scratch, dir.join(BEGINNING))?;
+    fs::File::open(dir)?.sync_all()?;
+    Ok(())
+}

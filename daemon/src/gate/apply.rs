@@ -1,0 +1,181 @@
+//! Apply: create, or merge a manifest into what exists.
+//!
+//! The manifest last applied is remembered in an annotation, upstream's own, so that a field which the user set before
+//! and leaves out now is removed, while fields that others set are kept. Maps are merged, lists are replaced.
+
+use std::sync::Arc;
+
+use flotilla_api::admit::{self, Parsed, Subresource};
+use flotilla_api::{Kind, Reason, Status};
+use serde_json::{Map, Value, json};
+
+use super::write::text;
+use super::{Gate, User, WriteOptions};
+
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    Created,
+    Configured,
+    Unchanged,
+}
+
+/// What became of one object of a manifest.
+#[derive(Debug)]
+pub struct Applied {
+    pub kind: Arc<Kind>,
+    pub outcome: Outcome,
+    pub object: Value,
+}
+
+impl Gate {
+    /// Applies every object of a manifest. All are checked before the first is stored.
+    ///
+    /// # Errors
+    /// Those of [`Gate::create`] and [`Gate::update`]; a manifest that cannot be read names its line.
+    pub async fn apply(
+        &self,
+        user: &User,
+        manifest: &[u8],
+        namespace: &str,
+        create_only: bool,
+        options: &WriteOptions,
+    ) -> Result<Vec<Applied>, Status> {
+        let mut objects = admit::parse(manifest, &self.registry)?;
+        for parsed in &mut objects {
+            place(parsed, namespace);
+        }
+        let check = WriteOptions { dry_run: true, ..options.clone() };
+        let mut made = Vec::new();
+        let mut checked = Vec::new();
+        for parsed in &objects {
+            match self.apply_one(user, parsed, create_only, &check).await {
+                Ok(one) => checked.push(one),
+                // The namespace may stand earlier in the same manifest.
+                Err(status)
+                    if status.reason == Reason::NotFound
+                        && made.iter().any(|name| name == text(&parsed.object, "/metadata/namespace")) => {}
+                Err(status) => return Err(status),
+            }
+            if parsed.kind.kind == "Namespace" {
+                made.push(text(&parsed.object, "/metadata/name").to_owned());
+            }
+        }
+        if options.dry_run {
+            return Ok(checked);
+        }
+        let mut applied = Vec::new();
+        for parsed in &objects {
+            applied.push(self.apply_one(user, parsed, create_only, options).await?);
+        }
+        Ok(applied)
+    }
+
+    async fn apply_one(
+        &self,
+        user: &User,
+        parsed: &Parsed,
+        create_only: bool,
+        options: &WriteOptions,
+    ) -> Result<Applied, Status> {
+        let (kind, manifest) = (parsed.kind.clone(), &parsed.object);
+        let (namespace, name) = (text(manifest, "/metadata/namespace"), text(manifest, "/metadata/name"));
+        let remembered = remember(manifest);
+        if create_only || name.is_empty() || self.load(&Self::key(&kind, namespace, name))?.is_none() {
+            match self.create(user, &kind, remembered.clone(), options).await {
+                Err(status) if status.reason == Reason::AlreadyExists && !create_only => {}
+                created => return Ok(Applied { object: created?, kind, outcome: Outcome::Created }),
+            }
+        }
+        let mut before = Value::Null;
+        let object = self
+            .update(user, &kind, (namespace, name), Subresource::None, options, |object| {
+                before = object.clone();
+                let last = last_applied(object);
+                merge(object, &last, &remembered);
+                Ok(())
+            })
+            .await?;
+        let outcome = if object == before { Outcome::Unchanged } else { Outcome::Configured };
+        Ok(Applied { kind, outcome, object })
+    }
+}
+
+/// Puts an object that names no namespace into this one.
+fn place(parsed: &mut Parsed, namespace: &str) {
+    let kind = parsed.kind.clone();
+    let Some(metadata) = parsed.object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    if kind.is_namespaced() && metadata.get("namespace").is_none_or(|named| named == "") {
+        metadata.insert("namespace".into(), json!(Gate::namespace(&kind, namespace)));
+    }
+}
+
+/// The manifest with itself in the annotation.
+fn remember(manifest: &Value) -> Value {
+    let mut bare = manifest.clone();
+    if let Some(annotations) = bare.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(LAST_APPLIED);
+    }
+    if let Some(object) = bare.as_object_mut() {
+        object.remove("status");
+    }
+    let mut manifest = bare.clone();
+    if manifest.get("metadata").is_some_and(Value::is_object) {
+        if !manifest["metadata"]["annotations"].is_object() {
+            manifest["metadata"]["annotations"] = json!({});
+        }
+        manifest["metadata"]["annotations"][LAST_APPLIED] = Value::String(bare.to_string());
+    }
+    manifest
+}
+
+fn last_applied(object: &Value) -> Value {
+    object
+        .pointer("/metadata/annotations")
+        .and_then(|annotations| annotations.get(LAST_APPLIED))
+        .and_then(Value::as_str)
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or(Value::Null)
+}
+
+/// A three-way merge: what `last` had and `new` lacks goes, what `new` has comes, the rest stays.
+fn merge(live: &mut Value, last: &Value, new: &Value) {
+    let (Some(live_map), Some(new_map)) = (live.as_object_mut(), new.as_object()) else {
+        *live = new.clone();
+        return;
+    };
+    let nothing = Map::new();
+    let last_map = last.as_object().unwrap_or(&nothing);
+    for field in last_map.keys().filter(|field| !new_map.contains_key(*field)) {
+        live_map.remove(field);
+    }
+    for (field, value) in new_map {
+        match live_map.get_mut(field) {
+            Some(existing) => merge(existing, last_map.get(field).unwrap_or(&Value::Null), value),
+            None => _ = live_map.insert(field.clone(), value.clone()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_of_others_stay_and_fields_left_out_go() {
+        let mut live = json!({"a": {"mine": 1, "theirs": 2, "dropped": 3}, "list": [1, 2]});
+        let last = json!({"a": {"mine": 0, "dropped": 3}, "list": [1]});
+        merge(&mut live, &last, &json!({"a": {"mine": 5}, "list": [9]}));
+        assert_eq!(live, json!({"a": {"mine": 5, "theirs": 2}, "list": [9]}));
+    }
+
+    #[test]
+    fn a_manifest_remembers_itself_once() {
+        let first = remember(&json!({"metadata": {"name": "x"}, "status": {"a": 1}}));
+        let second = remember(&first);
+        assert_eq!(last_applied(&first), json!({"metadata": {"name": "x"}}));
+        assert_eq!(last_applied(&second)["metadata"]["name"], "x");
+        assert!(second.get("status").is_none());
+    }
+}

@@ -1,0 +1,144 @@
+//! Who may do what, until roles can be declared: masters everything; a node what concerns itself and its pods.
+//!
+//! Defined by Kubernetes' Node authorizer and NodeRestriction admission.
+
+use flotilla_api::{GroupResource, Kind, Reason, Status};
+use serde_json::Value;
+
+use super::{Gate, User, Verb};
+
+/// One request, as the rules see it.
+pub(super) struct Attempt<'a> {
+    pub user: &'a User,
+    pub verb: Verb,
+    pub kind: &'a Kind,
+    pub subresource: Option<&'a str>,
+    pub namespace: &'a str,
+    /// Empty for lists, watches and creations.
+    pub name: &'a str,
+    /// What is stored, or what is to be created.
+    pub object: Option<&'a Value>,
+}
+
+impl Gate {
+    /// # Errors
+    /// `Forbidden`, in upstream's words.
+    pub(super) fn authorize(&self, attempt: &Attempt) -> Result<(), Status> {
+        if attempt.user.groups.iter().any(|group| group == User::MASTERS) {
+            return Ok(());
+        }
+        if let Some(node) = attempt.user.as_node()
+            && self.node_may(node, attempt)
+        {
+            return Ok(());
+        }
+        Err(forbidden(attempt))
+    }
+
+    fn node_may(&self, node: &str, attempt: &Attempt) -> bool {
+        let reading = matches!(attempt.verb, Verb::Get | Verb::List | Verb::Watch);
+        match (&*attempt.kind.group, &*attempt.kind.plural) {
+            ("", "nodes") => reading || (attempt.verb == Verb::Update && attempt.name == node),
+            ("", "pods") => match attempt.verb {
+                Verb::List | Verb::Watch => true,
+                Verb::Get | Verb::Delete => is_bound_to(attempt.object, node),
+                Verb::Update => attempt.subresource == Some("status") && is_bound_to(attempt.object, node),
+                Verb::Create => false,
+            },
+            ("", "events") => matches!(attempt.verb, Verb::Create | Verb::Update),
+            ("", "configmaps" | "secrets") => {
+                attempt.verb == Verb::Get && self.a_pod_of_the_node_refers_to(node, attempt)
+            }
+            ("coordination.k8s.io", "leases") => {
+                attempt.namespace == "kube-node-lease" && (attempt.verb == Verb::Create || attempt.name == node)
+            }
+            _ => false,
+        }
+    }
+
+    fn a_pod_of_the_node_refers_to(&self, node: &str, attempt: &Attempt) -> bool {
+        let prefix = GroupResource::new("", "pods").namespace_prefix(attempt.namespace);
+        let Ok(pods) = self.store.range(flotilla_raft::Range::prefix(prefix)) else { return false };
+        pods.items.iter().filter_map(|kv| serde_json::from_slice::<Value>(&kv.value).ok()).any(|pod| {
+            is_bound_to(Some(&pod), node)
+                && pod.get("spec").is_some_and(|spec| refers_to(spec, &attempt.kind.plural, attempt.name))
+        })
+    }
+}
+
+fn is_bound_to(pod: Option<&Value>, node: &str) -> bool {
+    pod.and_then(|pod| pod.pointer("/spec/nodeName")).and_then(Value::as_str) == Some(node)
+}
+
+/// Whether a pod's spec names the ConfigMap or Secret, in any of the fields that can.
+fn refers_to(spec: &Value, plural: &str, name: &str) -> bool {
+    let fields: &[&str] = match plural {
+        "configmaps" => &["configMap", "configMapRef", "configMapKeyRef"],
+        _ => &["secret", "secretRef", "secretKeyRef", "imagePullSecrets"],
+    };
+    match spec {
+        Value::Array(items) => items.iter().any(|item| refers_to(item, plural, name)),
+        Value::Object(map) => map.iter().any(|(field, value)| {
+            (fields.contains(&field.as_str()) && names(value, name)) || refers_to(value, plural, name)
+        }),
+        _ => false,
+    }
+}
+
+fn names(reference: &Value, name: &str) -> bool {
+    match reference {
+        Value::Array(items) => items.iter().any(|item| names(item, name)),
+        Value::Object(map) => {
+            ["name", "secretName"].iter().any(|field| map.get(*field).and_then(Value::as_str) == Some(name))
+        }
+        _ => false,
+    }
+}
+
+fn forbidden(attempt: &Attempt) -> Status {
+    let collection = GroupResource::new(&*attempt.kind.group, &*attempt.kind.plural);
+    let resource = match attempt.subresource {
+        Some(subresource) => format!("{}/{subresource}", attempt.kind.plural),
+        None => attempt.kind.plural.to_string(),
+    };
+    let place = match attempt.namespace {
+        "" => "at the cluster scope".to_owned(),
+        namespace => format!("in the namespace \"{namespace}\""),
+    };
+    let name = if attempt.name.is_empty() { String::new() } else { format!(" \"{}\"", attempt.name) };
+    Status::new(
+        Reason::Forbidden,
+        format!(
+            "{collection}{name} is forbidden: User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
+            attempt.user.name, attempt.verb, attempt.kind.group
+        ),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_reference_is_found_wherever_a_pod_may_hold_one() {
+        let spec = json!({
+            "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "a", "key": "k"}}}],
+                            "envFrom": [{"configMapRef": {"name": "b"}}]}],
+            "volumes": [{"secret": {"secretName": "c"}}, {"projected": {"sources": [{"configMap": {"name": "d"}}]}}],
+            "imagePullSecrets": [{"name": "e"}],
+        });
+        for (plural, name) in
+            [("secrets", "a"), ("configmaps", "b"), ("secrets", "c"), ("configmaps", "d"), ("secrets", "e")]
+        {
+            assert!(refers_to(&spec, plural, name), "{plural} {name}");
+        }
+        assert!(!refers_to(&spec, "configmaps", "a") && !refers_to(&spec, "secrets", "b"));
+    }
+
+    #[test]
+    fn a_pod_is_bound_to_one_node() {
+        let pod = json!({"spec": {"nodeName": "n1"}});
+        assert!(is_bound_to(Some(&pod), "n1") && !is_bound_to(Some(&pod), "n2") && !is_bound_to(None, "n1"));
+    }
+}

@@ -1,0 +1,199 @@
+//! Delete: at once, or a mark that the object's node, finalizers or planner act on.
+//!
+//! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
+
+use flotilla_api::{Change, Kind, Status};
+use flotilla_raft::ProposeError;
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::authorize::Attempt;
+use super::write::{contended, encode};
+use super::{Gate, MAX_ATTEMPTS, User, Verb, object, pause, propose_status};
+
+/// A pod that says nothing else has this long to end.
+const DEFAULT_GRACE_SECONDS: i64 = 30;
+
+/// What happens to what an object owns.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Propagation {
+    #[default]
+    Background,
+    Foreground,
+    Orphan,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct DeleteOptions {
+    /// Overrides the pod's own.
+    pub grace_period_seconds: Option<i64>,
+    pub propagation: Propagation,
+    pub manager: String,
+    /// Only the object with this uid.
+    pub uid: Option<String>,
+}
+
+enum Step {
+    Remove,
+    Mark(Value),
+    /// It is already on its way.
+    Nothing,
+}
+
+impl Gate {
+    /// Deletes an object, or marks it for deletion; true if it is gone.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`, or why the store cannot be written.
+    pub async fn delete(
+        &self,
+        user: &User,
+        kind: &Kind,
+        (namespace, name): (&str, &str),
+        options: &DeleteOptions,
+    ) -> Result<bool, Status> {
+        let key = Self::key(kind, namespace, name);
+        for attempt in 1..=MAX_ATTEMPTS {
+            self.barrier().await?;
+            let stored = self.load(&key)?;
+            let old = stored.as_ref().map(object).transpose()?;
+            self.authorize(&Attempt {
+                user,
+                verb: Verb::Delete,
+                kind,
+                subresource: None,
+                namespace: key.namespace(),
+                name,
+                object: old.as_ref(),
+            })?;
+            let (Some(stored), Some(old)) = (stored, old) else {
+                return Err(Status::not_found(kind.collection(), name));
+            };
+            if options
+                .uid
+                .as_deref()
+                .is_some_and(|uid| old.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid))
+            {
+                return Err(Status::not_found(kind.collection(), name));
+            }
+            let change = Change::new(&user.name, &options.manager);
+            let (change, gone) = match step(kind, old, options, Timestamp::now()) {
+                Step::Nothing => return Ok(false),
+                Step::Remove => (change.remove(key.clone(), stored.mod_revision), true),
+                Step::Mark(marked) => (change.update(key.clone(), stored.mod_revision, encode(&marked)?), false),
+            };
+            match self.store.propose(change).await {
+                Ok(_) => return Ok(gone),
+                Err(ProposeError::Conflict(_)) => pause(attempt).await,
+                Err(error) => return Err(propose_status(error)),
+            }
+        }
+        Err(contended(kind))
+    }
+}
+
+fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp) -> Step {
+    let grace = grace_seconds(kind, &object, options);
+    add_finalizer(&mut object, options.propagation);
+    let held = ["/metadata/finalizers", "/spec/finalizers"]
+        .iter()
+        .any(|path| object.pointer(path).and_then(Value::as_array).is_some_and(|list| !list.is_empty()));
+    if grace == 0 && !held {
+        return Step::Remove;
+    }
+    let metadata = &mut object["metadata"];
+    let marked = metadata.get("deletionTimestamp").is_some();
+    let left = metadata.get("deletionGracePeriodSeconds").and_then(Value::as_i64).unwrap_or_default();
+    if marked && left <= grace {
+        return Step::Nothing;
+    }
+    let at = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+    metadata["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
+    metadata["deletionGracePeriodSeconds"] = json!(grace);
+    if is_kind(kind, "namespaces") {
+        object["status"]["phase"] = json!("Terminating");
+    }
+    Step::Mark(object)
+}
+
+/// Seconds that the object is left to end by itself; 0 for everything but pods that a node runs.
+fn grace_seconds(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
+    let phase = object.pointer("/status/phase").and_then(Value::as_str).unwrap_or_default();
+    let bound = object.pointer("/spec/nodeName").and_then(Value::as_str).is_some_and(|node| !node.is_empty());
+    if !is_kind(kind, "pods") || !bound || matches!(phase, "Succeeded" | "Failed") {
+        return 0;
+    }
+    let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
+    options.grace_period_seconds.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0)
+}
+
+fn is_kind(kind: &Kind, plural: &str) -> bool {
+    kind.group.is_empty() && kind.plural == plural
+}
+
+fn add_finalizer(object: &mut Value, propagation: Propagation) {
+    let finalizer = match propagation {
+        Propagation::Background => return,
+        Propagation::Foreground => "foregroundDeletion",
+        Propagation::Orphan => "orphan",
+    };
+    match object["metadata"]["finalizers"].as_array_mut() {
+        Some(list) if list.iter().any(|f| f == finalizer) => {}
+        Some(list) => list.push(json!(finalizer)),
+        None => object["metadata"]["finalizers"] = json!([finalizer]),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_api::Registry;
+
+    fn step_of(kind: &str, object: Value, options: &DeleteOptions) -> Step {
+        step(&Registry::builtin().by_name(kind).unwrap(), object, options, Timestamp::UNIX_EPOCH)
+    }
+
+    fn running_pod() -> Value {
+        json!({"metadata": {"name": "p"}, "spec": {"nodeName": "n", "terminationGracePeriodSeconds": 5}, "status": {"phase": "Running"}})
+    }
+
+    #[test]
+    fn a_running_pod_is_left_its_grace() {
+        let Step::Mark(pod) = step_of("pods", running_pod(), &DeleteOptions::default()) else { panic!("not marked") };
+        assert_eq!(pod["metadata"]["deletionTimestamp"], "1970-01-01T00:00:05Z");
+        assert_eq!(pod["metadata"]["deletionGracePeriodSeconds"], 5);
+        let again = step_of("pods", pod.clone(), &DeleteOptions::default());
+        assert!(matches!(again, Step::Nothing));
+        let sooner = DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+        assert!(matches!(step_of("pods", pod, &sooner), Step::Remove));
+    }
+
+    #[test]
+    fn a_pod_that_no_node_has_goes_at_once() {
+        let pod = json!({"metadata": {"name": "p"}, "spec": {}});
+        assert!(matches!(step_of("pods", pod, &DeleteOptions::default()), Step::Remove));
+    }
+
+    #[test]
+    fn finalizers_hold_an_object() {
+        let held = json!({"metadata": {"name": "c", "finalizers": ["x/y"]}});
+        let Step::Mark(object) = step_of("configmaps", held, &DeleteOptions::default()) else { panic!("not marked") };
+        assert_eq!(object["metadata"]["deletionGracePeriodSeconds"], 0);
+        assert!(matches!(step_of("configmaps", object, &DeleteOptions::default()), Step::Nothing));
+        let foreground = DeleteOptions { propagation: Propagation::Foreground, ..Default::default() };
+        let Step::Mark(object) = step_of("deployments", json!({"metadata": {"name": "d"}}), &foreground) else {
+            panic!("not marked")
+        };
+        assert_eq!(object["metadata"]["finalizers"], json!(["foregroundDeletion"]));
+    }
+
+    #[test]
+    fn a_namespace_ends_when_its_content_has() {
+        let namespace =
+            json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
+        let Step::Mark(object) = step_of("namespaces", namespace, &DeleteOptions::default()) else {
+            panic!("not marked")
+        };
+        assert_eq!(object["status"]["phase"], "Terminating");
+    }
+}

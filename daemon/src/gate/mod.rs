@@ -1,0 +1,173 @@
+//! The gate: the one way in for every request, whatever face it came through.
+//!
+//! It asks whether the user may do this, fills in defaults, validates, mints what must not be minted later (uid, name,
+//! time), and proposes a [`Change`]. Behaviour is that of a Kubernetes API server for the same verb.
+//!
+//! Invariant: nothing reaches the store that did not pass authorization and validation here, but for what planners
+//! decide on the leader.
+
+mod apply;
+mod authorize;
+mod delete;
+mod read;
+mod write;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use flotilla_api::{Builtin, Key, Kind, Registry, Status};
+use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
+use serde_json::Value;
+
+pub use apply::Outcome;
+pub use delete::{DeleteOptions, Propagation};
+pub use read::{ListQuery, ObjectEvent};
+pub use write::WriteOptions;
+pub(crate) use write::prepare;
+
+/// How often a read-modify-write that somebody else overtook is begun anew.
+const MAX_ATTEMPTS: usize = 16;
+
+/// Who asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    pub name: String,
+    pub groups: Vec<String>,
+}
+
+impl User {
+    /// The group that may do everything.
+    pub const MASTERS: &'static str = "system:masters";
+    /// The group of node identities.
+    pub const NODES: &'static str = "system:nodes";
+
+    /// Root on this machine, through the Unix socket.
+    pub fn root() -> Self {
+        Self { name: "root".into(), groups: vec![Self::MASTERS.into()] }
+    }
+
+    /// A node, by its certificate.
+    pub fn node(name: &str) -> Self {
+        Self { name: format!("system:node:{name}"), groups: vec![Self::NODES.into()] }
+    }
+
+    /// The name of the node that this user is.
+    pub fn as_node(&self) -> Option<&str> {
+        self.groups.iter().any(|group| group == Self::NODES).then(|| self.name.strip_prefix("system:node:")).flatten()
+    }
+}
+
+/// What is asked, in the words of RBAC.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    Get,
+    List,
+    Watch,
+    Create,
+    Update,
+    Delete,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verb::Get => "get",
+            Verb::List => "list",
+            Verb::Watch => "watch",
+            Verb::Create => "create",
+            Verb::Update => "update",
+            Verb::Delete => "delete",
+        })
+    }
+}
+
+/// The gate of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Gate {
+    store: Store,
+    registry: Arc<Registry>,
+}
+
+impl Gate {
+    pub fn new(store: Store, registry: Arc<Registry>) -> Self {
+        Self { store, registry }
+    }
+
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// The kind of any name a person may use for it.
+    ///
+    /// # Errors
+    /// `NotFound`, naming what was asked for.
+    pub fn kind(&self, name: &str) -> Result<Arc<Kind>, Status> {
+        self.registry.by_name(name)
+    }
+
+    /// A kind that the daemon itself works with.
+    ///
+    /// # Errors
+    /// `NotFound` if it was taken out of the registry.
+    pub fn built_in(&self, builtin: Builtin) -> Result<Arc<Kind>, Status> {
+        self.registry.built_in(builtin).ok_or_else(|| Status::not_found("kinds", builtin.info().kind))
+    }
+
+    /// The key of an object; a namespaced kind without namespace is in `default`.
+    fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
+        Key::new(&kind.collection(), Self::namespace(kind, namespace), name)
+    }
+
+    fn namespace<'a>(kind: &Kind, namespace: &'a str) -> &'a str {
+        match (kind.is_namespaced(), namespace) {
+            (false, _) => "",
+            (true, "") => "default",
+            (true, namespace) => namespace,
+        }
+    }
+
+    /// Waits until local reads are linearizable.
+    async fn barrier(&self) -> Result<u64, Status> {
+        self.store.barrier().await.map_err(read_status)
+    }
+
+    fn load(&self, key: &Key) -> Result<Option<KeyValue>, Status> {
+        self.store.get(key).map_err(read_status)
+    }
+}
+
+/// The object of a stored pair, with its resourceVersion.
+fn object(kv: &KeyValue) -> Result<Value, Status> {
+    flotilla_api::object::decode_value(&kv.value, kv.mod_revision)
+        .map_err(|error| Status::internal(format!("{} is stored as something that is not JSON: {error}", kv.key)))
+}
+
+pub(crate) fn read_status(error: ReadError) -> Status {
+    use flotilla_api::Reason;
+    match error {
+        ReadError::Compacted { .. } => Status::new(Reason::Expired, error),
+        ReadError::Future { .. } => Status { retry_after_seconds: Some(1), ..Status::new(Reason::Timeout, error) },
+        ReadError::Damaged(_) => Status::internal(error),
+        _ => Status { retry_after_seconds: Some(1), ..Status::new(Reason::ServiceUnavailable, error) },
+    }
+}
+
+pub(crate) fn propose_status(error: ProposeError) -> Status {
+    use flotilla_api::Reason;
+    match &error {
+        ProposeError::Conflict(_) | ProposeError::StaleTerm { .. } => Status::new(Reason::Conflict, error),
+        ProposeError::Invalid(_) => Status::new(Reason::RequestEntityTooLarge, error),
+        ProposeError::NoSpace => Status::new(Reason::ServiceUnavailable, error),
+        _ => Status { retry_after_seconds: Some(1), ..Status::new(Reason::ServiceUnavailable, error) },
+    }
+}
+
+/// A pause before an overtaken write is begun anew, a little longer each time.
+async fn pause(attempt: usize) {
+    tokio::time::sleep(Duration::from_millis(2 * attempt as u64)).await;
+}

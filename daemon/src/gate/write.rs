@@ -1,0 +1,203 @@
+//! Create and update.
+
+use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
+use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
+use flotilla_raft::ProposeError;
+use serde_json::Value;
+
+use super::authorize::Attempt;
+use super::{Gate, MAX_ATTEMPTS, User, Verb, object, pause, propose_status};
+
+#[derive(Clone, Debug)]
+pub struct WriteOptions {
+    /// Check everything, store nothing.
+    pub dry_run: bool,
+    pub manager: String,
+}
+
+impl WriteOptions {
+    pub fn by(manager: impl Into<String>) -> Self {
+        Self { dry_run: false, manager: manager.into() }
+    }
+}
+
+impl Gate {
+    /// Stores a new object and returns it as stored.
+    ///
+    /// # Errors
+    /// `Forbidden`, `Invalid` with every cause, `AlreadyExists`, `NotFound` for a namespace that is not there,
+    /// or why the store cannot be written.
+    pub async fn create(&self, user: &User, kind: &Kind, new: Value, options: &WriteOptions) -> Result<Value, Status> {
+        for attempt in 1..=MAX_ATTEMPTS {
+            let (key, prepared) = prepare(kind, new.clone())?;
+            self.authorize(&Attempt {
+                user,
+                verb: Verb::Create,
+                kind,
+                subresource: None,
+                namespace: key.namespace(),
+                name: "",
+                object: Some(&prepared),
+            })?;
+            let change = self.in_namespace(Change::new(&user.name, &options.manager), &key).await?;
+            if options.dry_run {
+                return match self.load(&key)? {
+                    Some(_) => Err(Status::already_exists(key.collection(), key.name())),
+                    None => Ok(prepared),
+                };
+            }
+            let change = change.create(key.clone(), encode(&prepared)?);
+            match self.store.propose(change).await {
+                Ok(applied) => return with_revision(prepared, applied.revision),
+                Err(ProposeError::Conflict(conflict)) if conflict.key == key => {
+                    // A generated name that is taken is drawn again.
+                    if new.pointer("/metadata/name").is_some() {
+                        return Err(Status::already_exists(key.collection(), key.name()));
+                    }
+                }
+                Err(ProposeError::Conflict(_)) => {}
+                Err(error) => return Err(propose_status(error)),
+            }
+            pause(attempt).await;
+        }
+        Err(contended(kind))
+    }
+
+    /// Reads an object, lets `edit` change it, and stores it, as often as somebody else overtakes it.
+    ///
+    /// An `edit` that keeps `metadata.resourceVersion` is redone on the newest object; one that sets another one is
+    /// refused with `Conflict`. An edit that changes nothing stores nothing.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`, `Invalid` with every cause, `Conflict`, what `edit` returns, or why the store cannot
+    /// be written.
+    pub async fn update(
+        &self,
+        user: &User,
+        kind: &Kind,
+        (namespace, name): (&str, &str),
+        subresource: Subresource,
+        options: &WriteOptions,
+        mut edit: impl FnMut(&mut Value) -> Result<(), Status>,
+    ) -> Result<Value, Status> {
+        let key = Self::key(kind, namespace, name);
+        for attempt in 1..=MAX_ATTEMPTS {
+            self.barrier().await?;
+            let stored = self.load(&key)?;
+            let old = stored.as_ref().map(object).transpose()?;
+            self.authorize(&Attempt {
+                user,
+                verb: Verb::Update,
+                kind,
+                subresource: (subresource == Subresource::Status).then_some("status"),
+                namespace: key.namespace(),
+                name,
+                object: old.as_ref(),
+            })?;
+            let (Some(stored), Some(old)) = (stored, old) else {
+                return Err(Status::not_found(kind.collection(), name));
+            };
+            let mut new = old.clone();
+            edit(&mut new)?;
+            if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
+                return Err(overtaken(kind, name));
+            }
+            let updated = admit::prepare_update(kind, &old, new, subresource, UnknownFields::Refuse)?;
+            let new = updated.object;
+            if !updated.changed || options.dry_run {
+                return Ok(new);
+            }
+            let change = Change::new(&user.name, &options.manager);
+            let change = if is_finished(&new) {
+                change.remove(key.clone(), stored.mod_revision)
+            } else {
+                change.update(key.clone(), stored.mod_revision, encode(&new)?)
+            };
+            match self.store.propose(change).await {
+                Ok(applied) => return with_revision(new, applied.revision),
+                Err(ProposeError::Conflict(_)) => pause(attempt).await,
+                Err(error) => return Err(propose_status(error)),
+            }
+        }
+        Err(contended(kind))
+    }
+
+    /// Makes a creation depend on its namespace being there and not ending.
+    async fn in_namespace(&self, change: Change, key: &Key) -> Result<Change, Status> {
+        if key.namespace().is_empty() {
+            return Ok(change);
+        }
+        let namespace = Key::new(&GroupResource::new("", "namespaces"), "", key.namespace());
+        let stored = match self.load(&namespace)? {
+            Some(stored) => stored,
+            // This replica may only be behind.
+            None => {
+                self.barrier().await?;
+                self.load(&namespace)?.ok_or_else(|| Status::not_found("namespaces", key.namespace()))?
+            }
+        };
+        if object(&stored)?.pointer("/metadata/deletionTimestamp").is_some() {
+            return Err(Status::new(
+                Reason::Forbidden,
+                format!(
+                    "{} \"{}\" is forbidden: unable to create new content in namespace {} because it is being terminated",
+                    key.collection(),
+                    key.name(),
+                    key.namespace()
+                ),
+            ));
+        }
+        Ok(change.require(namespace, Expect::ModRevision(stored.mod_revision)))
+    }
+}
+
+/// An object whose deletion waited for finalizers goes when the last of them does.
+fn is_finished(object: &Value) -> bool {
+    let has = |field: &str| object.pointer(field).and_then(Value::as_array).is_some_and(|list| !list.is_empty());
+    object.pointer("/metadata/deletionTimestamp").is_some()
+        && object.pointer("/metadata/deletionGracePeriodSeconds").is_none_or(|grace| grace == 0)
+        && !has("/metadata/finalizers")
+        && !has("/spec/finalizers")
+}
+
+/// Makes a new object ready for the store. Its time, name and uid are minted here, before it is proposed.
+///
+/// # Errors
+/// `Invalid` or `BadRequest` with every cause.
+pub(crate) fn prepare(kind: &Kind, object: Value) -> Result<(Key, Value), Status> {
+    let mut rng = rand::rng();
+    let request =
+        Create { namespace: "", now: jiff::Timestamp::now(), rng: &mut rng, unknown_fields: UnknownFields::Refuse };
+    let prepared = admit::prepare_create(kind, object, request)?;
+    Ok((prepared.key, prepared.object))
+}
+
+pub(super) fn encode(object: &Value) -> Result<bytes::Bytes, Status> {
+    flotilla_api::object::encode(object).map_err(Status::internal)
+}
+
+pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
+    object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
+}
+
+pub(super) fn with_revision(mut object: Value, revision: u64) -> Result<Value, Status> {
+    object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+    Ok(object)
+}
+
+fn overtaken(kind: &Kind, name: &str) -> Status {
+    Status::new(
+        Reason::Conflict,
+        format!(
+            "Operation cannot be fulfilled on {} \"{name}\": the object has been modified; please apply your changes to the latest version and try again",
+            kind.collection()
+        ),
+    )
+}
+
+pub(super) fn contended(kind: &Kind) -> Status {
+    Status {
+        retry_after_seconds: Some(1),
+        ..Status::new(Reason::TooManyRequests, format!("{} change too fast here; try again", kind.collection()))
+    }
+}

@@ -1,0 +1,185 @@
+//! Objects of any kind.
+
+use flotilla_api::Status;
+use serde_json::Value;
+use tonic::{Request, Response};
+
+use super::watch::{Answer, Sender, stream};
+use super::{refuse, user};
+use crate::gate::{DeleteOptions, Gate, ListQuery, ObjectEvent, Outcome, Propagation, User, WriteOptions};
+use crate::node::Node;
+use crate::proto::{self, objects_server::Objects};
+
+pub struct Service {
+    gate: Gate,
+}
+
+impl Service {
+    pub fn new(node: &Node) -> Self {
+        Self { gate: node.gate.clone() }
+    }
+}
+
+#[tonic::async_trait]
+impl Objects for Service {
+    async fn apply(
+        &self,
+        request: Request<proto::ApplyRequest>,
+    ) -> Result<Response<proto::ApplyResponse>, tonic::Status> {
+        let user = user(&request)?;
+        let request = request.into_inner();
+        let manager = if request.field_manager.is_empty() { "flotilla".to_owned() } else { request.field_manager };
+        let options = WriteOptions { dry_run: request.dry_run, manager };
+        let applied = self
+            .gate
+            .apply(&user, &request.manifest, &request.namespace, request.create_only, &options)
+            .await
+            .map_err(refuse)?;
+        let applied = applied.into_iter().map(|one| proto::apply_response::Applied {
+            object: format!("{}/{}", one.kind.qualified_singular(), super::text(&one.object, "/metadata/name")),
+            result: match one.outcome {
+                Outcome::Created => "created",
+                Outcome::Configured => "configured",
+                Outcome::Unchanged => "unchanged",
+            }
+            .into(),
+            json: json(&one.object),
+        });
+        Ok(Response::new(proto::ApplyResponse { applied: applied.collect() }))
+    }
+
+    async fn get(&self, request: Request<proto::GetObjectRequest>) -> Result<Response<proto::Object>, tonic::Status> {
+        let user = user(&request)?;
+        let request = request.into_inner();
+        let kind = self.gate.kind(&request.kind).map_err(refuse)?;
+        let object = self.gate.get(&user, &kind, &request.namespace, &request.name).await.map_err(refuse)?;
+        Ok(Response::new(proto::Object { json: json(&object) }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<proto::ListObjectsRequest>,
+    ) -> Result<Response<proto::ListObjectsResponse>, tonic::Status> {
+        let user = user(&request)?;
+        let request = request.into_inner();
+        let kind = self.gate.kind(&request.kind).map_err(refuse)?;
+        let query = ListQuery::parse(namespace(request.namespace), &request.label_selector, &request.field_selector);
+        let query = ListQuery {
+            limit: request.limit as usize,
+            continue_token: request.continue_token,
+            ..query.map_err(refuse)?
+        };
+        let list = self.gate.list(&user, &kind, &query).await.map_err(refuse)?;
+        let now = jiff::Timestamp::now();
+        let columns = kind.columns();
+        Ok(Response::new(proto::ListObjectsResponse {
+            revision: list.revision,
+            continue_token: list.continue_token,
+            columns: columns
+                .iter()
+                .map(|column| proto::Column { name: column.name.to_string(), priority: column.wide.into() })
+                .collect(),
+            rows: list.items.iter().map(|item| proto::Row { cells: kind.row(item, now) }).collect(),
+            items: list.items.iter().map(json).collect(),
+            api_version: kind.api_version(),
+            kind: kind.kind.to_string(),
+        }))
+    }
+
+    type WatchStream = Answer<proto::WatchEvent>;
+
+    async fn watch(
+        &self,
+        request: Request<proto::WatchObjectsRequest>,
+    ) -> Result<Response<Self::WatchStream>, tonic::Status> {
+        let user = user(&request)?;
+        let gate = self.gate.clone();
+        let request = request.into_inner();
+        Ok(Response::new(stream(|send| async move { watch(&gate, &user, request, &send).await.map_err(refuse) })))
+    }
+
+    async fn delete(
+        &self,
+        request: Request<proto::DeleteObjectRequest>,
+    ) -> Result<Response<proto::DeleteObjectResponse>, tonic::Status> {
+        let user = user(&request)?;
+        let request = request.into_inner();
+        let kind = self.gate.kind(&request.kind).map_err(refuse)?;
+        let options = DeleteOptions {
+            grace_period_seconds: request.grace_period_seconds.map(i64::from),
+            propagation: propagation(&request.propagation).map_err(refuse)?,
+            manager: "flotilla".into(),
+            uid: None,
+        };
+        let gone =
+            self.gate.delete(&user, &kind, (&request.namespace, &request.name), &options).await.map_err(refuse)?;
+        Ok(Response::new(proto::DeleteObjectResponse { gone }))
+    }
+}
+
+async fn watch(
+    gate: &Gate,
+    user: &User,
+    request: proto::WatchObjectsRequest,
+    send: &Sender<proto::WatchEvent>,
+) -> Result<(), Status> {
+    let kind = gate.kind(&request.kind)?;
+    let query = ListQuery::parse(namespace(request.namespace), &request.label_selector, &request.field_selector)?;
+    let mut from = request.revision;
+    if from == 0 {
+        let list = gate.list(user, &kind, &query).await?;
+        from = list.revision;
+        for item in &list.items {
+            if send.send(Ok(event("ADDED", item, from))).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    let mut observer = gate.watch(user, &kind, query, from).await?;
+    while let Some(seen) = observer.next().await? {
+        let message = match &seen {
+            ObjectEvent::Added(object) => event("ADDED", object, revision_of(object)),
+            ObjectEvent::Modified(object) => event("MODIFIED", object, revision_of(object)),
+            ObjectEvent::Deleted(object) => event("DELETED", object, revision_of(object)),
+            ObjectEvent::Bookmark(revision) => {
+                proto::WatchEvent { r#type: "BOOKMARK".into(), json: Vec::new(), revision: *revision }
+            }
+        };
+        if send.send(Ok(message)).await.is_err() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+fn event(kind: &str, object: &Value, revision: u64) -> proto::WatchEvent {
+    proto::WatchEvent { r#type: kind.into(), json: json(object), revision }
+}
+
+fn revision_of(object: &Value) -> u64 {
+    super::text(object, "/metadata/resourceVersion").parse().unwrap_or_default()
+}
+
+/// `*` is all namespaces, nothing is `default`.
+fn namespace(asked: String) -> Option<String> {
+    match asked.as_str() {
+        "*" => None,
+        "" => Some("default".into()),
+        _ => Some(asked),
+    }
+}
+
+fn propagation(asked: &str) -> Result<Propagation, Status> {
+    match asked {
+        "" | "Background" => Ok(Propagation::Background),
+        "Foreground" => Ok(Propagation::Foreground),
+        "Orphan" => Ok(Propagation::Orphan),
+        other => Err(Status::bad_request(format!(
+            "propagation: Unsupported value: {other:?}: supported values: \"Background\", \"Foreground\", \"Orphan\""
+        ))),
+    }
+}
+
+fn json(object: &Value) -> Vec<u8> {
+    object.to_string().into_bytes()
+}

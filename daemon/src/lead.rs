@@ -1,0 +1,267 @@
+//! The reconcile shell: what the leader does with the planners' decisions.
+//!
+//! It feeds the View from a watch, plans what became dirty or due, proposes what the plans say, and waits until the
+//! View has seen it before it plans again, so that a planner never misses its own writes.
+//!
+//! Invariant: every Change carries the term in which it was decided; a deposed leader's are refused at apply.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use flotilla_api::Change;
+use flotilla_control::{Context, Settings, View, Work, plan};
+use flotilla_raft::{Event, ProposeError, Range, ReadError, Store, Watch, WatchItem};
+use futures::StreamExt;
+use jiff::{SignedDuration, Timestamp};
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
+
+use crate::members::Members;
+
+/// Changes proposed at once; the store batches them into few log entries.
+const MAX_PROPOSALS: usize = 1_024;
+/// Objects of a page when the View is filled.
+const PAGE: usize = 1_000;
+/// The longest wait for the View to see what was just written.
+const CATCH_UP: Duration = Duration::from_secs(5);
+/// Work whose Change was overtaken is planned again after this, besides when the View changes.
+const RETRY: SignedDuration = SignedDuration::from_millis(20);
+/// How often membership is looked at, besides when nodes come and go.
+const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
+/// History younger than this is kept for watches that resume.
+const HISTORY: Duration = Duration::from_secs(300);
+/// How often history is compacted.
+const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
+
+#[derive(Debug, thiserror::Error)]
+enum LeadError {
+    #[error("the store cannot be read")]
+    Read(#[from] ReadError),
+    #[error("the store cannot be written")]
+    Write(#[from] ProposeError),
+    #[error("the watch that feeds the planners fell behind compaction")]
+    Compacted,
+    #[error("the store is shutting down")]
+    Ended,
+}
+
+/// Leads whenever this replica is elected, until `stop`.
+pub async fn run(store: Store, members: Members, settings: Settings, stop: CancellationToken) {
+    let mut status = store.status();
+    loop {
+        let term = tokio::select! {
+            () = stop.cancelled() => return,
+            elected = status.wait_for(|status| status.is_leader) => match elected {
+                Ok(status) => status.term,
+                Err(_) => return,
+            },
+        };
+        info!(term, "this node leads");
+        let deposed = async { _ = status.wait_for(|status| !status.is_leader || status.term != term).await };
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = deposed => info!(term, "this node no longer leads"),
+            ended = lead(&store, &members, &settings, term) => {
+                if let Err(error) = ended {
+                    warn!(error = &error as &dyn std::error::Error, "planning starts over");
+                }
+                // What went wrong must not make this loop spin.
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+    }
+}
+
+async fn lead(store: &Store, members: &Members, settings: &Settings, term: u64) -> Result<(), LeadError> {
+    tokio::select! {
+        ended = reconcile(store, members, settings, term) => ended,
+        () = keep_membership(store, members) => Ok(()),
+        () = compact(store) => Ok(()),
+    }
+}
+
+async fn reconcile(store: &Store, members: &Members, settings: &Settings, term: u64) -> Result<(), LeadError> {
+    let mut shell = Shell::fill(store, term).await?;
+    let mut liveness = members.liveness();
+    loop {
+        shell.take_ready().await?;
+        let now = Timestamp::now();
+        let work = shell.take_work(now);
+        if work.is_empty() {
+            let due = shell.next_due(now);
+            tokio::select! {
+                item = shell.watch.next() => shell.observe(item)?,
+                changed = liveness.changed() => {
+                    if changed.is_err() { return Err(LeadError::Ended) }
+                    shell.due.insert(Work::Nodes, now);
+                }
+                () = sleep_until(due) => {}
+            }
+            continue;
+        }
+        let alive = liveness.borrow_and_update().clone();
+        let target = shell.carry_out(work, &alive, settings, now).await?;
+        shell.catch_up(target).await?;
+    }
+}
+
+struct Shell<'a> {
+    store: &'a Store,
+    term: u64,
+    view: View,
+    watch: Watch,
+    /// The View holds everything up to this revision.
+    seen: u64,
+    due: BTreeMap<Work, Timestamp>,
+}
+
+impl<'a> Shell<'a> {
+    async fn fill(store: &'a Store, term: u64) -> Result<Self, LeadError> {
+        store.barrier().await?;
+        let mut view = View::default();
+        let (mut after, mut revision) = (None, None);
+        loop {
+            let range = Range { prefix: String::new(), after: after.take(), revision, limit: PAGE };
+            let page = store.range(range)?;
+            revision = Some(page.revision);
+            for kv in &page.items {
+                view.observe(&kv.key, Some((&kv.value, kv.mod_revision)));
+            }
+            match page.items.last() {
+                Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
+                _ => break,
+            }
+        }
+        let seen = revision.unwrap_or_default();
+        let watch = store.watch("", seen + 1).await?;
+        Ok(Self { store, term, view, watch, seen, due: BTreeMap::from([(Work::Nodes, Timestamp::now())]) })
+    }
+
+    fn observe(&mut self, item: Option<WatchItem>) -> Result<(), LeadError> {
+        match item {
+            None => Err(LeadError::Ended),
+            Some(WatchItem::Compacted(_)) => Err(LeadError::Compacted),
+            Some(WatchItem::Progress(revision)) => {
+                self.seen = self.seen.max(revision);
+                Ok(())
+            }
+            Some(WatchItem::Events(events, revision)) => {
+                for event in &events {
+                    match event {
+                        Event::Put { kv, .. } => self.view.observe(&kv.key, Some((&kv.value, kv.mod_revision))),
+                        Event::Delete { key, .. } => self.view.observe(key, None),
+                    }
+                }
+                self.seen = self.seen.max(revision);
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes what the watch has ready, without waiting for more.
+    async fn take_ready(&mut self) -> Result<(), LeadError> {
+        while let Ok(item) = timeout(Duration::ZERO, self.watch.next()).await {
+            self.observe(item)?;
+        }
+        Ok(())
+    }
+
+    async fn catch_up(&mut self, target: u64) -> Result<(), LeadError> {
+        let until = Instant::now() + CATCH_UP;
+        while self.seen < target {
+            match tokio::time::timeout_at(until, self.watch.next()).await {
+                Ok(item) => self.observe(item)?,
+                Err(_) => {
+                    warn!(seen = self.seen, target, "the view is behind its own writes");
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn take_work(&mut self, now: Timestamp) -> BTreeSet<Work> {
+        let mut work = self.view.take_dirty();
+        let due: Vec<Work> = self.due.iter().filter(|(_, at)| **at <= now).map(|(work, _)| work.clone()).collect();
+        for one in due {
+            self.due.remove(&one);
+            work.insert(one);
+        }
+        work
+    }
+
+    fn next_due(&self, now: Timestamp) -> Instant {
+        let wait = self
+            .due
+            .values()
+            .min()
+            .map_or(Duration::from_secs(60), |at| at.duration_since(now).try_into().unwrap_or(Duration::ZERO));
+        Instant::now() + wait.min(Duration::from_secs(60))
+    }
+
+    /// Plans, proposes, and returns the last revision written.
+    async fn carry_out(
+        &mut self,
+        work: BTreeSet<Work>,
+        liveness: &BTreeMap<String, flotilla_control::NodeLiveness>,
+        settings: &Settings,
+        now: Timestamp,
+    ) -> Result<u64, LeadError> {
+        let mut proposals: Vec<(Work, Change)> = Vec::new();
+        for one in work {
+            let mut rng = rand::rng();
+            let mut context = Context { view: &self.view, now, liveness, rng: &mut rng, settings };
+            let plan = plan(&one, &mut context);
+            if let Some(at) = plan.wake_at {
+                self.due.entry(one.clone()).and_modify(|due| *due = (*due).min(at)).or_insert(at);
+            }
+            proposals.extend(plan.changes.into_iter().map(|change| (one.clone(), change)));
+        }
+        let (store, term) = (self.store, self.term);
+        let mut outcomes = futures::stream::iter(proposals)
+            .map(|(work, change)| async move { (work, store.propose(Change { term: Some(term), ..change }).await) })
+            .buffer_unordered(MAX_PROPOSALS);
+        let mut target = 0;
+        while let Some((work, outcome)) = outcomes.next().await {
+            match outcome {
+                Ok(applied) => target = target.max(applied.revision),
+                Err(ProposeError::Conflict(conflict)) => {
+                    debug!(?work, %conflict, "a decision was overtaken");
+                    self.due.insert(work, now.saturating_add(RETRY).unwrap_or(now));
+                }
+                Err(ProposeError::Invalid(message)) => warn!(?work, message, "a decision cannot be stored"),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(target)
+    }
+}
+
+/// Makes the Raft group follow the Nodes: replicas for those that are there, voters as the store sees fit.
+async fn keep_membership(store: &Store, members: &Members) {
+    let mut changes = members.changes();
+    loop {
+        if let Err(error) = members.reconcile_replicas(store).await {
+            debug!(error = &error as &dyn std::error::Error, "membership stays as it is");
+        }
+        _ = timeout(MEMBERSHIP_INTERVAL, changes.changed()).await;
+    }
+}
+
+async fn compact(store: &Store) {
+    let mut past: std::collections::VecDeque<(Instant, u64)> = Default::default();
+    loop {
+        past.push_back((Instant::now(), store.revision()));
+        let mut compactable = None;
+        while past.front().is_some_and(|(at, _)| at.elapsed() >= HISTORY) {
+            compactable = past.pop_front();
+        }
+        if let Some((_, revision)) = compactable
+            && let Err(error) = store.compact(revision).await
+        {
+            debug!(error = &error as &dyn std::error::Error, revision, "history stays as it is");
+        }
+        tokio::time::sleep(COMPACTION_INTERVAL).await;
+    }
+}

@@ -1,0 +1,27 @@
+//! What the faces of a node reach: the gate, the other nodes, and what runs here.
+
+use std::sync::Arc;
+
+use flotilla_net::Net;
+use tokio_util::sync::CancellationToken;
+
+use crate::agent::Local;
+use crate::config::Config;
+use crate::gate::Gate;
+use crate::members::Members;
+use crate::streams::Streams;
+use crate::trust::Trust;
+
+/// Handles of everything that runs in this daemon. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    pub config: Arc<Config>,
+    pub gate: Gate,
+    pub net: Net,
+    pub members: Members,
+    pub streams: Streams,
+    pub local: Arc<Local>,
+    pub trust: Arc<Trust>,
+    /// Ends the daemon.
+    pub stop: CancellationToken,
+}

@@ -1,0 +1,277 @@
+//! The daemon from start to stop: enrol, open the store, join the others, serve, run pods.
+
+use std::fs::File;
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use flotilla_api::Registry;
+use flotilla_control::Settings;
+use flotilla_net::{Alpn, ClientAuth, Net, Silence};
+use flotilla_raft::Store;
+use nix::fcntl::{Flock, FlockArg};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::{error, info, warn};
+
+use crate::agent::{self, Local};
+use crate::config::Config;
+use crate::enrol::{self, Enrolment};
+use crate::gate::Gate;
+use crate::members::{self, Member};
+use crate::node::Node;
+use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
+use crate::streams::Streams;
+use crate::trust::Trust;
+use crate::{VERSION, grpc, lead};
+
+/// How long stopping may take before the daemon goes without finishing.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the store may take to find a leader before the daemon says that it is waiting.
+const READY_NOTICE: Duration = Duration::from_secs(10);
+
+/// Runs the daemon until a signal stops it.
+///
+/// # Errors
+/// If it cannot start, with what to do about it.
+pub async fn run(config: Config) -> anyhow::Result<()> {
+    let config = Arc::new(config);
+    prepare_directories(&config)?;
+    let _lock = lock(&config.data_dir)?;
+    let advertise = advertised(&config)?;
+    let stop = CancellationToken::new();
+    let started = tokio::select! {
+        started = start(&config, &advertise, &stop) => started?,
+        signal = stop_signal() => { info!(signal = signal?, "stopping before the start was complete"); return Ok(()) }
+    };
+    _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let reason = tokio::select! {
+        signal = stop_signal() => signal?,
+        () = stop.cancelled() => "leave",
+    };
+    info!(reason, "stopping; containers go on running");
+    _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+    stop.cancel();
+    if tokio::time::timeout(STOP_TIMEOUT, started.finish()).await.is_err() {
+        warn!("not everything stopped in {} s", STOP_TIMEOUT.as_secs());
+    }
+    Ok(())
+}
+
+/// A daemon that runs.
+struct Started {
+    node: Node,
+    store: Store,
+    tasks: TaskTracker,
+}
+
+impl Started {
+    async fn finish(self) {
+        // A leader that goes on purpose hands over first, so that nobody waits for an election.
+        if self.store.status().borrow().is_leader
+            && let Err(error) = self.store.transfer_leader(None).await
+        {
+            info!(error = &error as &dyn std::error::Error, "leadership is not handed over");
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.store.shutdown().await;
+        self.node.net.shutdown().await;
+    }
+}
+
+async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &CancellationToken) -> anyhow::Result<Started> {
+    let enrolment = enrol::enrol(config, advertise).await?;
+    let Enrolment { identity, seal_key, seed, records, founding } = enrolment;
+    let own = Member { id: identity.id(), name: identity.name().to_owned() };
+    info!(node = own.name, id = own.id, cluster = %identity.cluster(), version = VERSION, "starting");
+
+    let net = Net::start(flotilla_net::Options {
+        advertise: advertise.to_vec(),
+        beat_period: Duration::from_millis(config.beat_ms),
+        silence: Silence {
+            suspect_after: Duration::from_millis(config.suspect_ms),
+            dead_after: Duration::from_millis(config.dead_ms),
+            ..Silence::default()
+        },
+        ..flotilla_net::Options::new(identity.clone(), config.listen, enrol::directory(config))
+    })
+    .await
+    .with_context(|| format!("cannot listen on UDP {}", config.listen))?;
+    for record in records {
+        if let Err(error) = net.learn(record) {
+            warn!(error = &error as &dyn std::error::Error, "an address is not used");
+        }
+    }
+    net.set_members(seed.iter().chain([&own]).map(|member| (member.id, member.name.clone())).collect());
+
+    let transport = Arc::new(RaftTransport::new(net.clone()));
+    let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
+    let store = Store::open(options, transport).await.context("the store cannot be opened")?;
+    net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
+
+    let tasks = TaskTracker::new();
+    let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), &seed);
+    spawn(&tasks, "members", keeper.run(stop.clone()));
+
+    let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()));
+    let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), &identity, seal_key));
+    net.admit_with(trust.clone());
+    net.renew_with(trust.clone());
+    if let Some(sealed) = founding {
+        store.bootstrap().await.context("the store cannot be founded")?;
+        trust.found(&sealed, &identity, advertise, &config.labels).await?;
+        enrol::founded(config)?;
+    }
+    wait_for_leader(&store).await;
+
+    let host_ip = advertise.first().map_or_else(String::new, |address| address.ip().to_string());
+    let local = Arc::new(Local::open(config, gate.clone(), &own.name, host_ip).await?);
+    net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
+    let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
+    let node = Node {
+        config: config.clone(),
+        gate,
+        net: net.clone(),
+        members: members.clone(),
+        streams,
+        local: local.clone(),
+        trust: trust.clone(),
+        stop: stop.clone(),
+    };
+
+    let settings = Settings { cluster_cidr: parse_cidr(&config.cluster_cidr)?, ..Settings::default() };
+    spawn(&tasks, "lead", lead::run(store.clone(), members, settings, stop.clone()));
+    spawn(&tasks, "agent", agent::run(node.clone(), advertise.to_vec()));
+
+    let routes = grpc::routes(&node).await?;
+    let tls = flotilla_net::server_tls(net.credentials(), &["h2"], ClientAuth::Required)?;
+    let listener =
+        TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on TCP {}", config.listen))?;
+    let socket = config.socket();
+    let unix = grpc::serve_unix(socket, routes.clone(), stop.clone());
+    spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));
+    let tcp = grpc::serve_tcp(listener, tls, routes, stop.clone());
+    spawn(&tasks, "tcp", report("the API port", stop.clone(), tcp));
+    info!(socket = %config.socket().display(), api = %config.listen, "ready");
+    Ok(Started { node, store, tasks })
+}
+
+/// Spawns a part of the daemon under its name; the tracker waits for it at shutdown.
+fn spawn(tasks: &TaskTracker, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+    use tracing::Instrument;
+    tasks.spawn(task.instrument(tracing::info_span!("part", name)));
+}
+
+/// A face that fails takes the daemon down: a daemon that nobody can reach helps nobody.
+async fn report(what: &'static str, stop: CancellationToken, face: impl Future<Output = anyhow::Result<()>>) {
+    if let Err(error) = face.await {
+        error!(error = format!("{error:#}"), "{what} failed");
+        stop.cancel();
+    }
+}
+
+async fn wait_for_leader(store: &Store) {
+    let mut status = store.status();
+    let mut ready = std::pin::pin!(status.wait_for(|status| status.leader.is_some()));
+    loop {
+        match tokio::time::timeout(READY_NOTICE, &mut ready).await {
+            Ok(_) => return,
+            Err(_) => info!("waiting for a quorum of the cluster's voters"),
+        }
+    }
+}
+
+fn prepare_directories(config: &Config) -> anyhow::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    if !nix::unistd::geteuid().is_root() {
+        bail!("the daemon must run as root: it makes network namespaces, mounts and cgroups");
+    }
+    for dir in [&config.data_dir, &config.run_dir] {
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .with_context(|| format!("cannot make {}", dir.display()))?;
+    }
+    Ok(())
+}
+
+/// One daemon a data directory.
+fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {
+    let path = data_dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| {
+        anyhow::anyhow!("another daemon uses {}; stop it, or choose another --data-dir", data_dir.display())
+    })
+}
+
+/// Where others reach this node: as configured, or all global addresses.
+fn advertised(config: &Config) -> anyhow::Result<Vec<SocketAddr>> {
+    if !config.advertise.is_empty() {
+        return Ok(config.advertise.clone());
+    }
+    let port = config.listen.port();
+    if !config.listen.ip().is_unspecified() {
+        return Ok(vec![config.listen]);
+    }
+    let mut found = Vec::new();
+    for interface in nix::ifaddrs::getifaddrs().context("the network interfaces cannot be listed")? {
+        let Some(address) = interface.address else { continue };
+        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+            (Some(v4), _) => IpAddr::V4(v4.ip()),
+            (_, Some(v6)) if config.listen.is_ipv6() => IpAddr::V6(v6.ip()),
+            _ => continue,
+        };
+        let link_local = match ip {
+            IpAddr::V4(v4) => v4.is_link_local(),
+            IpAddr::V6(v6) => v6.is_unicast_link_local(),
+        };
+        if !ip.is_loopback() && !link_local && interface.interface_name != config.bridge {
+            found.push(SocketAddr::new(ip, port));
+        }
+    }
+    if found.is_empty() {
+        // A machine without a network is still a cluster of one.
+        found.push(SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port));
+    }
+    Ok(found)
+}
+
+fn parse_cidr(text: &str) -> anyhow::Result<(std::net::Ipv4Addr, u8)> {
+    let parsed = text.split_once('/').and_then(|(ip, prefix)| Some((ip.parse().ok()?, prefix.parse().ok()?)));
+    match parsed {
+        Some((ip, prefix)) if (8..=24).contains(&prefix) => Ok((ip, prefix)),
+        _ => bail!("cluster_cidr: {text:?} must be an IPv4 network of /8 to /24, such as 10.244.0.0/16"),
+    }
+}
+
+async fn stop_signal() -> anyhow::Result<&'static str> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(tokio::select! {
+        _ = terminate.recv() => "SIGTERM",
+        _ = interrupt.recv() => "SIGINT",
+    })
+}
+
+/// Starts the log: people's form or JSON lines, on standard error.
+///
+/// # Errors
+/// If the filter cannot be parsed.
+pub fn start_logging(config: &Config) -> anyhow::Result<()> {
+    use tracing_subscriber::EnvFilter;
+    let filter = EnvFilter::try_new(&config.log).with_context(|| format!("log: {:?} is not a filter", config.log))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.log_format {
+        crate::config::LogFormat::Json => builder.json().init(),
+        crate::config::LogFormat::Human => {
+            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false).init();
+        }
+    }
+    Ok(())
+}
