@@ -359,13 +359,7 @@ fn greet(body: &mut Text) {
 
 /// Listens on every address, IPv6 and IPv4, or IPv4 alone where there is no IPv6.
 fn listen(port: u16) -> c_int {
-    let six = c::SockAddrIn6 {
-        family: c::AF_INET6 as u16,
-        port: port.to_be(),
-        flow: 0,
-        address: [0; 16],
-        scope: 0,
-    };
+    let six = c::SockAddrIn6 { family: c::AF_INET6 as u16, port: port.to_be(), flow: 0, address: [0; 16], scope: 0 };
     let four = c::SockAddrIn { family: c::AF_INET as u16, port: port.to_be(), address: 0, zero: [0; 8] };
     let fd = listen_on(c::AF_INET6, (&raw const six).cast(), size_of::<c::SockAddrIn6>() as u32);
     if fd >= 0 { fd } else { listen_on(c::AF_INET, (&raw const four).cast(), size_of::<c::SockAddrIn>() as u32) }

@@ -263,7 +263,6 @@ mod tests {
             "-a",
             "host:99999/a",
             "http://host/a",
-            "host.tld:5000",
             "a b",
             "a?b",
             "nginx:la/../st",

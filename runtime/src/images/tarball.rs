@@ -12,7 +12,7 @@
 
 use std::io::{self, Read};
 
-use super::tarheader::{self, Header, Kind};
+use super::tarheader::{self, Header, Kind, Record};
 
 const BLOCK_BYTES: usize = 512;
 /// One extension header: long names, extended attributes.
@@ -55,7 +55,7 @@ pub struct Entry {
     /// Of the file's contents, holes included.
     pub size_bytes: u64,
     pub device: (u32, u32),
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<Record>,
     /// Where the stored bytes belong, ascending and apart; `None` if the file is stored whole.
     pub sparse: Option<Vec<Run>>,
 }
@@ -266,4 +266,91 @@ fn check_runs(runs: &[Run], size_bytes: u64, stored_bytes: u64) -> Result<(), Ta
         return Err(TarError::Sparse);
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Reads everything there is, as unpacking would.
+    fn read_all(bytes: &[u8]) -> Result<Vec<(Entry, usize)>, TarError> {
+        let mut tar = TarReader::new(bytes);
+        let mut entries = Vec::new();
+        while let Some(entry) = tar.next_entry()? {
+            let mut data = Vec::new();
+            tar.read_to_end(&mut data)?;
+            entries.push((entry, data.len()));
+        }
+        Ok(entries)
+    }
+
+    fn sample() -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        builder.append_pax_extensions([("SCHILY.xattr.user.x", b"a\nb".as_slice()), ("mtime", b"-1.25")]).unwrap();
+        let mut header = tar::Header::new_ustar();
+        header.set_size(5);
+        header.set_mode(0o640);
+        builder.append_data(&mut header.clone(), "a/file", b"hello".as_slice()).unwrap();
+        builder.append_data(&mut header, "n".repeat(200), b"again".as_slice()).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    #[test]
+    fn entries_come_with_names_times_and_attributes() {
+        let entries = read_all(&sample()).unwrap();
+        let (first, length) = &entries[0];
+        assert_eq!((first.path.as_slice(), *length, first.mode), (b"a/file".as_slice(), 5, 0o640));
+        assert_eq!(first.xattrs, [(b"user.x".to_vec(), b"a\nb".to_vec())]);
+        assert_eq!(first.mtime, Time { seconds: -2, nanoseconds: 750_000_000 });
+        assert_eq!(entries[1].0.path, b"n".repeat(200));
+    }
+
+    #[test]
+    fn a_cut_off_stream_is_an_error_or_ends_between_entries() {
+        let whole = sample();
+        for end in 0..whole.len() {
+            if let Ok(entries) = read_all(&whole[..end]) {
+                assert!(entries.iter().all(|(entry, length)| entry.size_bytes == *length as u64));
+            }
+        }
+    }
+
+    #[test]
+    fn runs_must_ascend_and_add_up() {
+        let run = |offset, length| Run { offset, length };
+        assert!(check_runs(&[run(0, 5), run(10, 5)], 20, 10).is_ok());
+        assert!(check_runs(&[run(10, 5), run(0, 5)], 20, 10).is_err());
+        assert!(check_runs(&[run(0, 6), run(5, 5)], 20, 11).is_err());
+        assert!(check_runs(&[run(0, 5)], 4, 5).is_err());
+        assert!(check_runs(&[run(u64::MAX, 2)], u64::MAX, 2).is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_streams_are_read_or_refused_without_panic(
+            damage in proptest::collection::vec((0usize..4096, any::<u8>()), 0..20),
+            fix_checksums in any::<bool>(),
+        ) {
+            let mut bytes = sample();
+            for (position, value) in damage {
+                let position = position % bytes.len();
+                bytes[position] = value;
+            }
+            if fix_checksums {
+                for block in bytes.chunks_exact_mut(BLOCK_BYTES) {
+                    block[148..156].fill(b' ');
+                    let sum: u32 = block.iter().map(|byte| u32::from(*byte)).sum();
+                    block[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+                }
+            }
+            let _ = read_all(&bytes);
+        }
+
+        #[test]
+        fn noise_is_read_or_refused_without_panic(bytes in proptest::collection::vec(any::<u8>(), 0..3000)) {
+            let _ = read_all(&bytes);
+        }
+    }
 }

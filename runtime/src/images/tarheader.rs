@@ -146,12 +146,15 @@ fn octal(field: &[u8]) -> Option<u64> {
     })
 }
 
+/// A name and its value.
+pub type Record = (Vec<u8>, Vec<u8>);
+
 /// What extension headers say about the entry that follows them.
 #[derive(Debug, Default)]
 pub struct Extensions {
     path: Option<Vec<u8>>,
     link: Option<Vec<u8>>,
-    records: Vec<(Vec<u8>, Vec<u8>)>,
+    records: Vec<Record>,
 }
 
 impl Extensions {
@@ -221,7 +224,7 @@ impl Extensions {
         precise.unwrap_or(Time { seconds: seconds.unwrap_or(0), nanoseconds: 0 })
     }
 
-    fn xattrs(&self) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+    fn xattrs(&self) -> Result<Vec<Record>, TarError> {
         let mut xattrs = Vec::new();
         for (key, value) in &self.records {
             let Some(name) = key.strip_prefix(XATTR_PREFIX) else { continue };
@@ -246,7 +249,7 @@ impl Extensions {
         if numbers.is_empty() {
             return Ok(None);
         }
-        if numbers.len() % 2 != 0 || numbers.len() / 2 > SPARSE_RUNS_MAX {
+        if !numbers.len().is_multiple_of(2) || numbers.len() / 2 > SPARSE_RUNS_MAX {
             return Err(TarError::Sparse);
         }
         numbers
@@ -266,7 +269,7 @@ fn check_length(what: &'static str, length: usize, limit_bytes: usize) -> Result
 }
 
 /// `LENGTH KEY=VALUE\n`, where LENGTH counts the whole record, so that values may hold any byte.
-fn pax_records(mut data: &[u8]) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+fn pax_records(mut data: &[u8]) -> Result<Vec<Record>, TarError> {
     const BAD: TarError = TarError::Field("extended header record");
     let mut records = Vec::new();
     while data.first().is_some_and(|byte| *byte != 0) {

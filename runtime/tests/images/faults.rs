@@ -264,3 +264,81 @@ async fn a_mirror_over_plain_http_must_be_configured_so() {
     assert_eq!(error.reason(), "BadConfiguration");
     assert!(error.to_string().contains("insecure_http"), "{error}");
 }
+
+const CHILD_STORE: &str = "IMAGES_TEST_STORE";
+const CHILD_IMAGE: &str = "IMAGES_TEST_IMAGE";
+
+/// Not a test of its own, but the process that the next one kills.
+#[tokio::test]
+async fn pulled_by_a_process_that_is_killed() {
+    let (Ok(store), Ok(image)) = (std::env::var(CHILD_STORE), std::env::var(CHILD_IMAGE)) else { return };
+    let host = image.split('/').next().unwrap();
+    let images = flotilla_runtime::images::Images::open(store.as_ref(), insecure(&[host])).unwrap();
+    let _ = images.pull(&image, None, watch::channel(PullProgress::default()).0).await;
+}
+
+fn pull_and_kill_when(name: &str, store: &std::path::Path, what: &str, condition: impl Fn() -> bool) {
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "faults::pulled_by_a_process_that_is_killed"])
+        .env(CHILD_STORE, store)
+        .env(CHILD_IMAGE, name)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    eventually(what, condition);
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[tokio::test]
+async fn a_pull_whose_process_is_killed_is_finished_by_the_next() {
+    let server = Server::start(made(), |request| if request == 0 { Layers::Hung } else { Layers::Served });
+    let name = format!("{}/a:b", server.host());
+    let directory = tempfile::tempdir().unwrap();
+    let store = directory.path().join("images");
+    let received = || -> u64 {
+        let files = std::fs::read_dir(store.join("ingest")).into_iter().flatten();
+        files.filter_map(|file| file.ok()?.metadata().ok()).map(|file| file.len()).sum()
+    };
+    pull_and_kill_when(&name, &store, "half of the layer is there", || received() > 500_000);
+    let node = Node::open(directory, insecure(&[&server.host()]));
+    assert!(node.images.list().is_empty());
+    let image = node.pull(&name).await.unwrap();
+    assert_eq!(server.layer_requests(), 2);
+    assert!(node.mount(&image, "c1").join("noise").exists());
+}
+
+#[tokio::test]
+async fn unpacking_whose_process_is_killed_leaves_no_half_layer() {
+    let layers = (0..12).map(|layer| {
+        let files = (0..400).fold(Layer::new(), |tar, file| tar.file(&format!("{layer}-{file}"), &[layer; 3000]));
+        files.done()
+    });
+    let server = Server::start(image(layers.collect()), |_| Layers::Served);
+    let name = format!("{}/a:b", server.host());
+    for unpacked_before_kill in [0, 3, 6, 9] {
+        let directory = tempfile::tempdir().unwrap();
+        let store = directory.path().join("images");
+        let unpacked = || std::fs::read_dir(store.join("layers")).map_or(0, Iterator::count);
+        let unpacking = || std::fs::read_dir(store.join("tmp")).is_ok_and(|mut files| files.next().is_some());
+        pull_and_kill_when(&name, &store, "layers are there", || unpacked() > unpacked_before_kill && unpacking());
+        let node = Node::open(directory, insecure(&[&server.host()]));
+        let image = node.pull(&name).await.unwrap();
+        let root = node.mount(&image, "c1");
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 12 * 400);
+        assert!((0..12u8).all(|layer| std::fs::read(root.join(format!("{layer}-399"))).unwrap() == [layer; 3000]));
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_is_said_to_be_full() {
+    let directory = tempfile::tempdir().unwrap();
+    let small = directory.path().join("images");
+    std::fs::create_dir(&small).unwrap();
+    nix::mount::mount(Some("tmpfs"), &small, Some("tmpfs"), nix::mount::MsFlags::empty(), Some("size=3m")).unwrap();
+    let server = Server::start(made(), |_| Layers::Served);
+    let node = Node::open(directory, insecure(&[&server.host()]));
+    let error = node.pull(&format!("{}/a:b", server.host())).await.unwrap_err();
+    nix::mount::umount2(&small, nix::mount::MntFlags::MNT_DETACH).unwrap();
+    assert_eq!(error.reason(), "DiskFull", "{error}");
+}

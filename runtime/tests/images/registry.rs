@@ -15,7 +15,7 @@ async fn an_image_is_pulled_and_mounted() {
     let name = registry.name("tools/busybox:v1");
     let (sender, progress) = watch::channel(PullProgress::default());
     let image = node.images.pull(&name, None, sender).await.unwrap();
-    assert_eq!(image.references, [name.clone()]);
+    assert_eq!(image.references, std::slice::from_ref(&name));
     assert_eq!(image.config.entrypoint, ["/bin/sh"]);
     assert!(image.config.env.contains(&"A=b".to_owned()));
     let progress = progress.borrow().clone();

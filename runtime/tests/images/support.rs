@@ -125,7 +125,11 @@ pub struct Node {
 
 impl Node {
     pub fn new(config: RegistryConfig) -> Self {
-        let directory = tempfile::tempdir().unwrap();
+        Self::open(tempfile::tempdir().unwrap(), config)
+    }
+
+    /// Opens the store in `images` below `directory`.
+    pub fn open(directory: TempDir, config: RegistryConfig) -> Self {
         let images = Images::open(&directory.path().join("images"), config).unwrap();
         Self { images, directory: directory.into(), restarted: false }
     }

@@ -271,7 +271,7 @@ impl Unpacker<'_> {
         }
         self.unchecked_bytes = 0;
         self.check_cancelled()?;
-        let space = nix::sys::statvfs::fstatvfs(&self.tree.root())
+        let space = nix::sys::statvfs::fstatvfs(self.tree.root())
             .map_err(|errno| UnpackError::Io { action: "look at the free space", cause: errno.into() })?;
         match space.blocks_available() * space.fragment_size() < self.limits.free_bytes {
             true => Err(UnpackError::DiskFull { reserve_bytes: self.limits.free_bytes }),
