@@ -1,6 +1,7 @@
-//! Durable puts a second: 256 bytes, every write synced, 1 and 3 replicas in this process, 1 and 100 clients.
+//! Durable puts a second: 256 bytes, every write synced, 1 and 3 replicas in this process, 1 and 100 clients;
+//! then how long no write is acknowledged after a leader is cut off.
 //!
-//! `cargo run --release -p flotilla-raft --example put_bench [DIRECTORY] [SECONDS]`
+//! `TMPDIR=/on/the/disk cargo run --release -p flotilla-raft --example put_bench [SECONDS]`
 
 #[path = "../tests/cluster/mod.rs"]
 mod cluster;
@@ -8,21 +9,17 @@ mod cluster;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use cluster::{Cluster, key};
+use cluster::{Cluster, insist, key, put};
 use flotilla_api::Change;
 use flotilla_raft::Store;
 
 const VALUE_BYTES: usize = 256;
+const FAILOVERS: usize = 10;
 const WARM_UP: Duration = Duration::from_millis(500);
 
 #[tokio::main]
 async fn main() {
-    let mut arguments = std::env::args().skip(1);
-    if let Some(directory) = arguments.next() {
-        // Where the replicas' temporary directories are made.
-        unsafe { std::env::set_var("TMPDIR", directory) };
-    }
-    let seconds = arguments.next().and_then(|s| s.parse().ok()).unwrap_or(5);
+    let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(5);
     println!("{:>8} {:>8} {:>10} {:>9} {:>9} {:>9}", "replicas", "clients", "puts/s", "p50 ms", "p99 ms", "max ms");
     for ids in [&[1_u64][..], &[1, 2, 3]] {
         for clients in [1, 100] {
@@ -37,6 +34,34 @@ async fn main() {
             cluster.stop_all().await;
         }
     }
+    failover().await;
+}
+
+/// Cuts the leader off, again and again, while a client of another replica wants to write.
+async fn failover() {
+    let ids = [1, 2, 3];
+    let cluster = Cluster::boot(|_| {}, &ids, 3).await;
+    let mut took = Vec::new();
+    for round in 0..FAILOVERS {
+        let lost = cluster.leader(&ids).await;
+        let client = cluster.store(ids.into_iter().find(|id| *id != lost).expect("another replica"));
+        insist(&client, put("before", &round.to_string())).await;
+        cluster.net.isolate(lost, &ids);
+        let began = Instant::now();
+        let revision = insist(&client, put("after", &round.to_string())).await;
+        took.push(began.elapsed());
+        cluster.net.heal();
+        let back = cluster.store(lost);
+        back.reach(revision).await.expect("the lost one is back");
+    }
+    took.sort_unstable();
+    let ms = |i: usize| took[i].as_millis();
+    println!(
+        "leader cut off -> next write: median {} ms, worst {} ms of {FAILOVERS}",
+        ms(FAILOVERS / 2),
+        ms(FAILOVERS - 1)
+    );
+    cluster.stop_all().await;
 }
 
 /// How long each put took that began after the warm-up.

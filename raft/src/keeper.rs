@@ -9,6 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::batcher::now_ms;
 use crate::inner::Inner;
+use crate::log::Log;
 use crate::machine::Machine;
 use crate::reads::Asker;
 use crate::space::Space;
@@ -18,16 +19,21 @@ use crate::types::Raft;
 const STALL_CHECK_MS: u64 = 250;
 const CHORE_MS: u64 = 1000;
 
+/// Where a status is read from.
+pub(crate) struct Sources {
+    pub raft: Raft,
+    pub log: Log,
+    pub machine: Arc<Machine>,
+    pub space: Arc<Space>,
+}
+
 /// Keeps the published status current until the store closes.
-pub(crate) async fn publish_status(
-    raft: Raft,
-    machine: Arc<Machine>,
-    space: Arc<Space>,
-    status: watch::Sender<Status>,
-) {
+pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>) {
+    let Sources { raft, log, machine, space } = from;
     let mut metrics = raft.metrics();
     loop {
-        let next = Status::from_metrics(&metrics.borrow_and_update(), machine.hub().revision(), space.is_low());
+        let (revision, log_bytes) = (machine.hub().revision(), log.retained_bytes());
+        let next = Status::from_metrics(&metrics.borrow_and_update(), revision, log_bytes, space.is_low());
         status.send_if_modified(|current| {
             let changed = *current != next;
             *current = next;

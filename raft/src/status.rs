@@ -17,6 +17,8 @@ pub struct Status {
     /// The last revision applied here.
     pub revision: u64,
     pub last_log_index: u64,
+    /// Bytes of the log's entries that are still kept.
+    pub log_bytes: u64,
     /// This replica's disk is nearly full.
     pub low_space: bool,
     /// Why this replica no longer takes part; its process should end.
@@ -24,7 +26,12 @@ pub struct Status {
 }
 
 impl Status {
-    pub(crate) fn from_metrics(metrics: &openraft::RaftMetrics<Types>, revision: u64, low_space: bool) -> Self {
+    pub(crate) fn from_metrics(
+        metrics: &openraft::RaftMetrics<Types>,
+        revision: u64,
+        log_bytes: u64,
+        low_space: bool,
+    ) -> Self {
         let membership = metrics.membership_config.membership();
         Self {
             id: metrics.id,
@@ -36,6 +43,7 @@ impl Status {
             applied_index: metrics.last_applied.as_ref().map_or(0, |id| id.index()),
             revision,
             last_log_index: metrics.last_log_index.unwrap_or_default(),
+            log_bytes,
             low_space,
             fatal: metrics.running_state.as_ref().err().map(ToString::to_string),
         }

@@ -15,7 +15,7 @@ use crate::batcher::Batcher;
 use crate::disk::{DiskError, Held, StoreMeta};
 use crate::error::{Error, HandleError, OpenError, ProposeError};
 use crate::inner::Inner;
-use crate::keeper;
+use crate::keeper::{self, Sources};
 use crate::kv::{KeyValue, Listing, Range};
 use crate::limits;
 use crate::log::Log;
@@ -62,7 +62,8 @@ impl Store {
 
         let tasks = TaskTracker::new();
         let (publish, status) = watch::channel(Status { id: options.id, ..Status::default() });
-        tasks.spawn(keeper::publish_status(raft.clone(), machine.clone(), space.clone(), publish));
+        let sources = Sources { raft: raft.clone(), log: log.clone(), machine: machine.clone(), space: space.clone() };
+        tasks.spawn(keeper::publish_status(sources, publish));
         let (reads, asker) = Reads::new();
         let batcher = Batcher::start(raft.clone(), options.events, &tasks, machine.closing().clone());
         let inner = Inner {

@@ -2,7 +2,7 @@
 
 mod cluster;
 
-use cluster::{Cluster, WAIT, insist, key, put};
+use cluster::{Cluster, WAIT, insist, key, put, until};
 use flotilla_api::{Change, Expect, GroupResource, Key};
 use flotilla_raft::{Event, OpenError, Options, ProposeError, Range, ReadError, Store, WatchItem};
 
@@ -207,6 +207,26 @@ async fn events_are_bounded_and_others_are_not() {
     assert!((10..=12).contains(&kept.items.len()), "{}", kept.items.len());
     assert_eq!(kept.items.last().unwrap().key, event(39));
     assert_eq!(store.range(Range::prefix("core/configmaps/")).unwrap().items.len(), 40);
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_bounded_by_bytes() {
+    const BOUND_BYTES: u64 = 1 << 20;
+    let cluster = Cluster::boot(|options| options.log_bytes = BOUND_BYTES, &[1], 1).await;
+    let store = cluster.store(1);
+    for i in 0..64 {
+        insist(&store, put(&format!("k{i}"), &"x".repeat(100_000))).await;
+    }
+    until("the log is purged", || store.status().borrow().log_bytes <= BOUND_BYTES).await;
+    drop(store);
+    cluster.stop_all().await;
+    let mut cluster = cluster;
+    let store = cluster.start(1).await;
+    cluster.leader(&[1]).await;
+    store.barrier().await.unwrap();
+    assert_eq!(store.range(Range::default()).unwrap().items.len(), 64);
+    drop(store);
     cluster.stop_all().await;
 }
 
