@@ -141,6 +141,25 @@ async fn compaction_ends_watches_that_missed_something() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watcher_left_behind_goes_on_from_history_or_ends_as_compacted() {
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    let mut behind = store.watch("core/configmaps/", 0).await.unwrap();
+    let mut lost = store.watch("core/configmaps/", 0).await.unwrap();
+    // More than is kept in memory for watchers.
+    let mut last = 0;
+    for i in 0..80 {
+        last = insist(&store, put(&format!("k{i}"), &"x".repeat(100_000))).await;
+    }
+    assert_eq!(revisions(&events(&mut behind, last).await), (1..=last).collect::<Vec<_>>());
+    store.compact(10).await.unwrap();
+    assert_eq!(lost.next().await, Some(WatchItem::Compacted(10)));
+    assert_eq!(lost.next().await, None);
+    drop((behind, lost, store));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_finds_every_acknowledged_write() {
     let mut cluster = Cluster::boot(plain, &[1], 1).await;
     for round in 0..3 {
