@@ -151,8 +151,7 @@ fn bare_runc(dir: &Path, rootfs: &Path, rounds: usize) -> Result<(), Failure> {
 fn weight(pid: i32) -> String {
     let field = |file: &str, key: &str| {
         let text = fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-        let line = text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("?").trim().to_owned();
-        line
+        text.lines().find_map(|line| line.strip_prefix(key)).unwrap_or("?").trim().to_owned()
     };
     format!(
         "RSS {}, PSS {}, threads {}",

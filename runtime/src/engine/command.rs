@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::{At, Engine, EngineError};
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(25);
+const CALL_TIMEOUT: Duration = Duration::from_secs(110);
 const MAX_LOG_BYTES: u64 = 64 * 1024;
 
 pub struct Command {

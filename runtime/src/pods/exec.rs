@@ -23,7 +23,8 @@ use crate::shim::protocol::{Message, Request};
 pub const MAX_SYNC_OUTPUT_BYTES: usize = 64 * 1024;
 /// For output that is still under way when the process has ended.
 const DRAIN_TIMEOUT: Duration = Duration::from_millis(500);
-const EXEC_TIMEOUT: Duration = Duration::from_secs(40);
+/// For starting a process: longer than an engine call may take.
+const EXEC_TIMEOUT: Duration = Duration::from_secs(130);
 
 /// A process that runs. Take out of it what is needed where.
 #[derive(Debug)]

@@ -23,7 +23,8 @@ use crate::state::{ContainerState, Exit, Phase, REASON_SHIM_DIED, SandboxState, 
 
 /// Calls waiting for one shim.
 pub const MAX_CALLS: usize = 64;
-const CALL_TIMEOUT: Duration = Duration::from_secs(40);
+/// Longer than an engine call may take.
+const CALL_TIMEOUT: Duration = Duration::from_secs(130);
 const KILL_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the daemon keeps of a sandbox on disk, written before anything of it exists.

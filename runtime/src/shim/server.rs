@@ -411,7 +411,7 @@ impl Server {
                 container.kill_at = None;
             }
         }
-        self.jobs.iter().filter(|job| job.worker.deadline <= now).for_each(|job| job.worker.kill());
+        self.jobs.iter_mut().filter(|job| job.worker.deadline <= now).for_each(|job| job.worker.kill());
         if self.unsaved.is_some_and(|at| at <= now) {
             self.changed(true);
         }

@@ -23,7 +23,7 @@ use super::socket;
 use crate::cgroup::Cgroup;
 use crate::engine::{At, Engine};
 
-pub const TIMEOUT: Duration = Duration::from_secs(30);
+pub const TIMEOUT: Duration = Duration::from_secs(120);
 /// For killing what is left in a group, and for removing it.
 const CLEANUP: Duration = Duration::from_secs(5);
 const MAX_RESULT_BYTES: usize = 64 * 1024;
@@ -63,6 +63,7 @@ pub struct Worker {
     pub key: String,
     pub task: Task,
     pub deadline: Instant,
+    late: bool,
     result: OwnedFd,
 }
 
@@ -84,9 +85,14 @@ impl Worker {
         )?;
         // SAFETY: this process has one thread, so the child may do anything a process may.
         match unsafe { fork() }? {
-            ForkResult::Parent { child } => {
-                Ok(Self { pid: child, key: key.into(), task, deadline: Instant::now() + TIMEOUT, result: ours })
-            }
+            ForkResult::Parent { child } => Ok(Self {
+                pid: child,
+                key: key.into(),
+                task,
+                deadline: Instant::now() + TIMEOUT,
+                late: false,
+                result: ours,
+            }),
             ForkResult::Child => {
                 let code = match child(engine, At { root, id: key }, &task, streams, theirs) {
                     Ok(()) => 0,
@@ -106,12 +112,21 @@ impl Worker {
             Ok((length, fds)) => (&buffer[..length], fds),
             Err(_) => (&buffer[..0], Vec::new()),
         };
-        let outcome = serde_json::from_slice(bytes)
-            .unwrap_or_else(|_| Outcome { pid: None, error: Some("the engine ended without an answer".into()) });
+        let outcome =
+            serde_json::from_slice(bytes).unwrap_or_else(|_| Outcome { pid: None, error: Some(self.silence()) });
         (outcome, fds.pop())
     }
 
-    pub fn kill(&self) {
+    fn silence(&self) -> String {
+        if self.late {
+            format!("the engine was not done in {TIMEOUT:?}")
+        } else {
+            "the engine ended without an answer".into()
+        }
+    }
+
+    pub fn kill(&mut self) {
+        self.late = true;
         let _ = kill(self.pid, Signal::SIGKILL);
     }
 }
