@@ -75,7 +75,10 @@ pub(crate) fn plan(cx: &mut Context<'_>) -> Plan {
     let mut ranges =
         Ranges::new(settings.cluster_cidr, settings.node_cidr_prefix, view.nodes().map(|node| &node.object));
     let mut leave = Leave::new(cx);
-    for entry in view.nodes().filter(|entry| !meta::is_deleting(&entry.metadata)) {
+    for entry in view.nodes() {
+        if meta::is_deleting(&entry.metadata) || is_in_order(entry, cx) {
+            continue;
+        }
         let mut node = entry.object.clone();
         judge(&mut node, cx);
         sync_taints(&mut node, cx.now, &mut leave);
@@ -94,6 +97,21 @@ pub(crate) fn plan(cx: &mut Context<'_>) -> Plan {
         plan.wake(at);
     }
     plan
+}
+
+/// Whether nothing is to be done about the node: most of the time, of most nodes.
+fn is_in_order(node: &Node, cx: &Context<'_>) -> bool {
+    let judged = match cx.liveness(meta::name(&node.metadata)).map(|liveness| liveness.state) {
+        Some(Liveness::Dead) => readiness_of(node) == Some("Unknown"),
+        Some(Liveness::Alive | Liveness::Suspect) => meta::annotation(&node.metadata, LAST_WORD).is_none(),
+        None => true,
+    };
+    let spec = node.spec.as_ref();
+    let wanted = wanted(node);
+    let taints = || spec.iter().flat_map(|spec| spec.taints.iter().flatten()).filter(|taint| is_managed(taint));
+    let has = |(key, effect): &(&str, &str)| taints().any(|taint| taint.key == *key && taint.effect == *effect);
+    let tainted = taints().count() == wanted.len() && wanted.iter().all(has);
+    judged && tainted && spec.is_some_and(|spec| spec.pod_cidr.is_some())
 }
 
 /// Sets the Ready condition from the heartbeats.
