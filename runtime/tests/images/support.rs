@@ -14,7 +14,8 @@ use flotilla_runtime::images::{
 use tempfile::TempDir;
 use tokio::sync::watch;
 
-const START_WAIT: Duration = Duration::from_secs(20);
+const START_WAIT: Duration = Duration::from_secs(60);
+const LOOK_AGAIN: Duration = Duration::from_millis(1);
 pub const USER: &str = "sinbad";
 pub const PASSWORD: &str = "open sesame";
 /// bcrypt of [`PASSWORD`].
@@ -112,7 +113,8 @@ pub fn eventually(what: &str, condition: impl Fn() -> bool) {
     let start = Instant::now();
     while !condition() {
         assert!(start.elapsed() < START_WAIT, "not within {START_WAIT:?}: {what}");
-        std::thread::yield_now();
+        // Looking without a pause would take the time that the other side needs.
+        std::thread::sleep(LOOK_AGAIN);
     }
 }
 
