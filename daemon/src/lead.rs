@@ -133,9 +133,10 @@ impl<'a> Shell<'a> {
                 _ => break,
             }
         }
+        view.mark_all();
         let seen = revision.unwrap_or_default();
         let watch = store.watch("", seen + 1).await?;
-        Ok(Self { store, term, view, watch, seen, due: BTreeMap::from([(Work::Nodes, Timestamp::now())]) })
+        Ok(Self { store, term, view, watch, seen, due: BTreeMap::new() })
     }
 
     fn observe(&mut self, item: Option<WatchItem>) -> Result<(), LeadError> {

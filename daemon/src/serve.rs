@@ -49,9 +49,15 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
         signal = stop_signal() => { info!(signal = signal?, "stopping before the start was complete"); return Ok(()) }
     };
     _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
+    let mut status = started.store.status();
     let reason = tokio::select! {
         signal = stop_signal() => signal?,
         () = stop.cancelled() => "leave",
+        // Raft never goes on after its storage failed; a new process reads what the disk really holds.
+        failed = status.wait_for(|status| status.fatal.is_some()) => {
+            let why = failed.ok().and_then(|status| status.fatal.clone()).unwrap_or_default();
+            bail!("the store has stopped: {why}; containers go on running");
+        }
     };
     info!(reason, "stopping; containers go on running");
     _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);

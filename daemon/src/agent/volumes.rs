@@ -269,7 +269,7 @@ mod tests {
     #[test]
     fn keys_are_selected_and_missing_ones_named() {
         let values = || BTreeMap::from([("k".to_owned(), b"v".to_vec())]);
-        let item = |key: &str| KeyToPath { key: key.into(), path: "p".into(), mode: Some(0o600) };
+        let item = |key: &str| KeyToPath { key: key.into(), path: "p".into(), mode: Some(0o600), ..Default::default() };
         let picked = select(values(), Some(&[item("k")]), None, None).unwrap();
         assert_eq!((picked[0].path.as_str(), picked[0].mode), ("p", 0o600));
         assert!(select(values(), Some(&[item("z")]), None, None).is_err_and(|error| error.0.contains("key: z")));

@@ -214,7 +214,7 @@ async fn list(gate: &Gate, user: &User, asked: &str) -> Result<Vec<proto::JobSta
             jobs.push(describe(gate, user, &object).await?);
         }
     }
-    jobs.sort_by(|a, b| key_of(a).cmp(&key_of(b)));
+    jobs.sort_by_key(key_of);
     Ok(jobs)
 }
 
@@ -233,8 +233,14 @@ async fn watch(
     let mut told: Vec<proto::JobStatus> = Vec::new();
     let mut watch = gate.store().watch("", 0).await.map_err(crate::gate::read_status)?;
     loop {
-        let mut now = list(gate, user, &request.namespace).await?;
-        now.retain(|status| request.name.is_empty() || key_of(status).1 == request.name);
+        let now = match request.name.as_str() {
+            "" => list(gate, user, &request.namespace).await?,
+            name => match find(gate, user, &request.namespace, name).await {
+                Ok(found) => vec![describe(gate, user, &found.object).await?],
+                Err(status) if status.reason == Reason::NotFound => Vec::new(),
+                Err(status) => return Err(status),
+            },
+        };
         for status in &now {
             let same = told.iter().any(|old| same(old, status));
             if !same
@@ -334,7 +340,7 @@ async fn events(
     let query = ListQuery::parse(Some(namespace.to_owned()), "", "")?;
     let mut events = gate.list(user, &kind, &query).await?.items;
     events.retain(|event| uids.contains(&text(event, "/involvedObject/uid")));
-    events.sort_by_key(|event| last_seen(event));
+    events.sort_by_key(last_seen);
     let newest = events.len().saturating_sub(MAX_EVENTS);
     Ok(events[newest..].iter().map(event_summary).collect())
 }
