@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::agent::{self, Local};
 use crate::config::Config;
 use crate::enrol::{self, Enrolment};
-use crate::gate::Gate;
+use crate::gate::{Gate, User};
 use crate::members::{self, Member};
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
@@ -128,6 +128,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), &identity, seal_key));
     net.admit_with(trust.clone());
     net.renew_with(trust.clone());
+    let founder = founding.is_some();
     if let Some(sealed) = founding {
         store.bootstrap().await.context("the store cannot be founded")?;
         trust.found(&sealed, &identity, advertise, &config.labels).await?;
@@ -164,7 +165,24 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let tcp = grpc::serve_tcp(listener, tls, routes, stop.clone());
     spawn(&tasks, "tcp", report("the API port", stop.clone(), tcp));
     info!(socket = %config.socket().display(), api = %config.listen, "ready");
+    if founder {
+        invite(&node).await;
+    }
     Ok(Started { node, store, tasks })
+}
+
+/// Tells who founded a cluster how further machines join it. A journal keeps what it is told, so under systemd the
+/// token is left to be asked for.
+async fn invite(node: &Node) {
+    println!("This machine is the first node of a new cluster.");
+    let token = match std::env::var_os("INVOCATION_ID") {
+        Some(_) => None,
+        None => node.trust.create_token(&User::root(), Duration::ZERO, 0).await.ok(),
+    };
+    match token {
+        Some((token, _)) => println!("To add a machine, run there within a day:\n\n  flotilla up --join {token}\n"),
+        None => println!("To add a machine, run 'flotilla token create' here and the command that it prints there."),
+    }
 }
 
 /// Spawns a part of the daemon under its name; the tracker waits for it at shutdown.

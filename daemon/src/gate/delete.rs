@@ -107,7 +107,10 @@ fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp)
     if marked && left <= grace {
         return Step::Nothing;
     }
-    let at = now.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
+    // A shorter grace counts from when the object was first told to go.
+    let told = metadata.get("deletionTimestamp").and_then(Value::as_str).and_then(|at| at.parse::<Timestamp>().ok());
+    let since = told.map_or(now, |at| at.saturating_sub(SignedDuration::from_secs(left)).unwrap_or(now));
+    let at = since.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
     metadata["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
     metadata["deletionGracePeriodSeconds"] = json!(grace);
     if is_kind(kind, "namespaces") {
