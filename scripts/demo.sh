@@ -26,11 +26,13 @@ run() {
 
 seconds_since() { awk -v from="$1" -v to="$EPOCHREALTIME" 'BEGIN { printf "%.1f", to - from }'; }
 
-# Pods that run: name, address and node, a line each. Columns are found by their heading.
+# Pods that run: name, address and node, a line each. Columns begin where their headings do.
 running_pods() {
   "$FLOTILLA" get pods -o wide | awk '
-    NR == 1 { for (i = 1; i <= NF; i++) at[$i] = i; next }
-    $at["STATUS"] == "Running" && $at["READY"] == "1/1" { print $at["NAME"], $at["IP"], $at["NODE"] }'
+    function column(heading) { return index(header, " " heading " ") + 1 }
+    function value(heading) { split(substr($0, column(heading)), words, " "); return words[1] }
+    NR == 1 { header = " " $0 " "; next }
+    { $0 = " " $0; if (value("STATUS") == "Running" && value("READY") == "1/1") print value("NAME"), value("IP"), value("NODE") }'
 }
 
 # Asks a pod for its page, from the node it runs on.

@@ -21,9 +21,9 @@ use tonic::transport::Channel;
 /// On a disk rather than in memory: durable writes shall cost what they cost.
 const ROOT: &str = "/var/tmp/flotilla-tests";
 const LOCK: &str = "/var/tmp/flotilla-tests.lock";
-/// Set to keep the logs of clusters whose test failed.
-const KEEP: &str = "KEEP_FAILED_CLUSTERS";
-const LOG_TAIL_LINES: usize = 60;
+/// Where the logs of clusters whose test failed are kept, and of how many.
+const KEPT: &str = "/var/tmp/flotilla-tests.kept";
+const MAX_KEPT: usize = 20;
 
 /// A running cluster; gone when it is dropped.
 pub struct Cluster {
@@ -168,33 +168,26 @@ impl Cluster {
         self.dev.wait_answering(node).await.unwrap_or_else(|error| panic!("{node} does not come back: {error}"));
     }
 
-    fn show_logs(&self) {
+    /// For whoever looks into why the test failed.
+    fn keep_logs(&self) -> std::io::Result<PathBuf> {
+        let kept = Path::new(KEPT).join(self.dev.places().name());
+        fs::create_dir_all(&kept)?;
         for node in self.nodes() {
-            let log = self.log(&node).unwrap_or_default();
-            let lines: Vec<&str> = log.lines().collect();
-            let from = lines.len().saturating_sub(LOG_TAIL_LINES);
-            eprintln!("--- the end of {node}'s log\n{}", lines[from..].join("\n"));
+            fs::copy(self.dev.places().log(&node), kept.join(format!("{node}.log")))?;
         }
-    }
-
-    fn keep_logs(&self) {
-        let kept = Path::new(ROOT).with_extension("kept").join(self.dev.places().name());
-        let copies = self.nodes().into_iter().map(|node| self.dev.places().log(&node));
-        let copied = fs::create_dir_all(&kept).and_then(|()| {
-            copies
-                .flat_map(|log| log.file_name().map(|name| kept.join(name)).map(|to| (log, to)))
-                .try_for_each(|(log, to)| fs::copy(log, to).map(drop))
-        });
-        eprintln!("logs are kept in {} ({copied:?})", kept.display());
+        let mut all: Vec<_> = fs::read_dir(KEPT)?.flatten().collect();
+        all.sort_by_key(|entry| std::cmp::Reverse(entry.metadata().and_then(|meta| meta.modified()).ok()));
+        all.iter().skip(MAX_KEPT).try_for_each(|old| fs::remove_dir_all(old.path()))?;
+        Ok(kept)
     }
 }
 
 impl Drop for Cluster {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.show_logs();
-            if std::env::var_os(KEEP).is_some() {
-                self.keep_logs();
+            match self.keep_logs() {
+                Ok(kept) => eprintln!("the logs of the nodes are kept in {}", kept.display()),
+                Err(error) => eprintln!("the logs of the nodes cannot be kept: {error}"),
             }
         }
         if let Err(error) = dev::Cluster::down(Path::new(ROOT), self.dev.places().name()) {

@@ -81,7 +81,8 @@ impl Cluster {
         command.arg("--data-dir").arg(places.data(node)).arg("--run-dir").arg(places.node_run(node));
         command.args(["--name", node, "--listen", &address, "--advertise", &address]);
         command.args(["--cgroup-parent", &places.node_cgroup(node)]);
-        command.args(join.iter().flat_map(|token| ["--join", token]));
+        // A secret among the arguments could be read by everyone on the machine.
+        command.envs(join.map(|token| ("FLOTILLA_JOIN", token)));
         command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(errors);
         Ok(command)
     }
