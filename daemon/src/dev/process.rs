@@ -25,7 +25,9 @@ pub struct Process {
 
 /// What `/proc/PID/stat` says.
 struct Stat {
+    /// Of the first thread only.
     state: char,
+    threads: u32,
     started_ticks: u64,
 }
 
@@ -42,7 +44,8 @@ impl Process {
     /// True until it has exited, whether or not somebody has collected it.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.current().is_some_and(|stat| !matches!(stat.state, 'Z' | 'X'))
+        // While other threads are still ending, so are the files and locks that they share with the first.
+        self.current().is_some_and(|stat| !matches!(stat.state, 'Z' | 'X') || stat.threads > 1)
     }
 
     /// True while a signal holds it still.
@@ -106,8 +109,9 @@ fn parse_stat(text: &str) -> Option<Stat> {
     let (_, fields) = text.rsplit_once(") ")?;
     let mut fields = fields.split_ascii_whitespace();
     let state = fields.next()?.chars().next()?;
-    let started_ticks = fields.nth(18)?.parse().ok()?;
-    Some(Stat { state, started_ticks })
+    let threads = fields.nth(16)?.parse().ok()?;
+    let started_ticks = fields.nth(1)?.parse().ok()?;
+    Some(Stat { state, threads, started_ticks })
 }
 
 /// Every process in a pid namespace, by the id it has here.
@@ -137,7 +141,7 @@ mod tests {
     #[test]
     fn a_name_with_parentheses_does_not_shift_the_fields() {
         let stat = parse_stat("7 (a) b (c) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 4242 0 0").unwrap();
-        assert_eq!((stat.state, stat.started_ticks), ('S', 4242));
+        assert_eq!((stat.state, stat.threads, stat.started_ticks), ('S', 17, 4242));
     }
 
     #[test]

@@ -52,8 +52,22 @@ impl Cluster {
         }
         let names = self.node_names();
         self.wait_ready(&names).await?;
-        say(&format!("{} of {} nodes are ready", names.len(), names.len()));
+        self.wait_voters(voters_of(names.len())).await?;
+        say(&format!("{} nodes are ready, {} of them vote", names.len(), voters_of(names.len())));
         Ok(())
+    }
+
+    /// Waits until so many nodes vote, so that the cluster survives the loss of fewer than half of them.
+    async fn wait_voters(&self, count: usize) -> Result<(), DevError> {
+        let Some(first) = self.node_names().into_iter().next() else { return Ok(()) };
+        let channel = self.channel(&first)?;
+        let ask = || {
+            let mut client = ClusterClient::new(channel.clone());
+            async move {
+                bounded(client.status(ClusterStatusRequest {})).await.is_ok_and(|status| status.voters.len() >= count)
+            }
+        };
+        self.wait_for(&[first], &format!("having {count} voters"), ask).await
     }
 
     /// A gRPC connection to a node, made when it is first used.
@@ -159,6 +173,16 @@ async fn bounded<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic:
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(status.message().to_owned()),
         Err(_) => Err(format!("no answer within {} s", CALL_WAIT.as_secs())),
+    }
+}
+
+/// How many replicas vote in a cluster of this size.
+fn voters_of(nodes: usize) -> usize {
+    match nodes {
+        0..=2 => 1,
+        3 | 4 => 3,
+        5 | 6 => 5,
+        _ => 7,
     }
 }
 
