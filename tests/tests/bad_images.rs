@@ -18,7 +18,7 @@ async fn an_image_that_cannot_be_had_is_reported_and_had_later() {
     let scene = Scene::set(1).await;
     let missing = scene.registry.reference("missing");
     scene.submit(job::service("missing", &missing, 1)).await;
-    reported(&scene, "missing", REPORT_WAIT, &["ErrImagePull", "ImagePullBackOff"], &[&missing, "not found"]).await;
+    reported(&scene, "missing", REPORT_WAIT, &["ErrImagePull", "ImagePullBackOff"], &["has no", &missing]).await;
 
     let nginx = scene.registry.push(&image::nginx(scene.registry.workshop()));
     scene.registry.damage_layers("nginx");
@@ -41,7 +41,7 @@ async fn a_registry_that_dies_midway_or_hangs_is_waited_for() {
     let _ = scene.registry.push(&image::bulky(scene.registry.workshop(), BULKY_BYTES));
     let through_proxy = format!("{}/bulky:1", proxy.address);
 
-    proxy.break_after(BULKY_BYTES as u64 / 2);
+    proxy.die_after(BULKY_BYTES as u64 / 2);
     scene.submit(job::service("midway", &through_proxy, 1)).await;
     reported(&scene, "midway", REPORT_WAIT, &["ErrImagePull", "ImagePullBackOff"], &[&proxy.address.to_string()]).await;
     proxy.pass();

@@ -78,10 +78,16 @@ async fn a_bad_manifest_is_refused_with_path_and_reason_and_nothing_is_stored() 
 fn the_command_line_says_it_too(cluster: &Cluster) {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("bad.yaml");
-    std::fs::write(&file, "name: web\ncontainers:\n- name: a\ncount: -1\n").unwrap();
-    let said = cli::flotilla(cluster, "node-1", &["submit", &file.display().to_string()]);
-    assert_eq!(said.code, Some(1), "{said:?}");
-    assert!(said.err.contains("containers[0].image") && said.err.contains("count"), "{said:?}");
+    let bad = [
+        ("name: web\ncontainers:\n- name: a\n", "containers[0].image"),
+        ("name: web\nimage: a\ncount: -1\n", "count"),
+        ("name: web\nimage: a\nreplica: 1\n", "replica"),
+    ];
+    for (manifest, word) in bad {
+        std::fs::write(&file, manifest).unwrap();
+        let said = cli::flotilla(cluster, "node-1", &["submit", &file.display().to_string()]);
+        assert!(said.code == Some(1) && said.err.contains(word), "{word}: {said:?}");
+    }
     let said = cli::flotilla(cluster, "node-1", &["apply", "-f", "/no/such/file.yaml"]);
     assert!(said.code == Some(1) && said.err.contains("/no/such/file.yaml"), "{said:?}");
 }

@@ -1,7 +1,7 @@
 //! What this node says about itself: capacity, addresses, versions, readiness; and its use, with each heartbeat.
 
 use std::net::SocketAddr;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Builtin, Key, Status, object};
@@ -23,6 +23,8 @@ const MAX_PODS: u32 = 1_000;
 const RESERVED_MEMORY_BYTES: u64 = 128 * 1024 * 1024;
 /// How often use is measured.
 const MEASURE: Duration = Duration::from_secs(2);
+/// A daemon that starts again leaves its node as ready as it was for this long: the pods ran on without it.
+const STARTING: Duration = Duration::from_secs(10);
 /// How often the Node is looked at besides when it changes.
 const LOOK: Duration = Duration::from_secs(10);
 
@@ -45,8 +47,9 @@ async fn measure(node: &Node) {
 
 async fn keep_status(node: &Node, addresses: &[SocketAddr]) {
     let key = own_key(node);
+    let begun = Instant::now();
     loop {
-        if let Err(status) = put_status(node, addresses).await {
+        if let Err(status) = put_status(node, addresses, begun.elapsed() < STARTING).await {
             debug!(error = status.message, "the node's status is not published yet");
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -65,13 +68,13 @@ async fn keep_status(node: &Node, addresses: &[SocketAddr]) {
 
 /// Says at once how the node is; if that fails, [`publish`] says it later.
 pub async fn announce(node: &Node, addresses: &[SocketAddr]) {
-    if let Err(status) = put_status(node, addresses).await {
+    if let Err(status) = put_status(node, addresses, false).await {
         debug!(error = status.message, "the node's status is not published yet");
     }
 }
 
 /// Says how the node is, if the store says something else.
-async fn put_status(node: &Node, addresses: &[SocketAddr]) -> Result<(), Status> {
+async fn put_status(node: &Node, addresses: &[SocketAddr], starting: bool) -> Result<(), Status> {
     let ready = node.local.pods().is_some();
     let user = crate::gate::User::node(node.members.own_name());
     let kind = node.gate.built_in(Builtin::Node)?;
@@ -87,7 +90,9 @@ async fn put_status(node: &Node, addresses: &[SocketAddr]) -> Result<(), Status>
             status["addresses"] = listed(addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
-            set_ready(&mut status, ready, now);
+            if ready || !(starting && is_ready(&status)) {
+                set_ready(&mut status, ready, now);
+            }
             object["status"] = status;
             Ok(())
         })
@@ -124,6 +129,11 @@ fn node_info() -> Value {
         "operatingSystem": "linux",
         "architecture": arch(),
     })
+}
+
+fn is_ready(status: &Value) -> bool {
+    let conditions = status["conditions"].as_array();
+    conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
 /// Sets the Ready condition; its times move only with its status.
