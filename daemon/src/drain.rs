@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::gate::{DeleteOptions, Gate, ListQuery, User, WriteOptions};
+use crate::members::LEAVING_ANNOTATION;
 use crate::node::Node;
 use crate::proto::Progress;
 
@@ -18,7 +19,7 @@ const MANAGER: &str = "flotilla-drain";
 /// How often the node's pods are counted while they go.
 const POLL: Duration = Duration::from_millis(250);
 /// How long the others may take to remove a node that leaves.
-const REMOVAL_TIMEOUT: Duration = Duration::from_secs(30);
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 
 type Sender = mpsc::Sender<Result<Progress, tonic::Status>>;
 
@@ -136,20 +137,37 @@ pub async fn leave(node: &Node, drain: Drain, force: bool, send: &Sender) -> Res
         Err(status) if force => tell(send, format!("going all the same: {status}"), 0, 0).await,
         drained => drained?,
     }
-    let store = node.gate.store();
-    if store.status().borrow().is_leader {
-        tell(send, "handing over leadership".into(), 0, 0).await;
-        store.transfer_leader(None).await.map_err(|error| Status::new(Reason::ServiceUnavailable, error))?;
-    }
+    // From here on the others take this node out, even if it dies now.
     let kind = node.gate.built_in(Builtin::Node)?;
-    let options = DeleteOptions { manager: MANAGER.into(), ..DeleteOptions::default() };
-    node.gate.delete(&drain.user, &kind, ("", &drain.node), &options).await?;
-    tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
-    // The others stop replicating to this node on their own; a node that learns of its removal has nothing left to do.
-    let mut status = store.status();
+    node.gate
+        .update(&drain.user, &kind, ("", &drain.node), Subresource::None, &WriteOptions::by(MANAGER), |node| {
+            if !node["metadata"]["annotations"].is_object() {
+                node["metadata"]["annotations"] = json!({});
+            }
+            node["metadata"]["annotations"][LEAVING_ANNOTATION] = json!("true");
+            Ok(())
+        })
+        .await?;
+    let store = node.gate.store();
     let own = node.members.own_id();
-    let removed = status.wait_for(|status| !status.voters.contains(&own) && !status.learners.contains(&own));
-    _ = tokio::time::timeout(REMOVAL_TIMEOUT, removed).await;
+    let status = store.status().borrow().clone();
+    if status.is_leader {
+        tell(send, "handing over leadership".into(), 0, 0).await;
+        let handed = match status.voters.len() {
+            // The only voter hands its vote to another replica, and leadership with it.
+            1 => store.remove_replica(own).await,
+            _ => store.transfer_leader(None).await,
+        };
+        handed.map_err(|error| Status::new(Reason::ServiceUnavailable, error))?;
+    }
+    // Whoever leads now removes the replica, then the Node; then nobody answers this node any more.
+    _ = tokio::time::timeout(REMOVAL_TIMEOUT, async {
+        while store.barrier().await.is_ok() {
+            tokio::time::sleep(POLL).await;
+        }
+    })
+    .await;
+    tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
     node.local.stop_all().await;
     crate::enrol::forget(&node.config).map_err(Status::internal)?;
     tell(send, "the daemon stops; its data directory can be removed".into(), 0, 0).await;

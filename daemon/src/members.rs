@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use flotilla_api::{GroupResource, object};
+use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::Net;
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
@@ -19,6 +19,9 @@ use tracing::{debug, info, warn};
 pub const ID_ANNOTATION: &str = "flotilla.dev/node-id";
 /// On a Node: SHA-256 of its public key, in hexadecimal.
 pub const KEY_ANNOTATION: &str = "flotilla.dev/key";
+
+/// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
+pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -34,7 +37,13 @@ impl Member {
     }
 }
 
-type ByName = Arc<BTreeMap<String, NodeId>>;
+/// Who is a member, and who of them is on the way out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Roll {
+    pub by_name: BTreeMap<String, NodeId>,
+    pub leaving: BTreeSet<NodeId>,
+}
+
 type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
 
 /// The members and how they fare. Cheap to clone.
@@ -42,7 +51,7 @@ type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
 pub struct Members {
     own: Member,
     net: Net,
-    by_name: watch::Receiver<ByName>,
+    roll: watch::Receiver<Arc<Roll>>,
     liveness: watch::Receiver<LivenessByName>,
 }
 
@@ -51,7 +60,7 @@ pub struct Keeper {
     store: Store,
     net: Net,
     own: Member,
-    by_name: watch::Sender<ByName>,
+    roll: watch::Sender<Arc<Roll>>,
     liveness: watch::Sender<LivenessByName>,
 }
 
@@ -59,10 +68,10 @@ pub struct Keeper {
 pub fn members(store: Store, net: Net, own: Member, seed: &[Member]) -> (Members, Keeper) {
     let by_name: BTreeMap<String, NodeId> =
         seed.iter().chain([&own]).map(|member| (member.name.clone(), member.id)).collect();
-    let (by_name, by_name_seen) = watch::channel(Arc::new(by_name));
+    let (roll, roll_seen) = watch::channel(Arc::new(Roll { by_name, leaving: BTreeSet::new() }));
     let (liveness, liveness_seen) = watch::channel(LivenessByName::default());
-    let members = Members { own: own.clone(), net: net.clone(), by_name: by_name_seen, liveness: liveness_seen };
-    (members, Keeper { store, net, own, by_name, liveness })
+    let members = Members { own: own.clone(), net: net.clone(), roll: roll_seen, liveness: liveness_seen };
+    (members, Keeper { store, net, own, roll, liveness })
 }
 
 impl Members {
@@ -75,20 +84,20 @@ impl Members {
     }
 
     pub fn id_of(&self, name: &str) -> Option<NodeId> {
-        self.by_name.borrow().get(name).copied()
+        self.roll.borrow().by_name.get(name).copied()
     }
 
     pub fn name_of(&self, id: NodeId) -> Option<String> {
-        self.by_name.borrow().iter().find(|(_, member)| **member == id).map(|(name, _)| name.clone())
+        self.roll.borrow().by_name.iter().find(|(_, member)| **member == id).map(|(name, _)| name.clone())
     }
 
-    pub fn all(&self) -> ByName {
-        self.by_name.borrow().clone()
+    pub fn all(&self) -> BTreeMap<String, NodeId> {
+        self.roll.borrow().by_name.clone()
     }
 
     /// Who came and went.
-    pub fn changes(&self) -> watch::Receiver<ByName> {
-        self.by_name.clone()
+    pub fn changes(&self) -> watch::Receiver<Arc<Roll>> {
+        self.roll.clone()
     }
 
     /// How each member fares, as this node hears it.
@@ -101,7 +110,9 @@ impl Members {
     /// # Errors
     /// If the store refuses a step; the next look tries again.
     pub async fn reconcile_replicas(&self, store: &Store) -> Result<(), flotilla_raft::Error> {
-        let wanted: BTreeSet<NodeId> = self.all().values().copied().collect();
+        let roll = self.roll.borrow().clone();
+        let wanted: BTreeSet<NodeId> =
+            roll.by_name.values().filter(|id| !roll.leaving.contains(id)).copied().collect();
         let status = store.status().borrow().clone();
         let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
         for id in wanted.difference(&replicas) {
@@ -111,6 +122,10 @@ impl Members {
         for id in replicas.difference(&wanted).filter(|id| **id != self.own.id) {
             info!(id, "a replica is removed");
             store.remove_replica(*id).await?;
+        }
+        for (name, id) in roll.by_name.iter().filter(|(_, id)| roll.leaving.contains(id) && **id != self.own.id) {
+            info!(node = name, "a node has left");
+            remove_node(store, name, *id).await;
         }
         let liveness = self.net.liveness().borrow().clone();
         let alive = wanted.into_iter().filter(|id| {
@@ -154,26 +169,29 @@ impl Keeper {
 
     fn read_nodes(&self, prefix: &str) -> Result<u64, ReadError> {
         let nodes = self.store.range(Range::prefix(prefix))?;
-        let members: BTreeMap<String, NodeId> = nodes
-            .items
-            .iter()
-            .filter_map(|kv| Member::of_node(&object::decode_value(&kv.value, kv.mod_revision).ok()?))
-            .map(|member| (member.name, member.id))
-            .collect();
+        let mut roll = Roll::default();
+        for kv in &nodes.items {
+            let Ok(node) = object::decode_value(&kv.value, kv.mod_revision) else { continue };
+            let Some(member) = Member::of_node(&node) else { continue };
+            if node.pointer("/metadata/annotations").is_some_and(|all| all.get(LEAVING_ANNOTATION).is_some()) {
+                roll.leaving.insert(member.id);
+            }
+            roll.by_name.insert(member.name, member.id);
+        }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.
-        if members.contains_key(&self.own.name) {
-            self.publish(members);
+        if roll.by_name.contains_key(&self.own.name) {
+            self.publish(roll);
         }
         Ok(nodes.revision)
     }
 
-    fn publish(&self, members: BTreeMap<String, NodeId>) {
-        self.net.set_members(members.iter().map(|(name, id)| (*id, name.clone())).collect());
-        self.by_name.send_if_modified(|known| {
-            let changed = **known != members;
+    fn publish(&self, roll: Roll) {
+        self.net.set_members(roll.by_name.iter().map(|(name, id)| (*id, name.clone())).collect());
+        self.roll.send_if_modified(|known| {
+            let changed = **known != roll;
             if changed {
-                debug!(?members, "the members changed");
-                *known = Arc::new(members);
+                debug!(?roll, "the members changed");
+                *known = Arc::new(roll);
             }
             changed
         });
@@ -192,8 +210,9 @@ impl Keeper {
 
     fn publish_liveness(&self) {
         let heard = self.net.liveness().borrow().clone();
-        let by_name = self.by_name.borrow().clone();
-        let liveness: BTreeMap<String, NodeLiveness> = by_name
+        let roll = self.roll.borrow().clone();
+        let liveness: BTreeMap<String, NodeLiveness> = roll
+            .by_name
             .iter()
             .filter_map(|(name, id)| {
                 if *id == self.own.id {
@@ -218,6 +237,20 @@ impl Keeper {
             *known = Arc::new(liveness);
             changed
         });
+    }
+}
+
+/// Removes the Node of a machine that has left. One that changed meanwhile is looked at again.
+async fn remove_node(store: &Store, name: &str, id: NodeId) {
+    let key = Key::new(&GroupResource::new("", "nodes"), "", name);
+    let removed = match store.get(&key) {
+        Ok(Some(node)) => {
+            store.propose(Change::new("system:flotilla", "membership").remove(key, node.mod_revision)).await.map(|_| ())
+        }
+        _ => Ok(()),
+    };
+    if let Err(error) = removed {
+        debug!(node = name, id, %error, "a node that has left is still listed");
     }
 }
 

@@ -75,7 +75,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, place: Place<Origin>) {
     if alpn.admits_strangers() {
         serve_stranger(&shared, alpn, &connection).await;
     } else if let Err(why) = serve_peer(&shared, alpn, &connection).await {
-        tracing::info!(%from, %alpn, reason = why.reason(), "a peer was refused");
+        tracing::debug!(%from, %alpn, reason = why.reason(), "a peer was refused");
         why.close(&connection);
     }
 }
