@@ -111,8 +111,7 @@ impl Members {
     /// If the store refuses a step; the next look tries again.
     pub async fn reconcile_replicas(&self, store: &Store) -> Result<(), flotilla_raft::Error> {
         let roll = self.roll.borrow().clone();
-        let wanted: BTreeSet<NodeId> =
-            roll.by_name.values().filter(|id| !roll.leaving.contains(id)).copied().collect();
+        let wanted: BTreeSet<NodeId> = roll.by_name.values().filter(|id| !roll.leaving.contains(id)).copied().collect();
         let status = store.status().borrow().clone();
         let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
         for id in wanted.difference(&replicas) {
