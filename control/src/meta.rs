@@ -113,8 +113,14 @@ pub(crate) fn bump_generation(meta: &mut ObjectMeta) {
     meta.generation = Some(meta.generation.unwrap_or(0) + 1);
 }
 
-/// The stored form of an object.
+/// The stored form of an object that was read from the View or made here: neither carries a
+/// `resourceVersion`, so it is serialized in one go.
 pub(crate) fn encode(object: &impl Serialize) -> Bytes {
     // Kubernetes' types have text keys and no number that JSON lacks, so they always serialize.
-    flotilla_api::object::encode(object).expect("Kubernetes objects serialize to JSON")
+    let bytes: Bytes = serde_json::to_vec(object).expect("Kubernetes objects serialize to JSON").into();
+    debug_assert!(
+        serde_json::from_slice::<serde_json::Value>(&bytes)
+            .is_ok_and(|value| value["metadata"].is_object() && value["metadata"]["resourceVersion"].is_null())
+    );
+    bytes
 }

@@ -2,8 +2,6 @@
 //!
 //! Invariant: the same template and collision count always hash alike.
 
-use std::fmt::Write;
-
 use flotilla_api::k8s_openapi::api::core::v1::PodTemplateSpec;
 use rand::RngCore;
 
@@ -36,8 +34,7 @@ pub(crate) fn uid(rng: &mut dyn RngCore) -> String {
         if matches!(index, 4 | 6 | 8 | 10) {
             text.push('-');
         }
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
+        text.extend([byte >> 4, byte & 0x0f].map(|digit| char::from(b"0123456789abcdef"[usize::from(digit)])));
     }
     text
 }

@@ -23,10 +23,9 @@ use words::Tally;
 const MANAGER: &str = "default-scheduler";
 const SCHEDULED: &str = "PodScheduled";
 const UNSCHEDULABLE: &str = "Unschedulable";
-/// Clusters up to this size are searched whole for each pod.
-const SEARCHED_WHOLE_NODES: usize = 100;
-/// Of larger ones, so many fitting nodes are compared, and this share of the rest.
-const COMPARED_SHARE_PERCENT: usize = 2;
+/// The search for a pod ends when so many nodes fit: enough to choose a good one from, and the same
+/// work in a cluster of any size.
+const COMPARED_NODES: usize = 100;
 
 /// One pass over the queue.
 struct Pass<'a> {
@@ -36,7 +35,6 @@ struct Pass<'a> {
     refused: HashMap<u64, String>,
     /// Where the search begins: it goes round, so that all nodes get their share.
     start: usize,
-    compared: usize,
 }
 
 pub(crate) fn plan(cx: &mut Context<'_>) -> Plan {
@@ -60,18 +58,11 @@ pub(crate) fn plan(cx: &mut Context<'_>) -> Plan {
 impl<'a> Pass<'a> {
     fn new(cx: &mut Context<'a>) -> Self {
         let slots: Vec<Slot<'a>> = cx.view.nodes().map(|node| Slot::new(node, cx)).collect();
-        let beyond = slots.len().saturating_sub(SEARCHED_WHOLE_NODES);
         let start = match slots.len() {
             0 => 0,
             count => cx.rng.next_u32() as usize % count,
         };
-        Self {
-            compared: SEARCHED_WHOLE_NODES + beyond * COMPARED_SHARE_PERCENT / 100,
-            owners: Owners::new(cx.view, &slots),
-            slots,
-            refused: HashMap::new(),
-            start,
-        }
+        Self { owners: Owners::new(cx.view, &slots), slots, refused: HashMap::new(), start }
     }
 
     /// The node for a pod, whose room is taken at once, or why there is none.
@@ -96,7 +87,7 @@ impl<'a> Pass<'a> {
         let mut fitting = 0;
         let count = self.slots.len();
         let mut looked_at = 0;
-        while looked_at < count && fitting < self.compared {
+        while looked_at < count && fitting < COMPARED_NODES {
             let index = (self.start + looked_at) % count;
             looked_at += 1;
             let slot = &self.slots[index];

@@ -41,7 +41,8 @@ fn share(taken: i64, asked: i64, offered: i64) -> i64 {
     if offered <= 0 { 0 } else { i64::try_from(i128::from(used) * 1000 / i128::from(offered)).unwrap_or(1000) }
 }
 
-/// How many pods of an owner are on which node, counted when first asked for.
+/// How many pods of an owner are on which node, looked up when first asked for and kept up to date
+/// within the pass.
 pub(super) struct Owners<'a> {
     view: &'a View,
     index: HashMap<&'a str, usize>,
@@ -59,14 +60,8 @@ impl<'a> Owners<'a> {
         let owner = meta::controller_of(&pod.stored.object.metadata)?.uid.as_str();
         let (view, index) = (self.view, &self.index);
         Some(self.counts.entry(owner).or_insert_with(|| {
-            let mut counts = HashMap::new();
-            for sibling in view.pods_of(owner).filter(|pod| crate::pods::is_active(pod)) {
-                let node = crate::pods::node_name(sibling).and_then(|name| index.get(name));
-                if let Some(node) = node {
-                    *counts.entry(*node).or_default() += 1;
-                }
-            }
-            counts
+            let nodes = view.spread_of(owner).into_iter().flatten();
+            nodes.filter_map(|(name, count)| Some((*index.get(name.as_str())?, *count))).collect()
         }))
     }
 

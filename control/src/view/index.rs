@@ -1,6 +1,7 @@
 //! Keeping tables and indexes in step.
 
 use flotilla_api::Key;
+use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -76,6 +77,9 @@ impl View {
             if pods::takes_room(&object) {
                 self.usage.entry(node.to_owned()).or_default().add(&facts);
             }
+        }
+        if let Some((owner, node)) = place(&object) {
+            *self.spread.entry(owner.to_owned()).or_default().entry(node.to_owned()).or_default() += 1;
         }
         self.queue.extend(QueuePlace::of(key, &object));
         if meta::controller_of(&object.metadata).is_none() {
@@ -157,9 +161,25 @@ impl View {
         }
     }
 
+    fn forget_place(&mut self, owner: &str, node: &str) {
+        let Some(nodes) = self.spread.get_mut(owner) else { return };
+        if let Some(count) = nodes.get_mut(node) {
+            *count = count.saturating_sub(1);
+            if *count == 0 {
+                nodes.remove(node);
+            }
+        }
+        if nodes.is_empty() {
+            self.spread.remove(owner);
+        }
+    }
+
     fn forget_pod(&mut self, key: &Key) {
         let Some(PodEntry { stored, facts }) = self.pods.remove(key) else { return };
         self.loose_pods.remove(key);
+        if let Some((owner, node)) = place(&stored.object) {
+            self.forget_place(owner, node);
+        }
         if let Some(place) = QueuePlace::of(key, &stored.object) {
             self.queue.remove(&place);
         }
@@ -179,6 +199,12 @@ impl View {
             }
         }
     }
+}
+
+/// The controller of an active pod and the node that it is on.
+fn place(pod: &Pod) -> Option<(&str, &str)> {
+    let owner = meta::controller_of(&pod.metadata).filter(|_| pods::is_active(pod))?;
+    Some((owner.uid.as_str(), pods::node_name(pod)?))
 }
 
 /// All that is read of an object whose kind does not behave.

@@ -49,6 +49,8 @@ pub struct View {
     loose_pods: BTreeSet<Key>,
     /// What is taken on each node, by its name.
     usage: HashMap<String, NodeUse>,
+    /// How many active pods of a controller, by its uid, are on which node.
+    spread: HashMap<String, HashMap<String, u32>>,
     /// Pods without a node, most urgent first.
     queue: BTreeSet<QueuePlace>,
     dirty: BTreeSet<Work>,
@@ -194,6 +196,11 @@ impl View {
     /// What is taken on a node.
     pub fn usage(&self, node: &str) -> Option<&NodeUse> {
         self.usage.get(node)
+    }
+
+    /// How many active pods of a controller are on which node.
+    pub fn spread_of(&self, uid: &str) -> Option<&HashMap<String, u32>> {
+        self.spread.get(uid)
     }
 
     /// Pods that wait for a node, most urgent first.

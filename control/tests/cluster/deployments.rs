@@ -4,7 +4,7 @@ use flotilla_api::k8s_openapi::api::apps::v1::Deployment;
 use flotilla_control::keys;
 use serde_json::{Value, json};
 
-use crate::sim::{Sim, condition, deployment};
+use crate::sim::{Sim, condition, deployment, is_ready};
 
 fn put(sim: &mut Sim, value: Value) {
     sim.put_json("apps", "deployments", value);
@@ -61,11 +61,6 @@ fn within_bounds(sim: &Sim) {
     let ready = active.iter().filter(|pod| is_ready(pod)).count();
     assert!(ready >= 5, "only {ready} ready");
     assert!(active.len() <= 8, "{} pods", active.len());
-}
-
-fn is_ready(pod: &flotilla_api::k8s_openapi::api::core::v1::Pod) -> bool {
-    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 #[test]

@@ -8,7 +8,7 @@ use flotilla_control::{Liveness, keys};
 use proptest::prelude::*;
 use serde_json::json;
 
-use crate::sim::{Sim, deployment, template};
+use crate::sim::{Sim, deployment, is_ready, template};
 
 /// What happens next to a cluster.
 #[derive(Clone, Debug)]
@@ -165,10 +165,7 @@ proptest! {
         let most = usize::try_from(replicas + surge).unwrap();
         let check = |sim: &Sim| {
             let active = sim.active();
-            let ready = active.iter().filter(|pod| {
-                let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
-                conditions.into_iter().flatten().any(|c| c.type_ == "Ready" && c.status == "True")
-            });
+            let ready = active.iter().filter(|pod| is_ready(pod));
             let (ready, all) = (ready.count(), active.len());
             prop_assert!(ready >= least, "{ready} ready of at least {least}");
             prop_assert!(all <= most, "{all} pods of at most {most}");

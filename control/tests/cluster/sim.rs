@@ -249,7 +249,8 @@ impl Sim {
                 }
             } else if !over {
                 let next = fate(&pod).unwrap_or("Running");
-                if phase != next {
+                // A node that was silent was taken for not ready: its agent knows better.
+                if phase != next || (next == "Running" && !is_ready(&pod)) {
                     self.set_phase(&key, next);
                     any = true;
                 }
@@ -347,6 +348,11 @@ impl Sim {
         }
         spread
     }
+}
+
+pub fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    conditions.into_iter().flatten().any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
 /// A pod template with one container.
