@@ -14,7 +14,7 @@ UID := $(shell id -u)
 AS_ROOT := $(if $(filter 0,$(UID)),,sudo --preserve-env)
 RUNNER := $(if $(AS_ROOT),CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)')
 
-.PHONY: help setup setup-build build release demo test lint fmt deny install clean
+.PHONY: help setup setup-build build release demo test bench lint fmt deny install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -41,6 +41,11 @@ test: setup lint ## Everything: format, lints, unit tests, end-to-end tests with
 	$(CARGO) build --workspace --bins
 	$(RUNNER) FIGURES=$(FIGURES) $(CARGO) test --workspace
 	@echo && echo "What was measured:" && cat $(FIGURES)
+
+bench: setup ## Measure beside etcd and runc; BENCH="pods idle" for some sections only (docs/benchmarks.md)
+	@scripts/setup.sh bench
+	$(CARGO) build --release -p flotilla -p flotilla-tests -p flotilla-raft -p flotilla-runtime --lib --bins --examples
+	@$(AS_ROOT) $(TARGET_DIR)/release/bench $(BENCH)
 
 lint: setup-build
 	$(CARGO) fmt --all --check
