@@ -1,17 +1,31 @@
-//! One client for both systems: the command line's own way to reach a daemon, with TLS 1.3 and certificates on both
-//! sides, and a durable write of the size that is asked for.
+//! One client for both systems: HTTP/2 over TLS 1.3 with certificates on both sides, and a durable write of the size
+//! that is asked for.
 
-use std::path::{Path, PathBuf};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
 
-use flotilla::client::{ClientError, Target};
+use anyhow::Context;
 use flotilla::proto::ApplyRequest;
 use flotilla::proto::objects_client::ObjectsClient;
 use http::uri::PathAndQuery;
+use hyper_util::rt::TokioIo;
 use prost::Message;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 use tonic::client::Grpc;
-use tonic::transport::Channel;
+use tonic::transport::{Channel, Endpoint, Uri};
 use tonic::{Request, Status};
 use tonic_prost::ProstCodec;
+use tower::service_fn;
+
+/// A name that the certificates of both systems carry.
+pub const SERVER_NAME: &str = "localhost";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
 
 #[derive(Clone, Copy, Debug)]
 pub enum System {
@@ -25,8 +39,9 @@ pub enum System {
 #[derive(Clone, Debug)]
 pub struct Door {
     pub system: System,
+    /// `HOST:PORT`.
     pub address: String,
-    /// Key, certificate and CA as PEM.
+    /// Key, certificate and CA as PEM, in this order.
     pub credentials: PathBuf,
 }
 
@@ -76,15 +91,42 @@ impl EtcdStatus {
 impl Door {
     /// # Errors
     /// If nobody listens, or the two do not trust each other.
-    pub async fn channel(&self) -> Result<Channel, ClientError> {
-        Target::new(Some(&self.address), Some(&self.credentials), Path::new(""))?.connect().await
+    pub async fn channel(&self) -> anyhow::Result<Channel> {
+        let tls = TlsConnector::from(Arc::new(self.tls()?));
+        let address = self.address.clone();
+        let connector = service_fn(move |_: Uri| {
+            let (tls, address) = (tls.clone(), address.clone());
+            async move {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                let name = ServerName::try_from(SERVER_NAME).map_err(io::Error::other)?;
+                tls.connect(name, stream).await.map(TokioIo::new)
+            }
+        });
+        let endpoint = Endpoint::from_static("http://bench").connect_timeout(CONNECT_TIMEOUT);
+        endpoint.connect_with_connector(connector).await.with_context(|| format!("{} cannot be reached", self.address))
+    }
+
+    fn tls(&self) -> anyhow::Result<ClientConfig> {
+        let pem = std::fs::read(&self.credentials)?;
+        let key = PrivateKeyDer::from_pem_slice(&pem)?;
+        let mut certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>()?;
+        anyhow::ensure!(!certificates.is_empty(), "the credentials hold no certificate");
+        let mut roots = RootCertStore::empty();
+        for authority in certificates.split_off(1) {
+            roots.add(authority)?;
+        }
+        let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
+        let mut config = builder.with_root_certificates(roots).with_client_auth_cert(certificates, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(config)
     }
 
     /// A connection of its own.
     ///
     /// # Errors
     /// As [`Self::channel`].
-    pub async fn open(&self) -> Result<Client, ClientError> {
+    pub async fn open(&self) -> anyhow::Result<Client> {
         let channel = self.channel().await?;
         Ok(match self.system {
             System::Flotilla => Client::Flotilla(ObjectsClient::new(channel)),

@@ -11,13 +11,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use flotilla::client::SERVER_NAME;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
-use crate::client::{Door, System, etcd_status};
+use crate::client::{Door, SERVER_NAME, System, etcd_status};
 
 pub const ETCD: &str = "etcd";
 /// Where every system under measurement keeps its data: a disk rather than memory.
@@ -162,7 +161,7 @@ impl Etcd {
         let mut ca_params = CertificateParams::default();
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca_params.self_signed(&ca_key)?.pem();
-        let mut params = CertificateParams::new([SERVER_NAME, "localhost", "127.0.0.1"].map(String::from))?;
+        let mut params = CertificateParams::new([SERVER_NAME, "127.0.0.1"].map(String::from))?;
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &Issuer::new(ca_params, ca_key))?.pem();
         fs::write(self.path("ca.pem"), &ca)?;

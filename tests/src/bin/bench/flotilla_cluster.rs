@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use flotilla::config::DEFAULT_PORT;
 use flotilla_tests::{Cluster, cli};
 use tempfile::TempDir;
 
@@ -28,7 +29,7 @@ impl Flotilla {
     /// # Errors
     /// If there is no such node.
     pub fn door(&self, node: &str) -> anyhow::Result<Door> {
-        let address = self.cluster.dev.address(node)?.to_string();
+        let address = format!("{}:{DEFAULT_PORT}", self.cluster.dev.address(node)?);
         Ok(Door { system: System::Flotilla, address, credentials: self.dir.path().join("bench.pem") })
     }
 

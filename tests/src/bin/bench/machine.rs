@@ -51,6 +51,7 @@ fn memory_gib() -> u64 {
 }
 
 fn file_system() -> String {
-    let said = Command::new("stat").args(["--file-system", "--format=%T", crate::etcd::DISK]).output();
-    said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+    let said = Command::new("df").args(["--output=fstype", crate::etcd::DISK]).output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
+    said.lines().nth(1).unwrap_or("an unknown file system").trim().to_owned()
 }
