@@ -1,7 +1,7 @@
 //! How a client reaches a daemon: its Unix socket on this machine, or TLS with a client certificate from elsewhere.
 //!
-//! Invariant: a remote daemon is believed only if its certificate was signed by the CA of the credentials and names
-//! [`SERVER_NAME`]; nothing older than TLS 1.3 is spoken.
+//! Invariant: a remote daemon is believed only if it shows a node's certificate under the CA of the credentials,
+//! whatever address it was reached at; nothing older than TLS 1.3 is spoken.
 
 use std::error::Error;
 use std::fs;
@@ -11,9 +11,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_rustls::TlsConnector;
@@ -23,8 +23,8 @@ use tower::service_fn;
 
 use crate::config::DEFAULT_PORT;
 
-/// The DNS name that every node's certificate carries.
-pub const SERVER_NAME: &str = "flotilla";
+/// What a handshake asks for. Any node of the cluster will do, so that nobody compares it.
+const SERVER_NAME: &str = "flotilla";
 
 /// Where the daemon of this machine listens unless told otherwise.
 pub const DEFAULT_SOCKET: &str = "/run/flotilla/flotilla.sock";
@@ -137,7 +137,7 @@ fn socket_error(path: &Path, error: &(dyn Error + 'static)) -> ClientError {
 }
 
 async fn connect_server(address: &str, credentials: &Path) -> Result<Channel, ClientError> {
-    let tls = TlsConnector::from(Arc::new(tls_config(credentials)?));
+    let tls = TlsConnector::from(tls_config(credentials)?);
     let target = address.to_owned();
     let connector = service_fn(move |_: Uri| {
         let (tls, target) = (tls.clone(), target.clone());
@@ -220,7 +220,7 @@ fn with_port(server: &str) -> Result<String, ClientError> {
 }
 
 /// Reads a bundle: a private key, its certificate first, and then the CA.
-fn tls_config(file: &Path) -> Result<ClientConfig, ClientError> {
+fn tls_config(file: &Path) -> Result<Arc<ClientConfig>, ClientError> {
     let bad = |message: String| ClientError::Credentials { file: file.into(), message };
     let size_bytes = fs::metadata(file).map_err(|error| bad(error.to_string()))?.len();
     if size_bytes > MAX_CREDENTIALS_BYTES {
@@ -237,16 +237,7 @@ fn tls_config(file: &Path) -> Result<ClientConfig, ClientError> {
     if authorities.is_empty() {
         return Err(bad("holds no CA certificate behind its own".into()));
     }
-    let mut roots = RootCertStore::empty();
-    for authority in authorities {
-        roots.add(authority.clone()).map_err(|error| bad(format!("CA certificate: {error}")))?;
-    }
-    let mut config = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13])
-        .with_root_certificates(roots)
-        .with_client_auth_cert(vec![certificate.clone()], key)
-        .map_err(|error| bad(error.to_string()))?;
-    config.alpn_protocols = vec![b"h2".to_vec()];
-    Ok(config)
+    flotilla_net::user_tls(authorities, vec![certificate.clone()], key, &["h2"]).map_err(|error| bad(error.to_string()))
 }
 
 #[cfg(test)]

@@ -8,7 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use flotilla_api::Change;
+use flotilla_api::kinds::jointoken::JoinTokenObject;
+use flotilla_api::{Builtin, Change, object};
 use flotilla_control::{Context, Settings, View, Work, plan};
 use flotilla_raft::{Event, ProposeError, Range, ReadError, Store, Watch, WatchItem};
 use futures::StreamExt;
@@ -33,6 +34,12 @@ const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
 const HISTORY: Duration = Duration::from_secs(300);
 /// How often history is compacted.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
+/// How long an expired token stays, so that whoever comes with it hears that it has expired.
+const TOKEN_MEMORY: SignedDuration = SignedDuration::from_hours(1);
+/// How often expired tokens are looked for.
+const TOKEN_INTERVAL: Duration = Duration::from_secs(60);
+
+const MANAGER: &str = "flotilla-lead";
 
 #[derive(Debug, thiserror::Error)]
 enum LeadError {
@@ -78,6 +85,7 @@ async fn lead(store: &Store, members: &Members, settings: &Settings, term: u64) 
         ended = reconcile(store, members, settings, term) => ended,
         () = keep_membership(store, members) => Ok(()),
         () = compact(store) => Ok(()),
+        () = forget_tokens(store) => Ok(()),
     }
 }
 
@@ -264,5 +272,55 @@ async fn compact(store: &Store) {
             debug!(error = &error as &dyn std::error::Error, revision, "history stays as it is");
         }
         tokio::time::sleep(COMPACTION_INTERVAL).await;
+    }
+}
+
+/// Removes join tokens that have long expired.
+async fn forget_tokens(store: &Store) {
+    loop {
+        for change in expired_tokens(store, Timestamp::now()) {
+            // One that was used or revoked meanwhile is looked at again.
+            if let Err(error) = store.propose(change).await {
+                debug!(error = &error as &dyn std::error::Error, "an expired token stays for now");
+            }
+        }
+        tokio::time::sleep(TOKEN_INTERVAL).await;
+    }
+}
+
+fn expired_tokens(store: &Store, now: Timestamp) -> Vec<Change> {
+    let range = Range { limit: PAGE, ..Range::prefix(Builtin::JoinToken.collection().prefix()) };
+    let Ok(listing) = store.range(range) else { return Vec::new() };
+    let expired = listing.items.iter().filter(|kv| {
+        object::decode::<JoinTokenObject>(&kv.value, kv.mod_revision).is_ok_and(|token| is_forgettable(&token, now))
+    });
+    expired.map(|kv| Change::new(MANAGER, MANAGER).remove(kv.key.clone(), kv.mod_revision)).collect()
+}
+
+/// Whether nobody needs to be told any more why the token admits nobody.
+fn is_forgettable(token: &JoinTokenObject, now: Timestamp) -> bool {
+    token.spec.expires_at.as_ref().is_some_and(|expires| now.duration_since(expires.0) >= TOKEN_MEMORY)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flotilla_api::k8s_openapi::ByteString;
+    use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+    use flotilla_api::kinds::jointoken::JoinTokenSpec;
+
+    #[test]
+    fn a_token_is_forgotten_an_hour_after_it_expired() {
+        let now = Timestamp::from_second(1_000_000).unwrap();
+        let token = |expires_at: Option<i64>| {
+            let expires_at = expires_at.map(|second| Time(Timestamp::from_second(second).unwrap()));
+            JoinTokenObject::new(
+                "a",
+                JoinTokenSpec { secret_hash: ByteString(vec![0; 32]), expires_at, max_uses: None },
+            )
+        };
+        assert!(is_forgettable(&token(Some(1_000_000 - 3_600)), now));
+        assert!(!is_forgettable(&token(Some(1_000_000 - 3_599)), now));
+        assert!(!is_forgettable(&token(None), now));
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use flotilla_net::Net;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::agent::Local;
 use crate::config::Config;
@@ -22,6 +23,8 @@ pub struct Node {
     pub streams: Streams,
     pub local: Arc<Local>,
     pub trust: Arc<Trust>,
+    /// What must end before the daemon does.
+    pub tasks: TaskTracker,
     /// Ends the daemon.
     pub stop: CancellationToken,
 }

@@ -148,6 +148,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         streams,
         local: local.clone(),
         trust: trust.clone(),
+        tasks: tasks.clone(),
         stop: stop.clone(),
     };
 
@@ -162,7 +163,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let socket = config.socket();
     let unix = grpc::serve_unix(socket, routes.clone(), stop.clone());
     spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));
-    let tcp = grpc::serve_tcp(listener, tls, routes, stop.clone());
+    let tcp = grpc::serve_tcp(listener, tls, net.clone(), routes, stop.clone());
     spawn(&tasks, "tcp", report("the API port", stop.clone(), tcp));
     info!(socket = %config.socket().display(), api = %config.listen, "ready");
     if founder {

@@ -21,7 +21,8 @@ use flotilla_net::{
 use flotilla_raft::{ProposeError, Range, ReadError};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
-use tracing::info;
+use tokio::time::Instant;
+use tracing::{debug, info};
 
 use crate::VERSION;
 use crate::gate::{self, Gate, User, WriteOptions};
@@ -36,6 +37,9 @@ const MAX_TOKEN_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 const DEFAULT_CLIENT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 /// How often an admission that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;
+/// How long an admission waits for the cluster to have a leader. The machine that asks waits longer.
+const LEADER_WAIT: Duration = Duration::from_secs(8);
+const LEADER_RETRY: Duration = Duration::from_millis(100);
 
 const MANAGER: &str = "flotilla-trust";
 
@@ -182,26 +186,30 @@ impl Trust {
         Authority::unseal(&self.seal_key, &cluster.spec.sealed_ca.0).map_err(Status::internal)
     }
 
-    async fn admit_once(&self, request: &JoinRequest, key: &str) -> Result<Admitted, Refusal> {
+    async fn admit_once(&self, request: &JoinRequest, key: &str) -> Result<Admitted, Denial> {
         let store = self.gate.store();
-        let unavailable = |error: ReadError| Refusal(format!("the cluster cannot answer now: {error}"));
+        let unavailable = |error: ReadError| Denial::Later(format!("the cluster cannot answer now: {error}"));
+        let never = |reason: String| Denial::Never(Refusal(reason));
         store.barrier().await.map_err(unavailable)?;
         let token_key = Key::new(&Builtin::JoinToken.collection(), "", &request.token_id.to_string());
         let stored = store.get(&token_key).map_err(unavailable)?;
         let stored =
-            stored.ok_or_else(|| Refusal("the cluster has no such token: it was revoked, or never made".into()))?;
+            stored.ok_or_else(|| never("the cluster has no such token: it was revoked, or never made".into()))?;
         let mut token: JoinTokenObject =
-            object::decode(&stored.value, stored.mod_revision).map_err(|error| Refusal(error.to_string()))?;
+            object::decode(&stored.value, stored.mod_revision).map_err(|error| never(error.to_string()))?;
         let now = Timestamp::now();
         if !secret_matches(&token, request.token_id, request) {
-            return Err(Refusal("the token's secret is wrong".into()));
+            return Err(never("the token's secret is wrong".into()));
+        }
+        // The same machine with the same key asks again because it did not hear the answer.
+        if self.is_listed(&request.name, request.id, key) {
+            return Ok(Admitted::Yes);
         }
         if let Some(why) = token.refusal(now) {
-            return Err(Refusal(format!("{why}; make a new one with 'flotilla token create'")));
+            return Err(never(format!("{why}; make a new one with 'flotilla token create'")));
         }
-        let members = self.members.all();
-        if members.len() >= MAX_REPLICAS {
-            return Err(Refusal(format!("the cluster has {MAX_REPLICAS} nodes already, the most it can replicate to")));
+        if self.members.all().len() >= MAX_REPLICAS {
+            return Err(never(format!("the cluster has {MAX_REPLICAS} nodes already, the most it can replicate to")));
         }
         let status = token.status.get_or_insert_default();
         status.uses += 1;
@@ -209,21 +217,41 @@ impl Trust {
         status.last_used_at = Some(Time(now));
 
         let node = node_object(&request.name, request.id, key, &request.addresses, &BTreeMap::new());
-        let kind = self.gate.built_in(Builtin::Node).map_err(|status| Refusal(status.message))?;
-        let (node_key, node) = gate::prepare(&kind, node).map_err(|status| Refusal(status.message))?;
-        let encode = |error: serde_json::Error| Refusal(error.to_string());
+        let kind = self.gate.built_in(Builtin::Node).map_err(|status| never(status.message))?;
+        let (node_key, node) = gate::prepare(&kind, node).map_err(|status| never(status.message))?;
+        let encode = |error: serde_json::Error| never(error.to_string());
         let change = Change::new(User::node(&request.name).name, MANAGER)
             .create(node_key.clone(), object::encode(&node).map_err(encode)?)
             .update(token_key, stored.mod_revision, object::encode(&token).map_err(encode)?);
         match store.propose(change).await {
             Ok(_) => Ok(Admitted::Yes),
-            Err(ProposeError::Conflict(conflict)) if conflict.key == node_key => Err(Refusal(format!(
+            Err(ProposeError::Conflict(conflict)) if conflict.key == node_key => Err(never(format!(
                 "a node named {:?} is a member already; choose another --name, or remove it with 'flotilla delete node {}'",
                 request.name, request.name
             ))),
             Err(ProposeError::Conflict(_)) => Ok(Admitted::Overtaken),
-            Err(error) => Err(Refusal(format!("the cluster cannot admit anybody now: {error}"))),
+            Err(error @ (ProposeError::Invalid(_) | ProposeError::NoSpace)) => {
+                Err(never(format!("the cluster cannot admit anybody: {error}")))
+            }
+            // Whether it was taken or not, asking again finds out.
+            Err(error) => Err(Denial::Later(format!("the cluster cannot admit anybody now: {error}"))),
         }
+    }
+
+    /// Whether the node is a member under this id and with this key.
+    fn is_listed(&self, name: &str, id: u64, key: &str) -> bool {
+        self.listed(name).is_some_and(|annotations| {
+            let value = |annotation: &str| annotations.get(annotation).and_then(Value::as_str);
+            value(ID_ANNOTATION) == Some(&*id.to_string()) && value(KEY_ANNOTATION) == Some(key)
+        })
+    }
+
+    /// The annotations of a Node.
+    fn listed(&self, node: &str) -> Option<Value> {
+        let key = Key::new(&Builtin::Node.collection(), "", node);
+        let stored = self.gate.store().get(&key).ok()??;
+        let node: Value = serde_json::from_slice(&stored.value).ok()?;
+        node.pointer("/metadata/annotations").cloned()
     }
 
     fn sign(&self, id: u64, name: &str, csr: &[u8], addresses: &[SocketAddr]) -> Result<RenewGrant, Refusal> {
@@ -262,6 +290,12 @@ enum Admitted {
     Overtaken,
 }
 
+enum Denial {
+    Never(Refusal),
+    /// Nobody leads at the moment: asking again may help.
+    Later(String),
+}
+
 /// A certificate for a person or program, in PEM.
 pub struct Issued {
     pub certificate: String,
@@ -275,16 +309,26 @@ impl Admission for Trust {
         // Whatever could be wrong with the request is found before the token is spent.
         let grant = self.grant(&request)?;
         let key = certified_key(&grant.certificate)?;
-        for _ in 0..MAX_ATTEMPTS {
-            match self.admit_once(&request, &key).await? {
-                Admitted::Yes => {
+        let until = Instant::now() + LEADER_WAIT;
+        let mut overtaken = 0;
+        loop {
+            match self.admit_once(&request, &key).await {
+                Ok(Admitted::Yes) => {
                     info!(node = request.name, remote = %request.remote, version = request.version, "a node joined");
                     return Ok(grant);
                 }
-                Admitted::Overtaken => {}
+                Ok(Admitted::Overtaken) if overtaken < MAX_ATTEMPTS => overtaken += 1,
+                Ok(Admitted::Overtaken) => {
+                    return Err(Refusal("too many machines join at the same time; try again".into()));
+                }
+                Err(Denial::Later(reason)) if Instant::now() < until => {
+                    debug!(node = request.name, reason, "an admission waits for a leader");
+                    tokio::time::sleep(LEADER_RETRY).await;
+                }
+                Err(Denial::Later(reason)) => return Err(Refusal(reason)),
+                Err(Denial::Never(refusal)) => return Err(refusal),
             }
         }
-        Err(Refusal("too many machines join at the same time; try again".into()))
     }
 }
 
@@ -292,7 +336,7 @@ impl Admission for Trust {
 impl Renewal for Trust {
     async fn renew(&self, request: RenewRequest) -> Result<RenewGrant, Refusal> {
         let listed = self.members.id_of(&request.name) == Some(request.id)
-            && self.listed_key(&request.name).as_deref() == Some(&*hex(&request.key_fingerprint));
+            && self.is_listed(&request.name, request.id, &hex(&request.key_fingerprint));
         if !listed {
             return Err(Refusal(format!("node {:?} is not a member with this key", request.name)));
         }
@@ -305,15 +349,6 @@ fn certified_key(certificate: &[u8]) -> Result<String, Refusal> {
     let (_, certificate) = x509_parser::parse_x509_certificate(certificate)
         .map_err(|error| Refusal(format!("the certificate cannot be read back: {error}")))?;
     Ok(hex(&fingerprint(certificate.public_key().raw)))
-}
-
-impl Trust {
-    fn listed_key(&self, node: &str) -> Option<String> {
-        let key = Key::new(&Builtin::Node.collection(), "", node);
-        let stored = self.gate.store().get(&key).ok()??;
-        let node: Value = serde_json::from_slice(&stored.value).ok()?;
-        node.pointer("/metadata/annotations")?.get(KEY_ANNOTATION)?.as_str().map(str::to_owned)
-    }
 }
 
 fn secret_matches(token: &JoinTokenObject, id: TokenId, request: &JoinRequest) -> bool {

@@ -129,7 +129,8 @@ pub async fn join(
     for address in token.addresses() {
         match ask(token, *address, &question, timeouts).await {
             Ok(grant) => return accept(token, parts, key, grant),
-            Err(JoinError::Unreachable(reason)) => failures.push(reason),
+            // The question is the same again, and the cluster knows it again: a lost answer costs no second admission.
+            Err(JoinError::Unreachable(reason) | JoinError::Broken(reason)) => failures.push(reason),
             Err(error @ JoinError::WrongCluster(_)) => stranger = Some(error),
             Err(error) => return Err(error),
         }

@@ -10,8 +10,9 @@ use flotilla_control::pod::Effect;
 use flotilla_runtime::Pods;
 use flotilla_runtime::images::{Credentials, Image, PullProgress};
 use flotilla_runtime::pods::ExecSpec;
-use flotilla_runtime::state::{Phase, container_key};
+use flotilla_runtime::state::{Phase, SandboxState, container_key};
 use jiff::Timestamp;
+use tokio::sync::Mutex;
 use tracing::{debug, warn};
 
 use super::local::Local;
@@ -28,6 +29,8 @@ pub struct Carrier {
     pub uid: String,
     /// `None`: the Pod was gone before this daemon saw it.
     pub pod: Option<Arc<Pod>>,
+    /// Held by who lays down the pod's volumes.
+    pub volumes: Arc<Mutex<()>>,
 }
 
 /// An effect that was carried out, or tried.
@@ -171,13 +174,13 @@ impl Carrier {
         let config_error = Trouble::new("CreateContainerConfigError");
         let create_error = Trouble::new("CreateContainerError");
         let sandbox = pods.get(&self.uid).ok_or_else(|| create_error("the sandbox is gone".into()))?;
-        let place = Place {
-            pod_ip: sandbox.ip.map_or_else(|| self.local.host_ip().to_owned(), |ip| ip.to_string()),
-            host_ip: self.local.host_ip().to_owned(),
-        };
+        let place = self.place(&sandbox);
         let sources = self.local.sources();
         let of = |error: SourceError| config_error(error.0);
-        let volumes = volumes::make(sources, &pod, &place, &self.local.volume_dir(&self.uid)).await.map_err(of)?;
+        let volumes = {
+            let _laying = self.volumes.lock().await;
+            volumes::make(sources, &pod, &place, &self.local.volume_dir(&self.uid)).await.map_err(of)?
+        };
         let environment = environment(sources, &pod, &container, &place).await.map_err(of)?;
         let reference = container.image.clone().unwrap_or_default();
         let image = self.local.images().find(&reference);
@@ -203,6 +206,22 @@ impl Carrier {
             return if known { Ok(()) } else { Err(create_error(chain(&error))) };
         }
         Ok(())
+    }
+
+    fn place(&self, sandbox: &SandboxState) -> Place {
+        Place {
+            pod_ip: sandbox.ip.map_or_else(|| self.local.host_ip().to_owned(), |ip| ip.to_string()),
+            host_ip: self.local.host_ip().to_owned(),
+        }
+    }
+
+    /// Brings the files of projected volumes up to date. What is missing meanwhile stays as it was.
+    pub async fn refresh(self) {
+        let Some(sandbox) = self.local.pods().and_then(|pods| pods.get(&self.uid)) else { return };
+        let Some(pod) = &self.pod else { return };
+        let _laying = self.volumes.lock().await;
+        let dir = self.local.volume_dir(&self.uid);
+        volumes::refresh(self.local.sources(), pod, &self.place(&sandbox), &dir).await;
     }
 
     fn container_id(&self, key: &str) -> String {

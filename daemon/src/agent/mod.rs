@@ -13,10 +13,12 @@ mod events;
 mod local;
 mod lower;
 mod memory;
+mod news;
 mod node;
 mod observe;
 mod probe;
 mod source;
+mod tidy;
 mod volumes;
 mod worker;
 
@@ -28,6 +30,7 @@ use std::time::Duration;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use flotilla_api::{Builtin, object};
 use flotilla_raft::{Event, Range, ReadError, WatchItem};
+use futures::FutureExt;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -52,7 +55,7 @@ pub async fn run(node: Node, advertise: Vec<SocketAddr>) {
         }
         info!(cidr, "running pods");
         node::announce(&node, &advertise).await;
-        supervise(&node).await;
+        tokio::join!(supervise(&node), tidy::run(&node));
     };
     tokio::select! {
         () = stop.cancelled() => {}
@@ -82,7 +85,8 @@ struct Supervisor<'a> {
     node: &'a Node,
     /// By the pod's uid.
     workers: HashMap<String, Held>,
-    tasks: JoinSet<String>,
+    /// The uid of a worker that ended, and whether it ended on purpose.
+    tasks: JoinSet<(String, bool)>,
 }
 
 impl Supervisor<'_> {
@@ -123,8 +127,13 @@ impl Supervisor<'_> {
                     Err(broadcast::error::RecvError::Closed) => return Ok(()),
                 },
                 Some(ended) = self.tasks.join_next(), if !self.tasks.is_empty() => {
-                    if let Ok(uid) = ended {
-                        self.workers.remove(&uid);
+                    let Ok((uid, went_well)) = ended else { continue };
+                    self.workers.remove(&uid);
+                    if !went_well {
+                        // Its pod gets another worker when the pods are listed again.
+                        warn!(uid, "the worker of a pod failed");
+                        tokio::time::sleep(RETRY).await;
+                        return Ok(());
                     }
                 },
                 reached = &mut orphans, if looking => {
@@ -174,7 +183,11 @@ impl Supervisor<'_> {
         let (wanted, seen) = watch::channel(pod);
         let nudge = Arc::new(Notify::new());
         let worker = Worker::new((*self.node.local).clone(), uid.clone(), seen, nudge.clone());
-        self.tasks.spawn(worker.run());
+        let name = uid.clone();
+        self.tasks.spawn(async move {
+            let ended = std::panic::AssertUnwindSafe(worker.run()).catch_unwind().await;
+            (name, ended.is_ok())
+        });
         self.workers.insert(uid, Held { wanted, nudge });
     }
 

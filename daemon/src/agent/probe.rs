@@ -2,6 +2,8 @@
 //!
 //! Defined by the Kubernetes API reference, `Probe`.
 
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_api::k8s_openapi::api::core::v1::{Container, HTTPGetAction};
@@ -10,9 +12,14 @@ use flotilla_control::pod::ProbeKind;
 use flotilla_runtime::Pods;
 use flotilla_runtime::pods::ExecSpec;
 use flotilla_runtime::state::container_key;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
 
 /// What is read of an answer to find its status.
 const MAX_HEAD_BYTES: usize = 4 * 1024;
@@ -73,19 +80,44 @@ pub async fn http(
     within: Duration,
 ) -> (bool, String) {
     let Some(port) = port(container, &get.port) else { return (false, no_port(&get.port)) };
-    if get.scheme.as_deref() == Some("HTTPS") {
-        return (false, "probes over HTTPS are not available".into());
-    }
+    let scheme = if get.scheme.as_deref() == Some("HTTPS") { "https" } else { "http" };
     let host = get.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| address(pods, sandbox));
-    match timeout(within, ask(&host, port, get)).await {
+    match timeout(within, ask(scheme == "https", &host, port, get)).await {
         Ok(Ok(status @ 200..=399)) => (true, format!("HTTP status {status}")),
         Ok(Ok(status)) => (false, format!("HTTP probe failed with statuscode: {status}")),
-        Ok(Err(error)) => (false, format!("Get \"http://{host}:{port}\": {error}")),
-        Err(_) => (false, format!("Get \"http://{host}:{port}\": no answer within {} s", within.as_secs())),
+        Ok(Err(error)) => (false, format!("Get \"{scheme}://{host}:{port}\": {error}")),
+        Err(_) => (false, format!("Get \"{scheme}://{host}:{port}\": no answer within {} s", within.as_secs())),
     }
 }
 
-async fn ask(host: &str, port: u16, get: &HTTPGetAction) -> std::io::Result<u16> {
+async fn ask(tls: bool, host: &str, port: u16, get: &HTTPGetAction) -> io::Result<u16> {
+    let request = request(host, port, get);
+    let stream = TcpStream::connect((host, port)).await?;
+    let head = match tls {
+        false => first_line(stream, &request).await?,
+        true => {
+            let name = ServerName::try_from(host.to_owned()).map_err(io::Error::other)?;
+            let connector = TlsConnector::from(unverified().map_err(io::Error::other)?);
+            first_line(connector.connect(name, stream).await?, &request).await?
+        }
+    };
+    status_of(&head).ok_or_else(|| io::Error::other("the answer is not HTTP"))
+}
+
+/// Sends the request, and reads until the first line of the answer is complete.
+async fn first_line(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &str) -> io::Result<Vec<u8>> {
+    stream.write_all(request.as_bytes()).await?;
+    stream.flush().await?;
+    let mut head = Vec::new();
+    while head.len() < MAX_HEAD_BYTES && !head.contains(&b'\n') {
+        if stream.read_buf(&mut head).await? == 0 {
+            break;
+        }
+    }
+    Ok(head)
+}
+
+fn request(host: &str, port: u16, get: &HTTPGetAction) -> String {
     let path = get.path.as_deref().filter(|path| path.starts_with('/')).unwrap_or("/");
     let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
     let mut named = false;
@@ -101,15 +133,59 @@ async fn ask(host: &str, port: u16, get: &HTTPGetAction) -> std::io::Result<u16>
         request.push_str(&format!("Host: {host}:{port}\r\n"));
     }
     request.push_str("User-Agent: kube-probe/flotilla\r\nAccept: */*\r\n\r\n");
-    let mut stream = TcpStream::connect((host, port)).await?;
-    stream.write_all(request.as_bytes()).await?;
-    let mut head = Vec::new();
-    while head.len() < MAX_HEAD_BYTES && !head.contains(&b'\n') {
-        if stream.read_buf(&mut head).await? == 0 {
-            break;
-        }
+    request
+}
+
+/// TLS that believes whoever answers, as upstream's probes do: a pod's certificate is for its clients, and a probe asks
+/// only whether the pod serves.
+fn unverified() -> Result<Arc<ClientConfig>, rustls::Error> {
+    let provider = flotilla_net::provider();
+    let anybody = Anybody(provider.signature_verification_algorithms);
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(anybody))
+        .with_no_client_auth();
+    Ok(Arc::new(config))
+}
+
+/// Takes any certificate, but wants the handshake signed with its key.
+#[derive(Debug)]
+struct Anybody(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Anybody {
+    fn verify_server_cert(
+        &self,
+        _certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
     }
-    status_of(&head).ok_or_else(|| std::io::Error::other("the answer is not HTTP"))
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls12_signature(message, certificate, signed, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
 }
 
 /// The status of `HTTP/1.1 200 OK`.
@@ -168,6 +244,32 @@ mod tests {
         assert_eq!(status_of(b"HTTP/1.0 503\n"), Some(503));
         assert_eq!(status_of(b"SSH-2.0-x\r\n"), None);
         assert_eq!(status_of(b""), None);
+    }
+
+    #[tokio::test]
+    async fn a_probe_over_https_believes_any_certificate() {
+        let made = rcgen::generate_simple_self_signed(vec!["elsewhere.example".to_owned()]).unwrap();
+        let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let config = rustls::ServerConfig::builder_with_provider(flotilla_net::provider())
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
+        let listener = tokio::net::TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let serve = async {
+            let (stream, _) = listener.accept().await.unwrap();
+            let mut stream = tokio_rustls::TlsAcceptor::from(Arc::new(config)).accept(stream).await.unwrap();
+            let mut request = [0; 512];
+            let length = stream.read(&mut request).await.unwrap();
+            assert!(request[..length].starts_with(b"GET /healthz HTTP/1.1\r\n"));
+            stream.write_all(b"HTTP/1.1 204 No Content\r\n\r\n").await.unwrap();
+            stream.flush().await.unwrap();
+        };
+        let get = HTTPGetAction { path: Some("/healthz".into()), ..HTTPGetAction::default() };
+        let (status, ()) = tokio::join!(ask(true, "127.0.0.1", port, &get), serve);
+        assert_eq!(status.unwrap(), 204);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Invariant: a volume lives under the pod's own directory, but for hostPath; removing the pod removes it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
@@ -13,6 +13,7 @@ use flotilla_api::k8s_openapi::api::core::v1::{
 };
 use flotilla_api::quantity;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use tracing::debug;
 
 use super::source::{Place, SourceError, Sources, field, resource};
 
@@ -37,6 +38,30 @@ pub async fn make(
         paths.insert(volume.name.clone(), path);
     }
     Ok(paths)
+}
+
+/// Whether anything in the pod's volumes can change while the pod runs.
+pub fn are_projected(pod: &Pod) -> bool {
+    pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(is_projected)
+}
+
+fn is_projected(volume: &Volume) -> bool {
+    volume.config_map.is_some()
+        || volume.secret.is_some()
+        || volume.downward_api.is_some()
+        || volume.projected.is_some()
+}
+
+/// Lays projected volumes down again, where they exist. One whose source is missing stays as it is.
+pub async fn refresh(sources: &Sources, pod: &Pod, place: &Place, dir: &Path) {
+    for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).filter(|volume| is_projected(volume)) {
+        let path = dir.join(&volume.name);
+        if path.is_dir()
+            && let Err(error) = make_one(sources, pod, place, volume, &path).await
+        {
+            debug!(volume = volume.name, %error, "a volume is not brought up to date");
+        }
+    }
 }
 
 /// Unmounts what is mounted under a pod's volume directory and removes it.
@@ -177,9 +202,11 @@ fn downward(
         .collect()
 }
 
-/// Writes the files, each replaced at once, so that a reader never sees half of one.
+/// Makes the files be exactly these. Each is replaced at once, so that a reader never sees half of one, and only if it
+/// differs, so that a reader who watches is not woken for nothing.
 fn lay_down(dir: &Path, files: &[Projected]) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
+    let mut kept = BTreeSet::new();
     for file in files {
         let relative = Path::new(&file.path);
         // Validation refuses such paths; they must not reach the disk even if it did not.
@@ -187,16 +214,44 @@ fn lay_down(dir: &Path, files: &[Projected]) -> io::Result<()> {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{:?} leaves the volume", file.path)));
         }
         let path = dir.join(relative);
-        if let Some(parent) = path.parent() {
-            DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+        if !is_laid_down(&path, file) {
+            replace(&path, file)?;
         }
-        let scratch = path.with_file_name(format!("..{}", path.file_name().unwrap_or_default().to_string_lossy()));
-        _ = fs::remove_file(&scratch);
-        let mut out = OpenOptions::new().write(true).create_new(true).mode(file.mode).open(&scratch)?;
-        out.write_all(&file.content)?;
-        // The daemon's umask must not decide what the pod may read.
-        out.set_permissions(fs::Permissions::from_mode(file.mode))?;
-        fs::rename(&scratch, &path)?;
+        kept.extend(path.ancestors().take_while(|part| *part != dir).map(Path::to_path_buf));
+    }
+    remove_others(dir, &kept)
+}
+
+fn is_laid_down(path: &Path, file: &Projected) -> bool {
+    fs::symlink_metadata(path).is_ok_and(|found| {
+        found.is_file() && found.permissions().mode() & 0o777 == file.mode && found.len() == file.content.len() as u64
+    }) && fs::read(path).is_ok_and(|content| content == file.content)
+}
+
+fn replace(path: &Path, file: &Projected) -> io::Result<()> {
+    if let Some(parent) = path.parent() {
+        DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
+    }
+    let scratch = path.with_file_name(format!("..{}", path.file_name().unwrap_or_default().to_string_lossy()));
+    _ = fs::remove_file(&scratch);
+    let mut out = OpenOptions::new().write(true).create_new(true).mode(file.mode).open(&scratch)?;
+    out.write_all(&file.content)?;
+    // The daemon's umask must not decide what the pod may read.
+    out.set_permissions(fs::Permissions::from_mode(file.mode))?;
+    fs::rename(&scratch, path)
+}
+
+/// Removes what is under `dir` and not kept.
+fn remove_others(dir: &Path, kept: &BTreeSet<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        let (path, is_dir) = (entry.path(), entry.file_type()?.is_dir());
+        match (kept.contains(&path), is_dir) {
+            (true, true) => remove_others(&path, kept)?,
+            (true, false) => {}
+            (false, true) => fs::remove_dir_all(&path)?,
+            (false, false) => fs::remove_file(&path)?,
+        }
     }
     Ok(())
 }
@@ -264,6 +319,18 @@ mod tests {
         for bad in ["../x", "/etc/x", "a/../../x"] {
             assert!(lay_down(dir.path(), &[file(bad)]).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn files_follow_their_source() {
+        let dir = tempfile::tempdir().unwrap();
+        lay_down(dir.path(), &[file("a"), file("b/c"), file("b/d")]).unwrap();
+        let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join(path)).unwrap());
+        let before = inode("b/c");
+        lay_down(dir.path(), &[Projected { content: b"new".to_vec(), ..file("a") }, file("b/c")]).unwrap();
+        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"new");
+        assert_eq!(inode("b/c"), before, "what did not change stays the same file");
+        assert!(!dir.path().join("b/d").exists());
     }
 
     #[test]

@@ -9,17 +9,19 @@ use std::time::Duration;
 use flotilla_api::admit::Subresource;
 use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodStatus};
 use flotilla_api::{Builtin, Reason, Status};
+use flotilla_control::event::Severity;
 use flotilla_control::pod::{self, Effect, Failure, Image, Observed, ProbeRecord, Probes};
 use jiff::Timestamp;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::carry::{Carrier, Done, Outcome};
 use super::events::Teller;
 use super::local::Local;
 use super::memory::{Fact, Memory};
-use super::observe;
+use super::{news, observe};
 use crate::gate::{DeleteOptions, WriteOptions};
 
 const MANAGER: &str = "flotilla-agent";
@@ -27,6 +29,8 @@ const MANAGER: &str = "flotilla-agent";
 const ORPHAN_GRACE_SECONDS: i64 = 30;
 /// After a status could not be published.
 const PUBLISH_RETRY: Duration = Duration::from_secs(1);
+/// How often projected volumes are brought up to date.
+const REFRESH: Duration = Duration::from_secs(60);
 /// The longest wait without looking.
 const RESYNC: Duration = Duration::from_secs(60);
 
@@ -48,6 +52,11 @@ pub struct Worker {
     /// Events that are being told.
     telling: JoinSet<()>,
     teller: Teller,
+    /// Volumes that are being brought up to date, at most one at a time.
+    refreshing: JoinSet<()>,
+    refreshed: Instant,
+    /// Held by who lays down volumes.
+    volumes: Arc<Mutex<()>>,
     /// The last Pod, for what remains to be said when the object is gone.
     last: Option<Arc<Pod>>,
 }
@@ -71,6 +80,9 @@ impl Worker {
             tasks: JoinSet::new(),
             telling: JoinSet::new(),
             teller: Teller::default(),
+            refreshing: JoinSet::new(),
+            refreshed: Instant::now(),
+            volumes: Arc::default(),
             last: None,
         }
     }
@@ -114,6 +126,7 @@ impl Worker {
                 }
             },
             Some(_) = self.telling.join_next(), if !self.telling.is_empty() => {}
+            Some(_) = self.refreshing.join_next(), if !self.refreshing.is_empty() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -165,6 +178,7 @@ impl Worker {
         let forgets = |effect: &Effect| {
             matches!(effect, Effect::RemoveContainer { .. } | Effect::StopSandbox | Effect::RemoveSandbox)
         };
+        self.refresh(pod, observed);
         self.carry_out(step.effects.into_iter().filter(|effect| done || !forgets(effect)).collect());
         if step.finished && done && pod.metadata.deletion_timestamp.is_some() {
             done = self.confirm(pod).await;
@@ -229,18 +243,21 @@ impl Worker {
             }
             let key = |name: &str, attempt: u32| flotilla_runtime::state::container_key(name, attempt);
             match &effect {
-                Effect::PullImage { image, .. } => _ = self.images.insert(image.clone(), Image::Pulling),
+                Effect::PullImage { image, .. } => {
+                    self.images.insert(image.clone(), Image::Pulling);
+                    self.tell(Severity::Normal, "Pulling", &format!("Pulling image \"{image}\""));
+                }
                 Effect::StartContainer { name, attempt, crashes, image_id } => {
                     self.memory.set(key(name, *attempt), Fact { crashes: *crashes, image_id: image_id.clone() })
                 }
                 Effect::StopContainer { name, attempt, kill_at, .. } => {
-                    _ = self.stopping.insert(key(name, *attempt), *kill_at);
+                    self.stopping.insert(key(name, *attempt), *kill_at);
+                    self.tell(Severity::Normal, "Killing", &format!("Stopping container {name}"));
                 }
                 _ => {}
             }
-            let carrier = Carrier { local: self.local.clone(), uid: self.uid.clone(), pod: self.last.clone() };
             self.under_way.push(effect.clone());
-            self.tasks.spawn(carrier.carry_out(effect));
+            self.tasks.spawn(self.carrier().carry_out(effect));
         }
     }
 
@@ -257,6 +274,7 @@ impl Worker {
         match (&done.effect, done.outcome) {
             (Effect::PullImage { image, .. }, Outcome::Pulled(found)) => {
                 self.pull_tries.remove(image);
+                self.tell(Severity::Normal, "Pulled", &format!("Successfully pulled image \"{image}\""));
                 self.images.insert(image.clone(), Image::Present { id: image_id(&found), pulled_at: Some(now) });
             }
             (Effect::PullImage { image, .. }, Outcome::Failed { reason, message }) => {
@@ -301,6 +319,7 @@ impl Worker {
         let containers =
             spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
         let Some(container) = containers.into_iter().find(|container| container.name == name) else { return };
+        let (kind_word, said) = (format!("{kind:?}"), message.clone());
         let probes = self.probes.entry(flotilla_runtime::state::container_key(name, attempt)).or_default();
         let (probe, record) = match kind {
             pod::ProbeKind::Startup => (&container.startup_probe, &mut probes.startup),
@@ -309,45 +328,43 @@ impl Worker {
         };
         if let Some(probe) = probe {
             *record = Some(ProbeRecord::after(record.as_ref(), kind, probe, ok, message, now));
+            if !ok {
+                self.tell(Severity::Warning, "Unhealthy", &format!("{kind_word} probe failed: {said}"));
+            }
         }
     }
 
-    /// Tells of what a status says for the first time, in kubelet's words.
+    /// Tells of what a status says for the first time.
     fn tell_of(&mut self, pod: &Pod, status: &PodStatus) {
-        use flotilla_control::event::Severity;
-        let mut news: Vec<(Severity, &str, String)> = Vec::new();
-        for container in
-            status.init_container_statuses.iter().flatten().chain(status.container_statuses.iter().flatten())
-        {
-            let state = container.state.clone().unwrap_or_default();
-            if let Some(running) = state.running {
-                let since = running.started_at.map_or_else(String::new, |at| at.0.to_string());
-                let words =
-                    format!("Started container {} (restart {}, {since})", container.name, container.restart_count);
-                news.push((Severity::Normal, "Started", words));
-            }
-            let waiting = state.waiting.unwrap_or_default();
-            let (reason, message) = (waiting.reason.unwrap_or_default(), waiting.message.unwrap_or_default());
-            match reason.as_str() {
-                "" | "ContainerCreating" | "PodInitializing" => {}
-                "CrashLoopBackOff" => {
-                    let words =
-                        format!("Back-off restarting failed container {} in pod {}", container.name, names(pod).1);
-                    news.push((Severity::Warning, "BackOff", words));
-                }
-                "ImagePullBackOff" => news.push((Severity::Normal, "BackOff", message)),
-                _ => news.push((Severity::Warning, "Failed", message)),
-            }
-            if let Some(ended) = state.terminated.filter(|ended| ended.exit_code != 0) {
-                let reason = ended.reason.unwrap_or_default();
-                let words = format!("Container {} ended with exit code {} ({reason})", container.name, ended.exit_code);
-                news.push((Severity::Warning, "Exited", words));
-            }
+        let before = pod.status.clone().unwrap_or_default();
+        for (severity, reason, message) in news::between(names(pod).1, &before, status) {
+            self.tell(severity, reason, &message);
         }
-        for (severity, reason, message) in news {
-            if let Some(telling) = self.teller.tell(&self.local, pod, severity, reason, &message) {
-                self.telling.spawn(telling);
-            }
+    }
+
+    fn tell(&mut self, severity: Severity, reason: &str, message: &str) {
+        let Some(pod) = self.last.clone() else { return };
+        if let Some(telling) = self.teller.tell(&self.local, &pod, severity, reason, message) {
+            self.telling.spawn(telling);
+        }
+    }
+
+    /// Has the files of ConfigMaps, Secrets and the pod's own fields follow them, every now and then.
+    fn refresh(&mut self, pod: &Arc<Pod>, observed: &Observed) {
+        let ready = observed.sandbox.as_ref().is_some_and(|sandbox| sandbox.state == pod::SandboxState::Ready);
+        let due = self.refreshed.elapsed() >= REFRESH && pod.metadata.deletion_timestamp.is_none();
+        if ready && due && self.refreshing.is_empty() && super::volumes::are_projected(pod) {
+            self.refreshed = Instant::now();
+            self.refreshing.spawn(self.carrier().refresh());
+        }
+    }
+
+    fn carrier(&self) -> Carrier {
+        Carrier {
+            local: self.local.clone(),
+            uid: self.uid.clone(),
+            pod: self.last.clone(),
+            volumes: self.volumes.clone(),
         }
     }
 

@@ -9,6 +9,7 @@ use super::listing::{Listing, list, name_line, table};
 use super::output::{Format, Table, json as to_json, yaml};
 use super::session::Session;
 use super::watch;
+use crate::proto::Column;
 
 /// How objects are written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -81,6 +82,8 @@ pub struct Query {
     pub fields: String,
     pub format: ObjectFormat,
     pub managed_fields: bool,
+    /// Wide columns that the plain table shows too.
+    pub extra_columns: &'static [&'static str],
 }
 
 impl Query {
@@ -93,7 +96,14 @@ impl Query {
             fields: which.field_selector.clone(),
             format,
             managed_fields: false,
+            extra_columns: &[],
         }
+    }
+
+    /// Whether the table shows a column.
+    pub fn shows(&self, column: &Column) -> bool {
+        let extra = || self.extra_columns.iter().any(|extra| extra.eq_ignore_ascii_case(&column.name));
+        column.priority == 0 || self.format == ObjectFormat::Wide || extra()
     }
 
     /// The field selector, which also picks the object by its name.
@@ -113,8 +123,8 @@ impl Query {
 }
 
 pub async fn pods(session: &Session, args: &PodsArgs) -> anyhow::Result<u8> {
-    let format = args.which.output.unwrap_or(ObjectFormat::Wide);
-    run(session, Query::new(session, "pods", &args.which, format), args.which.watch).await
+    let query = Query::new(session, "pods", &args.which, args.which.output.unwrap_or_default());
+    run(session, Query { extra_columns: &["IP", "NODE"], ..query }, args.which.watch).await
 }
 
 pub async fn get(session: &Session, args: &GetArgs) -> anyhow::Result<u8> {
@@ -228,6 +238,7 @@ mod tests {
                 fields: String::new(),
                 format,
                 managed_fields: false,
+                extra_columns: &[],
             }
         }
     }

@@ -5,7 +5,7 @@
 use serde_json::{Map, Value};
 use tonic::Status;
 
-use super::get::{ObjectFormat, Query};
+use super::get::Query;
 use super::output::{Cell, Table, plain};
 use super::session::{Session, ask};
 use crate::proto::{Column, GetObjectRequest, ListObjectsRequest, ListObjectsResponse, Row};
@@ -100,8 +100,7 @@ pub fn object(json: &[u8], api_version: &str, kind: &str) -> serde_json::Result<
 
 /// The daemon's table, with or without its wide columns.
 pub fn table(query: &Query, listing: &Listing) -> Table {
-    let shown: Vec<bool> =
-        listing.columns.iter().map(|column| column.priority == 0 || query.format == ObjectFormat::Wide).collect();
+    let shown: Vec<bool> = listing.columns.iter().map(|column| query.shows(column)).collect();
     let names: Vec<String> = listing.columns.iter().map(|column| column.name.to_uppercase()).collect();
     let namespaces = query.shows_namespaces() && listing.items.iter().any(|item| namespace_of(item).is_some());
     let header = names.iter().zip(&shown).filter(|(_, shown)| **shown).map(|(name, _)| name.as_str());
@@ -136,6 +135,7 @@ pub fn name_line(item: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::get::ObjectFormat;
     use serde_json::json;
 
     fn listing() -> Listing {
@@ -156,6 +156,9 @@ mod tests {
         assert_eq!(narrow, "NAME    STATUS\nweb-1   Running\n");
         let wide = table(&Query::of_pods(ObjectFormat::Wide, "*"), &listing()).render(false);
         assert_eq!(wide, "NAMESPACE   NAME    STATUS    NODE\nprod        web-1   Running   node-1\n");
+        let query = Query { extra_columns: &["NODE"], ..Query::of_pods(ObjectFormat::Table, "prod") };
+        let some = table(&query, &listing()).render(false);
+        assert_eq!(some, "NAME    STATUS    NODE\nweb-1   Running   node-1\n");
     }
 
     #[test]

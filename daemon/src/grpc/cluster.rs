@@ -8,7 +8,7 @@ use flotilla_api::quantity;
 use serde_json::Value;
 use tonic::{Request, Response};
 
-use super::watch::{Answer, stream};
+use super::watch::{Answer, finished, stream};
 use super::{master, refuse, text, user};
 use crate::VERSION;
 use crate::drain::{self, Drain};
@@ -210,7 +210,8 @@ impl Cluster for Service {
         let user = master(&request, "make a node leave")?;
         let request = request.into_inner();
         let node = self.node.clone();
-        Ok(Response::new(stream(|send| async move {
+        // Half left would be a daemon that runs and does not belong: once begun, it is finished.
+        Ok(Response::new(finished(&self.node.tasks, |send| async move {
             let drain = Drain {
                 gate: node.gate.clone(),
                 user,

@@ -1,7 +1,8 @@
 //! Listening: the Unix socket of root, and TLS with client certificates.
 //!
 //! Invariant: a connection without an identity never reaches a service. On TCP the handshake demands a certificate of
-//! the cluster's CA; the Unix socket is root's by its mode, and its peer is asked for its uid all the same.
+//! the cluster's CA, and a node's counts only while the node is a member; the Unix socket is root's by its mode, and
+//! its peer is asked for its uid all the same.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use flotilla_net::{Net, NodeSubject, Subject};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -79,6 +81,7 @@ pub async fn serve_unix(path: PathBuf, routes: Routes, stop: CancellationToken) 
 pub async fn serve_tcp(
     listener: TcpListener,
     tls: Arc<rustls::ServerConfig>,
+    net: Net,
     routes: Routes,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -96,10 +99,10 @@ pub async fn serve_tcp(
                     continue;
                 }
             };
-            let (acceptor, send) = (acceptor.clone(), send.clone());
+            let (acceptor, net, send) = (acceptor.clone(), net.clone(), send.clone());
             tracker.spawn(async move {
                 let _permit = permit;
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&acceptor, stream)).await {
+                match tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&acceptor, &net, stream)).await {
                     Ok(Ok(accepted)) => _ = send.send(Ok(accepted)).await,
                     Ok(Err(error)) => debug!(%remote, %error, "refused a connection"),
                     Err(_) => debug!(%remote, "a client did not finish its handshake"),
@@ -133,27 +136,26 @@ where
 
 async fn shake_hands(
     acceptor: &TlsAcceptor,
+    net: &Net,
     stream: TcpStream,
 ) -> anyhow::Result<Accepted<tokio_rustls::server::TlsStream<TcpStream>>> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
     let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
     let certificate = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
-    let user = user_of(certificate)?;
+    let subject = Subject::of(certificate)?;
+    let user = user_of(subject, |node| net.is_member(node.id, &node.name))?;
     Ok(Accepted { stream, user })
 }
 
 /// As in Kubernetes: the common name is the user, each organization a group.
-fn user_of(certificate: &[u8]) -> anyhow::Result<User> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(certificate)?;
-    let subject = certificate.subject();
-    let name = subject
-        .iter_common_name()
-        .next()
-        .and_then(|name| name.as_str().ok())
-        .ok_or_else(|| anyhow::anyhow!("the certificate names nobody"))?;
-    let groups = subject.iter_organization().filter_map(|group| group.as_str().ok()).map(str::to_owned).collect();
-    Ok(User { name: name.to_owned(), groups })
+fn user_of(subject: Subject, is_member: impl Fn(&NodeSubject) -> bool) -> anyhow::Result<User> {
+    let user = User { name: subject.user, groups: subject.groups };
+    match &subject.node {
+        Some(node) if !is_member(node) => anyhow::bail!("node {} is not a member of this cluster", node.name),
+        None if user.as_node().is_some() => anyhow::bail!("{} without a node's certificate", user.name),
+        _ => Ok(user),
+    }
 }
 
 /// Accepting fails when the process runs out of descriptors; trying again at once would spin.

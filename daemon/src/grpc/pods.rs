@@ -10,6 +10,9 @@ use crate::node::Node;
 use crate::proto::{self, pods_server::Pods};
 use crate::streams::{Connection, Exec, FromPod, Logs, Size, StreamRequest, ToPod};
 
+/// Input for a command in one frame.
+const MAX_STDIN_BYTES: usize = 64 * 1024;
+
 pub struct Service {
     node: Node,
 }
@@ -95,7 +98,15 @@ async fn bridge(
     let inward = async {
         while let Ok(Some(message)) = input.message().await {
             let message = match message.input {
-                Some(Input::Stdin(data)) => ToPod::Stdin(data.into()),
+                // A frame between nodes holds less than a client's message may.
+                Some(Input::Stdin(data)) => {
+                    for part in data.chunks(MAX_STDIN_BYTES) {
+                        if writer.send(ToPod::Stdin(part.to_vec().into())).await.is_err() {
+                            return;
+                        }
+                    }
+                    continue;
+                }
                 Some(Input::Resize(to)) => ToPod::Resize(size(to)),
                 Some(Input::Eof(_)) => ToPod::Eof,
                 Some(Input::Start(_)) | None => continue,

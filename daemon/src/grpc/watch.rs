@@ -5,6 +5,7 @@ use std::pin::Pin;
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::TaskTracker;
 
 /// Messages made and not yet taken by the client.
 const BUFFER: usize = 64;
@@ -32,6 +33,23 @@ where
     };
     // The source is polled by the stream itself, so that it needs no owner and ends with it.
     Box::pin(Driven { receive: ReceiverStream::new(receive), task: Some(Box::pin(task)) })
+}
+
+/// Runs `source` to its end on `tasks`, whether or not somebody still listens.
+pub fn finished<T, F>(tasks: &TaskTracker, source: impl FnOnce(Sender<T>) -> F) -> Answer<T>
+where
+    T: Send + 'static,
+    F: Future<Output = Result<(), tonic::Status>> + Send + 'static,
+{
+    let (send, receive) = mpsc::channel(BUFFER);
+    let run = source(send.clone());
+    tasks.spawn(async move {
+        if let Err(status) = run.await {
+            // A client that hung up does not hear it.
+            _ = send.send(Err(status)).await;
+        }
+    });
+    Box::pin(ReceiverStream::new(receive))
 }
 
 struct Driven<T> {
