@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
@@ -22,6 +23,9 @@ pub const KEY_ANNOTATION: &str = "flotilla.dev/key";
 
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";
+
+/// How long to wait before the Nodes are read again after that failed.
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -149,7 +153,10 @@ impl Keeper {
         loop {
             match self.read_nodes(&prefix) {
                 Ok(revision) => {
-                    let Ok(mut watch) = self.store.watch(&prefix, revision + 1).await else { continue };
+                    let Ok(mut watch) = self.store.watch(&prefix, revision + 1).await else {
+                        tokio::time::sleep(RETRY).await;
+                        continue;
+                    };
                     loop {
                         match watch.next().await {
                             None => return,
@@ -160,7 +167,7 @@ impl Keeper {
                 }
                 Err(error) => {
                     warn!(error = &error as &dyn std::error::Error, "the nodes cannot be read");
-                    tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+                    tokio::time::sleep(RETRY).await;
                 }
             }
         }

@@ -182,7 +182,11 @@ impl Writer {
 /// Serves one stream from its first frame to its end.
 pub async fn serve(local: &Local, mut read: impl AsyncRead + Send + Unpin, mut write: impl AsyncWrite + Send + Unpin) {
     let end = match receive::<StreamRequest>(&mut read).await {
-        Ok(Some(StreamRequest::Logs(logs))) => local.logs(logs, &mut write).await,
+        Ok(Some(StreamRequest::Logs(logs))) => tokio::select! {
+            ended = local.logs(logs, &mut write) => ended,
+            // A client that reads a log says nothing more. What comes is its end, and the log may be silent for ever.
+            _ = receive::<ToPod>(&mut read) => return,
+        },
         Ok(Some(StreamRequest::Exec(exec))) => local.exec(exec, &mut read, &mut write).await,
         Ok(None) => return,
         Err(error) => Err(Status::bad_request(error)),
