@@ -6,11 +6,13 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::{Duration, SystemTime};
 
+use flotilla_net::{Authority, ClusterId, NodeKey, NodeNames, certificate_pem};
 use futures::{StreamExt, stream};
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
 use rustls::RootCertStore;
-use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use tempfile::TempDir;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -21,6 +23,8 @@ use tokio_rustls::server::TlsStream;
 use tonic::transport::server::Connected;
 
 use super::{daemon, flotilla};
+
+const LIFETIME: Duration = Duration::from_secs(3600);
 
 /// A stream that tonic serves.
 struct Secure(TlsStream<TcpStream>);
@@ -51,32 +55,39 @@ impl AsyncWrite for Secure {
     }
 }
 
-struct Authority(CertifiedIssuer<'static, KeyPair>);
+/// A cluster's CA, and what it signs.
+struct Cluster(Authority);
 
-impl Authority {
+impl Cluster {
     fn new() -> Self {
-        let mut params = CertificateParams::default();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        Self(Authority::create(ClusterId::generate(), SystemTime::now()).unwrap())
     }
 
-    fn issue(&self, name: &str, usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-        params.extended_key_usages.push(usage);
-        (params.signed_by(&key, &self.0).unwrap(), key)
+    fn node(&self) -> (CertificateDer<'static>, NodeKey) {
+        let key = NodeKey::generate().unwrap();
+        let node = NodeNames { id: 7, name: "node-7", addresses: &[] };
+        let signed = self.0.sign_node(&key.request().unwrap(), &node, LIFETIME, SystemTime::now());
+        (signed.unwrap(), key)
+    }
+
+    fn user(&self) -> (CertificateDer<'static>, NodeKey) {
+        let key = NodeKey::generate().unwrap();
+        let groups = ["system:masters".to_owned()];
+        let signed = self.0.sign_client(&key.request().unwrap(), "alice", &groups, LIFETIME, SystemTime::now());
+        (signed.unwrap(), key)
     }
 
     /// Key, certificate and CA in a file.
-    fn bundle(&self, dir: &TempDir, file: &str, ca: &Authority) -> PathBuf {
-        let (certificate, key) = self.issue("alice", ExtendedKeyUsagePurpose::ClientAuth);
+    fn bundle(&self, dir: &TempDir, file: &str, ca: &Cluster) -> PathBuf {
+        let (certificate, key) = self.user();
         let path = dir.path().join(file);
-        fs::write(&path, [key.serialize_pem(), certificate.pem(), ca.0.pem()].concat()).unwrap();
+        let parts = [key.to_pem(), certificate_pem(&certificate), certificate_pem(ca.0.certificate())];
+        fs::write(&path, parts.concat()).unwrap();
         path
     }
 }
 
-/// A daemon on a TCP port of loopback, whose certificate names `name`.
+/// A daemon on a TCP port of loopback.
 struct Remote {
     port: u16,
     task: JoinHandle<()>,
@@ -89,14 +100,14 @@ impl Drop for Remote {
 }
 
 impl Remote {
-    async fn start(authority: &Authority, name: &str) -> Self {
+    /// Shows a certificate, and believes the clients of `cluster`.
+    async fn start(cluster: &Cluster, (certificate, key): (CertificateDer<'static>, NodeKey)) -> Self {
         let mut roots = RootCertStore::empty();
-        roots.add(authority.0.der().clone()).unwrap();
-        let (certificate, key) = authority.issue(name, ExtendedKeyUsagePurpose::ServerAuth);
-        let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
+        roots.add(cluster.0.certificate().clone()).unwrap();
+        let key = PrivateKeyDer::from_pem_slice(key.to_pem().as_bytes()).unwrap();
         let mut config = rustls::ServerConfig::builder()
             .with_client_cert_verifier(WebPkiClientVerifier::builder(Arc::new(roots)).build().unwrap())
-            .with_single_cert(vec![certificate.der().clone()], key)
+            .with_single_cert(vec![certificate], key)
             .unwrap();
         config.alpn_protocols = vec![b"h2".to_vec()];
         let acceptor = TlsAcceptor::from(Arc::new(config));
@@ -127,28 +138,28 @@ fn install_provider() {
 #[tokio::test]
 async fn a_daemon_elsewhere_answers_those_with_credentials() {
     install_provider();
-    let (ours, dir) = (Authority::new(), tempfile::tempdir().unwrap());
-    let remote = Remote::start(&ours, "flotilla").await;
+    let (ours, dir) = (Cluster::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&ours, ours.node()).await;
     assert_eq!(remote.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await, (true, String::new()));
 }
 
 #[tokio::test]
 async fn a_daemon_of_another_cluster_is_not_trusted() {
     install_provider();
-    let (ours, theirs, dir) = (Authority::new(), Authority::new(), tempfile::tempdir().unwrap());
-    let remote = Remote::start(&theirs, "flotilla").await;
+    let (ours, theirs, dir) = (Cluster::new(), Cluster::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&theirs, theirs.node()).await;
     let (succeeded, error) = remote.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await;
     assert!(!succeeded && error.contains("is not trusted: its certificate does not fit"), "{error}");
-    let other_name = Remote::start(&ours, "elsewhere").await;
-    let (succeeded, error) = other_name.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await;
+    let no_node = Remote::start(&ours, ours.user()).await;
+    let (succeeded, error) = no_node.nodes(&ours.bundle(&dir, "ours.pem", &ours)).await;
     assert!(!succeeded && error.contains("is not trusted"), "{error}");
 }
 
 #[tokio::test]
 async fn credentials_of_another_cluster_are_refused() {
     install_provider();
-    let (ours, theirs, dir) = (Authority::new(), Authority::new(), tempfile::tempdir().unwrap());
-    let remote = Remote::start(&ours, "flotilla").await;
+    let (ours, theirs, dir) = (Cluster::new(), Cluster::new(), tempfile::tempdir().unwrap());
+    let remote = Remote::start(&ours, ours.node()).await;
     let (succeeded, error) = remote.nodes(&theirs.bundle(&dir, "theirs.pem", &ours)).await;
     assert!(!succeeded && error.starts_with("error: ") && error.lines().count() == 1, "{error}");
     assert!(error.contains("refused these credentials"), "{error}");
