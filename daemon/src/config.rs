@@ -52,7 +52,7 @@ pub struct Layer {
     /// What runs containers: `libcontainer`, or the path of an OCI runtime such as runc [default: libcontainer]
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<String>,
-    /// Addresses for pods, a /24 of it for each node; set on the first node [default: 10.244.0.0/16]
+    /// Addresses for pods, a part of them for each node: of a /16, a /22 [default: 10.244.0.0/16]
     #[arg(long, value_name = "CIDR")]
     pub cluster_cidr: Option<String>,
     /// The bridge that pods are attached to [default: flotilla0]
@@ -76,7 +76,7 @@ pub struct Layer {
     /// Silence after which a node counts as dead, in milliseconds [default: 3000]
     #[arg(long, value_name = "MS")]
     pub dead_ms: Option<u64>,
-    /// Labels of the Node, `key=value`; set when the node joins
+    /// Labels of the Node; put on it whenever the daemon starts
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
     /// Registries by host, with mirrors, credentials, CA file, or plain HTTP

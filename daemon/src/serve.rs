@@ -152,7 +152,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         stop: stop.clone(),
     };
 
-    let settings = Settings { cluster_cidr: parse_cidr(&config.cluster_cidr)?, ..Settings::default() };
+    let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
+    let settings = Settings { cluster_cidr, node_cidr_prefix: node_prefix(cluster_cidr.1), ..Settings::default() };
     spawn(&tasks, "lead", lead::run(store.clone(), members, settings, stop.clone()));
     spawn(&tasks, "agent", agent::run(node.clone(), advertise.to_vec()));
 
@@ -273,6 +274,12 @@ fn parse_cidr(text: &str) -> anyhow::Result<(std::net::Ipv4Addr, u8)> {
         Some((ip, prefix)) if (8..=24).contains(&prefix) => Ok((ip, prefix)),
         _ => bail!("cluster_cidr: {text:?} must be an IPv4 network of /8 to /24, such as 10.244.0.0/16"),
     }
+}
+
+/// How much of the cluster's pod addresses one node gets: enough for a thousand pods out of a /16, and for sixteen
+/// nodes out of the smallest.
+fn node_prefix(cluster_prefix: u8) -> u8 {
+    if cluster_prefix <= 18 { cluster_prefix + 6 } else { cluster_prefix + 4 }
 }
 
 async fn stop_signal() -> anyhow::Result<&'static str> {

@@ -55,6 +55,7 @@ pub async fn run(node: Node, advertise: Vec<SocketAddr>) {
         }
         info!(cidr, "running pods");
         node::announce(&node, &advertise).await;
+        node::label(&node).await;
         tokio::join!(supervise(&node), tidy::run(&node));
     };
     tokio::select! {

@@ -8,7 +8,7 @@ use flotilla_api::{Builtin, Key, Status, object};
 use flotilla_raft::WatchItem;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use tracing::{debug, info};
+use tracing::{debug, info, warn};
 
 use crate::VERSION;
 use crate::gate::WriteOptions;
@@ -73,6 +73,32 @@ pub async fn announce(node: &Node, addresses: &[SocketAddr]) {
     }
 }
 
+/// Puts the labels of this node's configuration on its Node.
+pub async fn label(node: &Node) {
+    if node.config.labels.is_empty() {
+        return;
+    }
+    let user = crate::gate::User::node(node.members.own_name());
+    let labelled = async {
+        let kind = node.gate.built_in(Builtin::Node)?;
+        let (target, options) = (("", node.members.own_name()), WriteOptions::by(MANAGER));
+        node.gate
+            .update(&user, &kind, target, Subresource::None, &options, |object| {
+                if !object["metadata"]["labels"].is_object() {
+                    object["metadata"]["labels"] = json!({});
+                }
+                for (key, value) in &node.config.labels {
+                    object["metadata"]["labels"][key] = json!(value);
+                }
+                Ok(())
+            })
+            .await
+    };
+    if let Err(status) = labelled.await {
+        warn!(error = status.message, "the configured labels are not on the node");
+    }
+}
+
 /// Says how the node is, if the store says something else.
 async fn put_status(node: &Node, addresses: &[SocketAddr], starting: bool) -> Result<(), Status> {
     let ready = node.local.pods().is_some();
@@ -85,8 +111,9 @@ async fn put_status(node: &Node, addresses: &[SocketAddr], starting: bool) -> Re
             let mut status = object.get("status").cloned().unwrap_or_else(|| json!({}));
             let (cpu_millis, memory_bytes) = usage::capacity();
             let allocatable = memory_bytes.saturating_sub(RESERVED_MEMORY_BYTES);
-            status["capacity"] = resources(cpu_millis, memory_bytes);
-            status["allocatable"] = resources(cpu_millis, allocatable);
+            let pods = max_pods(object.pointer("/spec/podCIDR").and_then(Value::as_str));
+            status["capacity"] = resources(cpu_millis, memory_bytes, pods);
+            status["allocatable"] = resources(cpu_millis, allocatable, pods);
             status["addresses"] = listed(addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
@@ -100,8 +127,16 @@ async fn put_status(node: &Node, addresses: &[SocketAddr], starting: bool) -> Re
         .map(|_| ())
 }
 
-fn resources(cpu_millis: u64, memory_bytes: u64) -> Value {
-    json!({"cpu": format!("{cpu_millis}m"), "memory": format!("{}Ki", memory_bytes / 1024), "pods": MAX_PODS.to_string()})
+fn resources(cpu_millis: u64, memory_bytes: u64, pods: u32) -> Value {
+    json!({"cpu": format!("{cpu_millis}m"), "memory": format!("{}Ki", memory_bytes / 1024), "pods": pods.to_string()})
+}
+
+/// No more pods than addresses: the network's own, the bridge's and the broadcast address are nobody's.
+fn max_pods(pod_cidr: Option<&str>) -> u32 {
+    let prefix = pod_cidr.and_then(|cidr| cidr.split_once('/')).and_then(|(_, prefix)| prefix.parse::<u32>().ok());
+    let addresses =
+        prefix.map_or(u32::MAX, |prefix| 1_u32.checked_shl(32_u32.saturating_sub(prefix)).unwrap_or(u32::MAX));
+    addresses.saturating_sub(3).min(MAX_PODS)
 }
 
 fn listed(addresses: &[SocketAddr], name: &str) -> Value {
@@ -194,6 +229,14 @@ pub async fn pod_cidr(node: &Node) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_has_no_more_pods_than_addresses() {
+        assert_eq!(max_pods(Some("10.244.0.0/22")), 1_000);
+        assert_eq!(max_pods(Some("10.244.0.0/24")), 253);
+        assert_eq!(max_pods(Some("10.244.0.0/30")), 1);
+        assert_eq!(max_pods(None), MAX_PODS);
+    }
 
     #[test]
     fn the_condition_moves_only_with_its_status() {
