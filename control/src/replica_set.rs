@@ -14,6 +14,8 @@ use crate::{condition, deletion, meta, pods, preference, selector};
 const MANAGER: &str = "replicaset-controller";
 /// Pods created or deleted for one set by one plan.
 const BURST_PODS: usize = 500;
+/// Pods of one set that wait for a node at most.
+const MAX_UNSCHEDULED: usize = 500;
 /// Pods created by one Change, each with its Event.
 const CREATED_PER_CHANGE: usize = 50;
 
@@ -90,7 +92,10 @@ fn create_pods(
     let Some(template) = &spec.template else { return Err("the set has no pod template".into()) };
     let about = event::reference(&set.object);
     let prefix = format!("{}-", set.key.name());
-    let mut left = missing.min(BURST_PODS);
+    // Pods that no node has room for are no use; more of them come when these have found theirs.
+    let uid = set.object.metadata.uid.as_deref().unwrap_or_default();
+    let homeless = cx.view.pods_of(uid).filter(|pod| pods::node_name(&pod.object).is_none()).count();
+    let mut left = missing.min(BURST_PODS).min(MAX_UNSCHEDULED.saturating_sub(homeless));
     while left > 0 {
         let batch = left.min(CREATED_PER_CHANGE);
         left -= batch;

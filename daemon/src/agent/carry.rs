@@ -140,11 +140,13 @@ impl Carrier {
             None => {}
         }
         let trouble = Trouble::new("FailedCreatePodSandBox");
+        let _turn = self.local.turn().await;
         pods.create_sandbox(lower::sandbox(self.pod()?)).await.map_err(|error| trouble(chain(&error)))?;
         Ok(())
     }
 
     async fn start(&self, name: &str, attempt: u32) -> Result<(), Trouble> {
+        let turn = self.local.turn().await;
         let pods = self.pods()?;
         let key = container_key(name, attempt);
         let found = pods.get(&self.uid).and_then(|sandbox| sandbox.container(name, attempt).map(|c| c.phase.clone()));
@@ -159,6 +161,7 @@ impl Carrier {
             let ended = pods.get(&self.uid).and_then(|s| s.container(name, attempt).map(|c| c.phase.exit().is_some()));
             return if ended == Some(true) { Ok(()) } else { Err(trouble(chain(&error))) };
         }
+        drop(turn);
         let hook = self.container(name)?.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
         if let Some(hook) = hook
             && let Err(message) = self.run_hook(hook, name, &key, MAX_HOOK).await

@@ -9,6 +9,7 @@ use flotilla_runtime::engine::EngineChoice;
 use flotilla_runtime::images::{Credentials, HostConfig, Images, RegistryConfig};
 use flotilla_runtime::network::NetworkConfig;
 use flotilla_runtime::pods::{Config as PodsConfig, LogRotation};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::source::Sources;
 use crate::config::{Config, Registry};
@@ -17,6 +18,8 @@ use crate::usage::Usage;
 
 /// Room for the headers of an overlay that a network below may need.
 const MTU: u32 = 1450;
+/// Sandboxes and containers that are made at the same time.
+const STARTS_PER_CORE: usize = 4;
 
 /// This node's images and pods. Cheap to clone.
 #[derive(Clone)]
@@ -33,6 +36,9 @@ struct Inner {
     pods: OnceLock<Pods>,
     sources: Sources,
     usage: Mutex<Usage>,
+    /// Sandboxes and containers being made: more at once only take the processors from those that run, and from the
+    /// heartbeats.
+    starts: Semaphore,
 }
 
 impl Local {
@@ -53,6 +59,7 @@ impl Local {
             pods: OnceLock::new(),
             sources,
             usage: Mutex::default(),
+            starts: Semaphore::new(STARTS_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from)),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -122,6 +129,11 @@ impl Local {
 
     pub(super) fn rootfs_dir(&self, container: &str) -> PathBuf {
         self.inner.config.run_dir.join("rootfs").join(container)
+    }
+
+    /// Waits for a turn to make a sandbox or a container; it lasts until what is returned is dropped.
+    pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.starts.acquire().await.ok()
     }
 
     pub fn usage(&self) -> Usage {
