@@ -95,6 +95,11 @@ async fn reconcile(store: &Store, members: &Members, settings: &Settings, term: 
     loop {
         shell.take_ready().await?;
         let now = Timestamp::now();
+        // Also if it came while there was other work.
+        if liveness.has_changed().map_err(|_| LeadError::Ended)? {
+            shell.due.insert(Work::Nodes, now);
+        }
+        let alive = liveness.borrow_and_update().clone();
         let work = shell.take_work(now);
         if work.is_empty() {
             let due = shell.next_due(now);
@@ -102,13 +107,12 @@ async fn reconcile(store: &Store, members: &Members, settings: &Settings, term: 
                 item = shell.watch.next() => shell.observe(item)?,
                 changed = liveness.changed() => {
                     if changed.is_err() { return Err(LeadError::Ended) }
-                    shell.due.insert(Work::Nodes, now);
+                    liveness.mark_changed();
                 }
                 () = sleep_until(due) => {}
             }
             continue;
         }
-        let alive = liveness.borrow_and_update().clone();
         let target = shell.carry_out(work, &alive, settings, now).await?;
         shell.catch_up(target).await?;
     }
