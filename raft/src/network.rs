@@ -187,7 +187,7 @@ impl RaftNetworkV2<Types> for Peer {
 
     fn stream_append<'s, S>(
         &'s mut self,
-        input: S,
+        mut input: S,
         _option: RPCOption,
     ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<Types>>>>>
     where
@@ -198,8 +198,13 @@ impl RaftNetworkV2<Types> for Peer {
             if !peer.pipelined {
                 return Ok(input.then(move |request| async move { peer.append(&request).await }).boxed());
             }
-            let (reader, writer) = peer.open(&Opening::Log).await?;
-            Ok(pipeline(peer, input, reader, writer))
+            // Whoever asks waits in its requests before it tries again: without this wait, a peer that refuses at
+            // once would be asked without pause.
+            let Some(first) = input.next().await else { return Ok(stream::empty().boxed()) };
+            match peer.open(&Opening::Log).await {
+                Ok((reader, writer)) => Ok(pipeline(peer, stream::iter([first]).chain(input), reader, writer)),
+                Err(error) => Ok(stream::iter([Err(error)]).boxed()),
+            }
         })
     }
 
