@@ -35,7 +35,7 @@ const HISTORY: Duration = Duration::from_secs(300);
 /// How often history is compacted.
 const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
 /// How long an expired token stays, so that whoever comes with it hears that it has expired.
-const TOKEN_MEMORY: SignedDuration = SignedDuration::from_hours(1);
+const TOKEN_MEMORY: SignedDuration = SignedDuration::from_secs(60 * 60);
 /// How often expired tokens are looked for.
 const TOKEN_INTERVAL: Duration = Duration::from_secs(60);
 

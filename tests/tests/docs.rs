@@ -104,7 +104,7 @@ fn parse(text: &str) -> Option<Bound> {
 fn value_of(name: &str, source: &str) -> Option<Bound> {
     expressions(name, source).find_map(|expression| {
         for (constructor, millis) in [("Duration::from_secs(", 1_000), ("Duration::from_millis(", 1)] {
-            if let Some(inside) = expression.strip_prefix(constructor) {
+            if let Some(inside) = expression.trim_start_matches("Signed").strip_prefix(constructor) {
                 return Some(Bound::Millis(number(inside.trim_end_matches(')'), source)? * millis));
             }
         }
