@@ -5,8 +5,10 @@
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 use std::{fs, io};
 
+use flotilla_net::{MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME};
 use serde::{Deserialize, Serialize};
 
 /// Where the configuration file is looked for when none is named.
@@ -76,6 +78,9 @@ pub struct Layer {
     /// Silence after which a node counts as dead, in milliseconds [default: 3000]
     #[arg(long, value_name = "MS")]
     pub dead_ms: Option<u64>,
+    /// Life of the certificates that this node signs for nodes, in seconds [default: 30 days]
+    #[arg(long, value_name = "SECONDS")]
+    pub node_certificate_seconds: Option<u64>,
     /// Labels of the Node; put on it whenever the daemon starts
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -126,6 +131,7 @@ pub struct Config {
     pub beat_ms: u64,
     pub suspect_ms: u64,
     pub dead_ms: u64,
+    pub node_certificate_seconds: u64,
     pub labels: BTreeMap<String, String>,
     pub registries: BTreeMap<String, Registry>,
 }
@@ -142,6 +148,11 @@ impl Config {
     /// If the host name cannot be a node's.
     pub fn name(&self) -> Result<String, ConfigError> {
         self.name.clone().map_or_else(host_name, Ok)
+    }
+
+    /// How long the certificates live that this node signs for nodes.
+    pub fn certificate_lifetime(&self) -> Duration {
+        Duration::from_secs(self.node_certificate_seconds)
     }
 
     /// Puts the layers together.
@@ -231,6 +242,7 @@ impl Layer {
             beat_ms,
             suspect_ms,
             dead_ms,
+            node_certificate_seconds,
             labels,
             registries,
         )
@@ -253,6 +265,7 @@ impl Layer {
             beat_ms: self.beat_ms.unwrap_or(250),
             suspect_ms: self.suspect_ms.unwrap_or(1_000),
             dead_ms: self.dead_ms.unwrap_or(3_000),
+            node_certificate_seconds: self.node_certificate_seconds.unwrap_or(NODE_LIFETIME.as_secs()),
             labels: self.labels.unwrap_or_default(),
             registries: self.registries.unwrap_or_default(),
         };
@@ -273,6 +286,17 @@ impl Config {
                 format!(
                     "{}, {}, {}: a node must miss at least two beats before it is suspected, and be suspected before it is dead",
                     self.beat_ms, self.suspect_ms, self.dead_ms
+                ),
+            );
+        }
+        if !(MIN_LIFETIME..=MAX_LIFETIME).contains(&self.certificate_lifetime()) {
+            return bad(
+                "node_certificate_seconds",
+                format!(
+                    "{}: must be from {} to {}",
+                    self.node_certificate_seconds,
+                    MIN_LIFETIME.as_secs(),
+                    MAX_LIFETIME.as_secs()
                 ),
             );
         }
@@ -352,6 +376,14 @@ mod tests {
         ];
         let config = load("", &variables, Layer::default()).unwrap();
         assert_eq!((config.dead_ms, config.advertise.len()), (5_000, 1));
+    }
+
+    #[test]
+    fn a_certificate_lives_a_minute_at_least() {
+        let config = load("name = \"a\"\nnode_certificate_seconds = 60\n", &[], Layer::default()).unwrap();
+        assert_eq!(config.certificate_lifetime(), Duration::from_secs(60));
+        let error = load("name = \"a\"\nnode_certificate_seconds = 59\n", &[], Layer::default()).unwrap_err();
+        assert!(error.contains("node_certificate_seconds") && error.contains("from 60"), "{error}");
     }
 
     #[test]

@@ -10,9 +10,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use flotilla_net::{
-    AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, NODE_LIFETIME, SealKey, Token,
-};
+use flotilla_net::{AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, SealKey, Token};
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -85,7 +83,8 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
     let authority = Authority::create(ClusterId::generate(), now)?;
     let seal_key = SealKey::generate();
     let sealed = authority.seal(&seal_key)?;
-    let identity = Identity::issue(&authority, new_id(), &config.name()?, &ips(advertise), NODE_LIFETIME, now)?;
+    let (name, addresses) = (config.name()?, ips(advertise));
+    let identity = Identity::issue(&authority, new_id(), &name, &addresses, config.certificate_lifetime(), now)?;
     info!(cluster = %authority.cluster(), node = config.name()?, "founding a cluster");
     seal_key.store(dir)?;
     write_beginning(dir, &Beginning { authority: Some(sealed.clone()), ..Beginning::default() })?;
@@ -108,7 +107,7 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
         .context("cannot join the cluster")?;
     let seal_key = joined.seal_key.context("the cluster gave no seal key")?;
     let records: Vec<AddressRecord> = joined.members.iter().filter_map(|member| member.record.clone()).collect();
-    let seed: Vec<Member> = joined.members.into_iter().map(|m| Member { id: m.id, name: m.name }).collect();
+    let seed: Vec<Member> = joined.members.into_iter().map(|m| Member { id: m.id, name: m.name, key: m.key }).collect();
     seal_key.store(dir)?;
     write_beginning(dir, &Beginning { members: seed.clone(), records: records.clone(), authority: None })?;
     joined.identity.store(dir)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
-use flotilla_net::Net;
+use flotilla_net::{Fingerprint, Listed, Net};
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -31,13 +31,23 @@ const RETRY: Duration = Duration::from_secs(1);
 pub struct Member {
     pub id: NodeId,
     pub name: String,
+    /// SHA-256 of its public key: whoever holds another is not this member.
+    pub key: Option<Fingerprint>,
+}
+
+impl From<&Member> for Listed {
+    fn from(member: &Member) -> Self {
+        Listed { id: member.id, name: member.name.clone(), key: member.key }
+    }
 }
 
 impl Member {
     fn of_node(node: &Value) -> Option<Self> {
-        let id = node.pointer("/metadata/annotations")?.get(ID_ANNOTATION)?.as_str()?.parse().ok()?;
+        let annotations = node.pointer("/metadata/annotations")?;
+        let id = annotations.get(ID_ANNOTATION)?.as_str()?.parse().ok()?;
+        let key = annotations.get(KEY_ANNOTATION).and_then(Value::as_str).and_then(fingerprint_of);
         let name = node.pointer("/metadata/name")?.as_str()?.to_owned();
-        Some(Self { id, name })
+        Some(Self { id, name, key })
     }
 }
 
@@ -45,7 +55,19 @@ impl Member {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Roll {
     pub by_name: BTreeMap<String, NodeId>,
+    pub keys: BTreeMap<NodeId, Fingerprint>,
     pub leaving: BTreeSet<NodeId>,
+}
+
+impl Roll {
+    fn add(&mut self, member: Member) {
+        self.keys.extend(member.key.map(|key| (member.id, key)));
+        self.by_name.insert(member.name, member.id);
+    }
+
+    fn listed(&self) -> impl Iterator<Item = Listed> {
+        self.by_name.iter().map(|(name, id)| Listed { id: *id, name: name.clone(), key: self.keys.get(id).copied() })
+    }
 }
 
 type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
@@ -70,9 +92,9 @@ pub struct Keeper {
 
 /// Begins with `seed`, which the cluster gave when this node joined, until the store knows better.
 pub fn members(store: Store, net: Net, own: Member, seed: &[Member]) -> (Members, Keeper) {
-    let by_name: BTreeMap<String, NodeId> =
-        seed.iter().chain([&own]).map(|member| (member.name.clone(), member.id)).collect();
-    let (roll, roll_seen) = watch::channel(Arc::new(Roll { by_name, leaving: BTreeSet::new() }));
+    let mut begun = Roll::default();
+    seed.iter().chain([&own]).for_each(|member| begun.add(member.clone()));
+    let (roll, roll_seen) = watch::channel(Arc::new(begun));
     let (liveness, liveness_seen) = watch::channel(LivenessByName::default());
     let members = Members { own: own.clone(), net: net.clone(), roll: roll_seen, liveness: liveness_seen };
     (members, Keeper { store, net, own, roll, liveness })
@@ -93,6 +115,11 @@ impl Members {
 
     pub fn name_of(&self, id: NodeId) -> Option<String> {
         self.roll.borrow().by_name.iter().find(|(_, member)| **member == id).map(|(name, _)| name.clone())
+    }
+
+    /// SHA-256 of the public key of a member.
+    pub fn key_of(&self, id: NodeId) -> Option<Fingerprint> {
+        self.roll.borrow().keys.get(&id).copied()
     }
 
     pub fn all(&self) -> BTreeMap<String, NodeId> {
@@ -182,7 +209,7 @@ impl Keeper {
             if node.pointer("/metadata/annotations").is_some_and(|all| all.get(LEAVING_ANNOTATION).is_some()) {
                 roll.leaving.insert(member.id);
             }
-            roll.by_name.insert(member.name, member.id);
+            roll.add(member);
         }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.
         if roll.by_name.contains_key(&self.own.name) {
@@ -192,7 +219,7 @@ impl Keeper {
     }
 
     fn publish(&self, roll: Roll) {
-        self.net.set_members(roll.by_name.iter().map(|(name, id)| (*id, name.clone())).collect());
+        self.net.set_members(roll.listed());
         self.roll.send_if_modified(|known| {
             let changed = **known != roll;
             if changed {
@@ -244,6 +271,19 @@ impl Keeper {
             changed
         });
     }
+}
+
+/// A fingerprint in hexadecimal, as [`KEY_ANNOTATION`] has it.
+fn fingerprint_of(text: &str) -> Option<Fingerprint> {
+    let digits = text.as_bytes();
+    let mut bytes = Fingerprint::default();
+    if digits.len() != 2 * bytes.len() {
+        return None;
+    }
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()?;
+    }
+    Some(bytes)
 }
 
 /// Removes the Node of a machine that has left. One that changed meanwhile is looked at again.

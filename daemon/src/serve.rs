@@ -93,7 +93,8 @@ impl Started {
 async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &CancellationToken) -> anyhow::Result<Started> {
     let enrolment = enrol::enrol(config, advertise).await?;
     let Enrolment { identity, seal_key, seed, records, founding } = enrolment;
-    let own = Member { id: identity.id(), name: identity.name().to_owned() };
+    let key = Some(identity.key().fingerprint());
+    let own = Member { id: identity.id(), name: identity.name().to_owned(), key };
     info!(node = own.name, id = own.id, cluster = %identity.cluster(), version = VERSION, "starting");
 
     let net = Net::start(flotilla_net::Options {
@@ -113,7 +114,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
             warn!(error = &error as &dyn std::error::Error, "an address is not used");
         }
     }
-    net.set_members(seed.iter().chain([&own]).map(|member| (member.id, member.name.clone())).collect());
+    net.set_members(seed.iter().chain([&own]));
 
     let transport = Arc::new(RaftTransport::new(net.clone()));
     let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
@@ -125,7 +126,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     spawn(&tasks, "members", keeper.run(stop.clone()));
 
     let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()));
-    let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), &identity, seal_key));
+    let lifetime = config.certificate_lifetime();
+    let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), seal_key, lifetime));
     net.admit_with(trust.clone());
     net.renew_with(trust.clone());
     let founder = founding.is_some();

@@ -97,13 +97,21 @@ impl Authority {
     /// A new authority for `cluster`, valid from `now` for [`AUTHORITY_LIFETIME`].
     pub fn create(cluster: ClusterId, now: SystemTime) -> Result<Self, AuthorityError> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
-        let mut params = blank_params(now, AUTHORITY_LIFETIME)?;
-        params.distinguished_name = name(&format!("flotilla {cluster}"), None);
-        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(1));
-        params.key_usages =
-            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+        let params = authority_params(cluster, 1, now)?;
         let certificate = params.self_signed(&key)?.der().clone();
         Ok(Authority { cluster, certificate, issuer: Issuer::new(params, key) })
+    }
+
+    /// A new authority for the same cluster, and the bridge to it: its certificate as this one signs it. Through the bridge,
+    /// whoever trusts this authority believes the new one.
+    pub fn succeed(&self, now: SystemTime) -> Result<(Self, CertificateDer<'static>), AuthorityError> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+        let params = authority_params(self.cluster, 1, now)?;
+        let certificate = params.self_signed(&key)?.der().clone();
+        let mut bridge = authority_params(self.cluster, 0, now)?;
+        bridge.distinguished_name = params.distinguished_name.clone();
+        let bridge = bridge.signed_by(&key, &self.issuer)?.der().clone();
+        Ok((Authority { cluster: self.cluster, certificate, issuer: Issuer::new(params, key) }, bridge))
     }
 
     pub fn cluster(&self) -> ClusterId {
@@ -198,6 +206,17 @@ pub struct NodeNames<'a> {
 
 /// The clocks of machines that a certificate can be made on: from 1970 to 9000.
 const LATEST_CLOCK: Duration = Duration::from_secs(7000 * 365 * 24 * 3600);
+
+/// Each authority of a cluster has a name of its own, so that it is found by what it signed.
+fn authority_params(cluster: ClusterId, path_length: u8, now: SystemTime) -> Result<CertificateParams, AuthorityError> {
+    let mut suffix = [0; 4];
+    crate::random::fill(&mut suffix);
+    let mut params = blank_params(now, AUTHORITY_LIFETIME)?;
+    params.distinguished_name = name(&format!("flotilla {cluster} {:08x}", u32::from_be_bytes(suffix)), None);
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(path_length));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    Ok(params)
+}
 
 fn blank_params(now: SystemTime, lifetime: Duration) -> Result<CertificateParams, AuthorityError> {
     if !(MIN_LIFETIME..=MAX_LIFETIME).contains(&lifetime) {

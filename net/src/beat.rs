@@ -4,7 +4,7 @@
 //!
 //! Invariant: one task a member; a member that does not answer delays no other.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +17,7 @@ use tokio::time::MissedTickBehavior;
 use crate::alpn::Alpn;
 use crate::codec;
 use crate::frame::{FrameError, read_frame_or_end, write_frame};
+use crate::members::Entries;
 use crate::names::NodeId;
 use crate::pool::canonical;
 use crate::ports::PeerInfo;
@@ -49,9 +50,9 @@ pub(crate) async fn run(shared: Arc<Shared>) {
             () = shared.stop.cancelled() => break,
             _ = ticks.tick() => shared.pulse.tick(Instant::now()),
             Ok(()) = members.changed() => {
-                let names = members.borrow_and_update().clone();
-                shared.pulse.set_members(&names, Instant::now());
-                senders.set(&shared, &names);
+                let members = members.borrow_and_update().clone();
+                shared.pulse.set_members(&members, Instant::now());
+                senders.set(&shared, &members);
             }
         }
     }
@@ -65,16 +66,16 @@ struct Senders {
 }
 
 impl Senders {
-    fn set(&mut self, shared: &Arc<Shared>, names: &BTreeMap<NodeId, Arc<str>>) {
+    fn set(&mut self, shared: &Arc<Shared>, members: &Entries) {
         self.running.retain(|id, task| {
-            let stays = names.contains_key(id);
+            let stays = members.contains_key(id);
             if !stays {
                 task.abort();
             }
             stays
         });
         while self.tasks.try_join_next().is_some() {}
-        for id in names.keys().filter(|id| **id != shared.own_id()) {
+        for id in members.keys().filter(|id| **id != shared.own_id()) {
             self.running.entry(*id).or_insert_with(|| self.tasks.spawn(beat_to(shared.clone(), *id)));
         }
     }

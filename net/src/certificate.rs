@@ -103,15 +103,24 @@ impl Subject {
         Ok((node, subject))
     }
 
+    /// Whether the user is called like a node, or is in the nodes' group.
+    pub(crate) fn claims_a_node(&self) -> bool {
+        self.user.starts_with(NODE_USER_PREFIX) || self.groups.iter().any(|group| group == NODE_GROUP)
+    }
+
     /// When the certificate was made.
-    pub(crate) fn issued(&self) -> SystemTime {
+    pub fn issued(&self) -> SystemTime {
         self.not_before + BACKDATE
     }
 
     /// When the certificate is to be renewed: at two thirds of its life.
     pub fn renew_at(&self) -> SystemTime {
-        let life = self.not_after.duration_since(self.issued()).unwrap_or_default();
-        self.issued() + life * 2 / 3
+        self.issued() + self.lifetime() * 2 / 3
+    }
+
+    /// From when it was made to its end.
+    pub fn lifetime(&self) -> Duration {
+        self.not_after.duration_since(self.issued()).unwrap_or_default()
     }
 }
 
@@ -129,6 +138,19 @@ fn parse(der: &[u8]) -> Result<X509Certificate<'_>, CertificateError> {
         Ok(_) => Err(CertificateError::Malformed("bytes follow it")),
         Err(_) => Err(CertificateError::Malformed("it is not X.509")),
     }
+}
+
+/// Who signed an authority's certificate, by its own account.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Issuer {
+    Itself,
+    Another,
+}
+
+pub(crate) fn issuer_of(authority: &[u8]) -> Result<Issuer, CertificateError> {
+    let certificate = parse(authority)?;
+    let itself = certificate.issuer().as_raw() == certificate.subject().as_raw();
+    Ok(if itself { Issuer::Itself } else { Issuer::Another })
 }
 
 fn one_common_name(certificate: &X509Certificate<'_>) -> Result<String, CertificateError> {

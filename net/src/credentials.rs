@@ -3,12 +3,14 @@
 //!
 //! Invariant: an exchange never changes cluster, id or name.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use rustls::RootCertStore;
+use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
 use crate::certificate::{CertificateError, root_store};
 use crate::identity::Identity;
@@ -28,7 +30,7 @@ pub enum CredentialsError {
 
 /// A cell that holds the identity in use.
 #[derive(Debug)]
-pub struct Credentials(RwLock<Arc<Current>>);
+pub struct Credentials(watch::Sender<Arc<Current>>);
 
 /// The identity, prepared for handshakes.
 #[derive(Debug)]
@@ -41,7 +43,7 @@ pub(crate) struct Current {
 
 impl Credentials {
     pub fn new(identity: Identity) -> Result<Arc<Self>, CredentialsError> {
-        Ok(Arc::new(Credentials(RwLock::new(Arc::new(Current::new(identity)?)))))
+        Ok(Arc::new(Credentials(watch::Sender::new(Arc::new(Current::new(identity)?)))))
     }
 
     /// The identity in use.
@@ -56,13 +58,23 @@ impl Credentials {
         if !same {
             return Err(CredentialsError::OtherNode);
         }
-        let next = Arc::new(Current::new(identity)?);
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = next;
+        self.0.send_replace(Arc::new(Current::new(identity)?));
         Ok(())
     }
 
     pub(crate) fn current(&self) -> Arc<Current> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.borrow().clone()
+    }
+
+    /// Wakes with every exchange.
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Current>> {
+        self.0.subscribe()
+    }
+
+    /// Whether the authorities in use stand behind `chain` at this moment, which is of a caller, its own certificate first.
+    pub(crate) fn vouch_for(&self, chain: &[CertificateDer<'_>]) -> Result<(), rustls::Error> {
+        let (leaf, rest) = chain.split_first().ok_or(rustls::Error::NoCertificatesPresented)?;
+        self.current().clients.verify_client_cert(leaf, rest, UnixTime::now()).map(|_| ())
     }
 }
 
@@ -71,7 +83,8 @@ impl Current {
         let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&identity.key().to_der())
             .map_err(CredentialsError::Key)?;
         // Authorities follow the certificate, so that a machine which joins finds the one that its token pins.
-        let chain = std::iter::once(identity.certificate()).chain(identity.authorities()).cloned().collect();
+        let behind = identity.authorities().iter().chain(identity.bridges());
+        let chain = std::iter::once(identity.certificate()).chain(behind).cloned().collect();
         let roots = Arc::new(root_store(identity.authorities())?);
         let clients = WebPkiClientVerifier::builder_with_provider(roots.clone(), provider()).build()?;
         Ok(Current { certified: Arc::new(CertifiedKey::new(chain, key)), identity: Arc::new(identity), roots, clients })

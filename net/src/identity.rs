@@ -1,7 +1,10 @@
 //! Who this node is: its key, its certificate and the authorities it trusts, kept in one file.
 //!
-//! The file holds PEM in this order: private key, the node's certificate, then authorities. Cluster, id and name are read
-//! out of the certificate and stand nowhere else.
+//! The file holds PEM in this order: private key, the node's certificate, then authorities, each signed by itself, and
+//! bridges, signed by another. Cluster, id and name are read out of the certificate and stand nowhere else.
+//!
+//! A bridge is an authority's certificate signed by the authority before it. Whoever still trusts only that one believes
+//! this node through the bridge, while an authority is being replaced.
 //!
 //! Invariant: key, certificate and authorities change together or not at all.
 //! Invariant: an `Identity` is consistent: the certificate is a node's, of this key, signed by one of the authorities.
@@ -20,7 +23,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 
 use crate::authority::{Authority, AuthorityError, NodeNames};
 use crate::certificate::{
-    CertificateError, Fingerprint, NodeSubject, Subject, fingerprint, root_store, verify_node_despite_age,
+    CertificateError, Fingerprint, Issuer, NodeSubject, Subject, fingerprint, issuer_of, root_store,
+    verify_node_despite_age,
 };
 use crate::files;
 use crate::names::{ClusterId, NodeId};
@@ -94,6 +98,7 @@ pub struct Identity {
     key: NodeKey,
     certificate: CertificateDer<'static>,
     authorities: Vec<CertificateDer<'static>>,
+    bridges: Vec<CertificateDer<'static>>,
     node: NodeSubject,
     subject: Subject,
 }
@@ -112,7 +117,18 @@ impl Identity {
         if subject.key_fingerprint != key.fingerprint() {
             return Err(IdentityError::OtherKey);
         }
-        Ok(Identity { key, certificate, authorities, node, subject })
+        Ok(Identity { key, certificate, authorities, bridges: Vec::new(), node, subject })
+    }
+
+    /// The same, and shows `bridges` to others.
+    pub fn with_bridges(self, bridges: Vec<CertificateDer<'static>>) -> Result<Self, IdentityError> {
+        if bridges.len() > MAX_AUTHORITIES {
+            return Err(IdentityError::Authorities);
+        }
+        for bridge in &bridges {
+            issuer_of(bridge)?;
+        }
+        Ok(Identity { bridges, ..self })
     }
 
     /// A new key with a certificate by `authority`: how the first node of a cluster gets its identity.
@@ -155,6 +171,19 @@ impl Identity {
         &self.authorities
     }
 
+    /// Certificates that lead from an authority that is being replaced to the one that signs.
+    pub fn bridges(&self) -> &[CertificateDer<'static>] {
+        &self.bridges
+    }
+
+    /// The authority that signed the certificate.
+    pub fn issuer(&self) -> Option<&CertificateDer<'static>> {
+        self.authorities.iter().find(|authority| {
+            let alone = root_store(std::slice::from_ref(*authority));
+            alone.is_ok_and(|alone| verify_node_despite_age(&self.certificate, &alone).is_ok())
+        })
+    }
+
     /// What the certificate says: validity, renewal, key.
     pub fn subject(&self) -> &Subject {
         &self.subject
@@ -167,7 +196,8 @@ impl Identity {
 
     /// Keeps the identity in `dir` (made if missing, for the owner alone).
     pub fn store(&self, dir: &Path) -> Result<(), IdentityError> {
-        let text = [self.key.to_pem(), certificate_pem(&self.certificate), self.authorities_pem()].concat();
+        let bridges: String = self.bridges.iter().map(|bridge| certificate_pem(bridge)).collect();
+        let text = [self.key.to_pem(), certificate_pem(&self.certificate), self.authorities_pem(), bridges].concat();
         Ok(files::write_private(dir, FILE, text.as_bytes())?)
     }
 
@@ -183,7 +213,11 @@ impl Identity {
             return Err(IdentityError::File("no certificate"));
         }
         let certificate = certificates.remove(0);
-        Identity::new(key, certificate, certificates).map(Some)
+        let (mut authorities, mut bridges) = (Vec::new(), Vec::new());
+        for one in certificates {
+            if issuer_of(&one)? == Issuer::Itself { authorities.push(one) } else { bridges.push(one) }
+        }
+        Identity::new(key, certificate, authorities)?.with_bridges(bridges).map(Some)
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use quinn::{Connection, ConnectionError, Endpoint};
-use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::authority::MAX_REQUEST_BYTES;
@@ -20,22 +19,19 @@ use crate::home::elsewhere;
 use crate::identity::{Identity, IdentityError, NodeKey};
 use crate::names::{NameError, NodeId, check_node_name};
 use crate::pool::canonical;
-use crate::ports::{JoinGrant, JoinRequest, Member, Refusal};
+use crate::ports::{JoinGrant, JoinRequest, Member, Refusal, RenewGrant};
 use crate::record::MAX_ADDRESSES;
 use crate::seal::SealKey;
 use crate::shared::Shared;
 use crate::tls;
 use crate::token::{Token, TokenId, TokenSecret};
-use crate::transport::{self, Keeping};
+use crate::transport::{self, Keeping, is_revoked_alert, is_tls_alert};
 
 /// The largest question.
 pub const MAX_QUESTION_BYTES: usize = 64 * 1024;
 
 /// The largest answer.
 pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
-
-/// The transport errors that are TLS alerts (RFC 9001, section 4.8).
-const TLS_ALERTS: std::ops::Range<u64> = 0x100..0x200;
 
 const MAX_VERSION_BYTES: usize = 64;
 const MAX_REASON_BYTES: usize = 512;
@@ -48,6 +44,12 @@ pub enum JoinError {
     Unreachable(String),
     #[error("{0} belongs to another cluster than the token, or is not what it claims to be; nothing was sent to it")]
     WrongCluster(SocketAddr),
+    #[error(
+        "{0} says that it is of the token's cluster, but shows another authority than the token pins: either the cluster's \
+         CA was replaced since the token was made ('flotilla token create' makes a new one), or it is not what it claims to \
+         be; nothing was sent to it"
+    )]
+    Replaced(SocketAddr),
     #[error("{0}")]
     Refused(String),
     #[error("{0}")]
@@ -131,7 +133,7 @@ pub async fn join(
             Ok(grant) => return accept(token, parts, key, grant),
             // The question is the same again, and the cluster knows it again: a lost answer costs no second admission.
             Err(JoinError::Unreachable(reason) | JoinError::Broken(reason)) => failures.push(reason),
-            Err(error @ JoinError::WrongCluster(_)) => stranger = Some(error),
+            Err(error @ (JoinError::WrongCluster(_) | JoinError::Replaced(_))) => stranger = Some(error),
             Err(error) => return Err(error),
         }
     }
@@ -201,9 +203,8 @@ async fn dial(endpoint: &Endpoint, token: &Token, address: SocketAddr) -> Result
         endpoint.connect_with(config, address, "join.flotilla").map_err(|error| unreachable(error.to_string()))?;
     connecting.await.map_err(|error| match error {
         // What this side found wrong with the other is a TLS alert; all else may pass.
-        ConnectionError::TransportError(error) if TLS_ALERTS.contains(&u64::from(error.code)) => {
-            JoinError::WrongCluster(address)
-        }
+        ConnectionError::TransportError(error) if is_revoked_alert(error.code) => JoinError::Replaced(address),
+        ConnectionError::TransportError(error) if is_tls_alert(error.code) => JoinError::WrongCluster(address),
         other => unreachable(other.to_string()),
     })
 }
@@ -224,8 +225,8 @@ fn accept(token: &Token, parts: &JoinParts, key: NodeKey, grant: JoinGrant) -> R
     if !grant.authorities.iter().any(|authority| fingerprint(authority) == *token.authority()) {
         return Err(JoinError::Misfit("another authority"));
     }
-    let authorities = grant.authorities.into_iter().map(CertificateDer::from).collect();
-    let identity = Identity::new(key, CertificateDer::from(grant.certificate), authorities)?;
+    let JoinGrant { certificate, authorities, bridges, .. } = grant;
+    let identity = RenewGrant { certificate, authorities, bridges }.into_identity(key)?;
     if identity.cluster() != token.cluster() || identity.id() != parts.id || identity.name() != parts.name {
         return Err(JoinError::Misfit("a certificate for another node"));
     }

@@ -11,6 +11,7 @@ mod alpn;
 mod authority;
 mod beat;
 mod book;
+mod caller;
 mod certificate;
 pub mod codec;
 mod credentials;
@@ -45,6 +46,7 @@ pub use alpn::Alpn;
 pub use authority::{
     AUTHORITY_LIFETIME, Authority, AuthorityError, MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME, NodeNames,
 };
+pub use caller::Caller;
 pub use certificate::{CertificateError, Fingerprint, NodeSubject, Subject, fingerprint};
 pub use credentials::{Credentials, CredentialsError};
 pub use error::NetError;
@@ -52,6 +54,7 @@ pub use frame::{FrameError, read_frame, read_frame_or_end, write_frame};
 pub use identity::{Identity, IdentityError, NodeKey, certificate_pem};
 pub use join::{JoinError, JoinParts, JoinTimeouts, Joined, join};
 pub use limit::Rate;
+pub use members::Listed;
 pub use names::{ClusterId, MAX_NODE_NAME_BYTES, NameError, NodeId, check_node_name};
 pub use net::Net;
 pub use options::Options;

@@ -1,5 +1,7 @@
 //! Who may speak. The store decides who is a member and says so here; a connection is judged by this list alone.
 //!
+//! A member is listed with its key, so that a certificate alone makes nobody a member, whoever got hold of the authority.
+//!
 //! Invariant: what is not listed is refused; what is revoked stays refused, also when a stale list names it and after a
 //! restart.
 
@@ -10,6 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
 
+use crate::certificate::Fingerprint;
 use crate::codec;
 use crate::files;
 use crate::names::NodeId;
@@ -38,11 +41,33 @@ pub(crate) enum Standing {
     Revoked,
 }
 
-type Names = BTreeMap<NodeId, Arc<str>>;
+/// A member as the store lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    pub id: NodeId,
+    pub name: String,
+    /// SHA-256 of its public key. Without one, any key that the authority certified for the node will do.
+    pub key: Option<Fingerprint>,
+}
+
+impl From<(NodeId, String)> for Listed {
+    fn from((id, name): (NodeId, String)) -> Self {
+        Listed { id, name, key: None }
+    }
+}
+
+/// What is known of a member beside its id.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) name: Arc<str>,
+    pub(crate) key: Option<Fingerprint>,
+}
+
+pub(crate) type Entries = BTreeMap<NodeId, Entry>;
 
 pub(crate) struct Members {
     dir: PathBuf,
-    listed: watch::Sender<Arc<Names>>,
+    listed: watch::Sender<Arc<Entries>>,
     revoked: RwLock<BTreeSet<NodeId>>,
 }
 
@@ -52,24 +77,25 @@ impl Members {
             Some(bytes) => codec::decode(&bytes)?,
             None => BTreeSet::new(),
         };
-        let listed = watch::Sender::new(Arc::new(Names::new()));
+        let listed = watch::Sender::new(Arc::new(Entries::new()));
         Ok(Members { dir: dir.to_path_buf(), listed, revoked: RwLock::new(revoked) })
     }
 
-    /// Lists exactly `members` and returns those that were listed before and are not now.
-    pub(crate) fn set(&self, members: Vec<(NodeId, String)>) -> Vec<NodeId> {
-        let next: Names = members
+    /// Lists exactly `members` and returns those that were listed before and are not now, or with another name or key.
+    pub(crate) fn set(&self, members: impl IntoIterator<Item = impl Into<Listed>>) -> Vec<NodeId> {
+        let next: Entries = members
             .into_iter()
-            .filter(|(id, _)| !self.is_revoked(*id))
+            .map(Into::into)
+            .filter(|member: &Listed| !self.is_revoked(member.id))
             .take(MAX_MEMBERS)
-            .map(|(id, name)| (id, Arc::from(name)))
+            .map(|member| (member.id, Entry { name: Arc::from(member.name), key: member.key }))
             .collect();
         self.replace(next)
     }
 
     /// Takes `id` off the list.
     pub(crate) fn remove(&self, id: NodeId) {
-        let mut next = Names::clone(&self.listed.borrow());
+        let mut next = Entries::clone(&self.listed.borrow());
         next.remove(&id);
         self.replace(next);
     }
@@ -88,32 +114,38 @@ impl Members {
         Ok(files::write_private(&self.dir, FILE, &codec::encode(&revoked)?)?)
     }
 
-    pub(crate) fn standing(&self, id: NodeId, name: &str) -> Standing {
+    /// How a peer stands that proved to hold `key`, certified for `id` and `name`.
+    pub(crate) fn standing(&self, id: NodeId, name: &str, key: &Fingerprint) -> Standing {
         if self.is_revoked(id) {
             return Standing::Revoked;
         }
         match self.listed.borrow().get(&id) {
-            Some(listed) if **listed == *name => Standing::Member,
+            Some(listed) if *listed.name == *name && listed.key.is_none_or(|listed| listed == *key) => Standing::Member,
             _ => Standing::Unlisted,
         }
     }
 
-    pub(crate) fn name(&self, id: NodeId) -> Option<Arc<str>> {
-        self.listed.borrow().get(&id).cloned()
+    pub(crate) fn is_listed(&self, id: NodeId) -> bool {
+        self.listed.borrow().contains_key(&id)
+    }
+
+    /// The key under which `id` is listed, if it is listed with one.
+    pub(crate) fn key(&self, id: NodeId) -> Option<Fingerprint> {
+        self.listed.borrow().get(&id)?.key
     }
 
     pub(crate) fn is_revoked(&self, id: NodeId) -> bool {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
     }
 
-    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Names>> {
+    pub(crate) fn watch(&self) -> watch::Receiver<Arc<Entries>> {
         self.listed.subscribe()
     }
 
-    fn replace(&self, next: Names) -> Vec<NodeId> {
+    fn replace(&self, next: Entries) -> Vec<NodeId> {
         let mut removed = Vec::new();
         self.listed.send_if_modified(|listed| {
-            removed = listed.iter().filter(|(id, name)| next.get(id) != Some(name)).map(|(id, _)| *id).collect();
+            removed = listed.iter().filter(|(id, entry)| next.get(id) != Some(entry)).map(|(id, _)| *id).collect();
             let changed = **listed != next;
             *listed = Arc::new(next);
             changed
@@ -126,6 +158,8 @@ impl Members {
 mod tests {
     use super::*;
 
+    const KEY: Fingerprint = [1; 32];
+
     fn names(ids: &[NodeId]) -> Vec<(NodeId, String)> {
         ids.iter().map(|id| (*id, format!("n{id}"))).collect()
     }
@@ -134,12 +168,23 @@ mod tests {
     fn only_the_listed_speak_and_only_under_their_name() {
         let dir = tempfile::tempdir().expect("a directory");
         let members = Members::load(dir.path()).expect("loads");
-        assert_eq!(members.standing(1, "n1"), Standing::Unlisted);
+        assert_eq!(members.standing(1, "n1", &KEY), Standing::Unlisted);
         assert!(members.set(names(&[1, 2])).is_empty());
-        assert_eq!(members.standing(1, "n1"), Standing::Member);
-        assert_eq!(members.standing(1, "other"), Standing::Unlisted);
+        assert_eq!(members.standing(1, "n1", &KEY), Standing::Member);
+        assert_eq!(members.standing(1, "other", &KEY), Standing::Unlisted);
         assert_eq!(members.set(names(&[2, 3])), [1]);
-        assert_eq!(members.standing(1, "n1"), Standing::Unlisted);
+        assert_eq!(members.standing(1, "n1", &KEY), Standing::Unlisted);
+    }
+
+    #[test]
+    fn one_that_is_listed_with_a_key_speaks_with_no_other() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let members = Members::load(dir.path()).expect("loads");
+        let listed = |key| [Listed { id: 1, name: "n1".into(), key: Some(key) }];
+        members.set(listed(KEY));
+        assert_eq!(members.standing(1, "n1", &KEY), Standing::Member);
+        assert_eq!(members.standing(1, "n1", &[2; 32]), Standing::Unlisted);
+        assert_eq!(members.set(listed([2; 32])), [1], "another key is another machine");
     }
 
     #[test]
@@ -149,10 +194,10 @@ mod tests {
         members.set(names(&[1, 2]));
         members.revoke(1).expect("is kept");
         members.set(names(&[1, 2]));
-        assert_eq!(members.standing(1, "n1"), Standing::Revoked);
+        assert_eq!(members.standing(1, "n1", &KEY), Standing::Revoked);
         let restarted = Members::load(dir.path()).expect("loads");
         restarted.set(names(&[1, 2]));
-        assert_eq!(restarted.standing(1, "n1"), Standing::Revoked);
-        assert_eq!(restarted.standing(2, "n2"), Standing::Member);
+        assert_eq!(restarted.standing(1, "n1", &KEY), Standing::Revoked);
+        assert_eq!(restarted.standing(2, "n2", &KEY), Standing::Member);
     }
 }

@@ -13,11 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use crate::alpn::Alpn;
+use crate::caller::Caller;
 use crate::credentials::Credentials;
 use crate::error::NetError;
 use crate::home::{Home, QuicRuntime};
 use crate::identity::Identity;
-use crate::members::{Members, Standing};
+use crate::members::{Listed, Members};
 use crate::names::NodeId;
 use crate::options::Options;
 use crate::ports::{Admission, Handler, Renewal};
@@ -146,16 +147,22 @@ impl Net {
     }
 
     /// Only these are spoken to and answered from now on; this node itself need not be among them, but is listed in
-    /// [`Net::liveness`] only if it is. Connections of those no longer listed are closed at once.
-    pub fn set_members(&self, members: Vec<(NodeId, String)>) {
+    /// [`Net::liveness`] only if it is. Connections of those no longer listed, or listed otherwise, are closed at once.
+    pub fn set_members(&self, members: impl IntoIterator<Item = impl Into<Listed>>) {
         for removed in self.shared().members.set(members) {
             self.shared().cut_off(removed);
         }
     }
 
-    /// Whether a peer that proved to be `id` under `name` may speak: for certificates that came by another port.
-    pub fn is_member(&self, id: NodeId, name: &str) -> bool {
-        self.shared().members.standing(id, name) == Standing::Member
+    /// Whether `caller`, which proved to hold the key of its certificate on another port, may speak now, or why not.
+    pub fn admits(&self, caller: &Caller) -> Result<(), &'static str> {
+        caller.judge(&self.shared().members, &self.shared().credentials)
+    }
+
+    /// Waits until `caller` may no longer speak, and says why: it was removed, or its certificate has ended or lost its
+    /// authority.
+    pub async fn until_refused(&self, caller: &Caller) -> &'static str {
+        caller.until_refused(&self.shared().members, &self.shared().credentials).await
     }
 
     /// Forgets a node: it is no longer listed, its address is no longer known. It may be listed again.
@@ -192,6 +199,11 @@ impl Net {
     /// it on disk. Open connections stay.
     pub async fn replace_identity(&self, identity: Identity) -> Result<(), NetError> {
         replace_identity(self.shared(), identity).await
+    }
+
+    /// Asks for the next certificate now, though the present one is young: its addresses or its authority changed.
+    pub fn renew_now(&self) {
+        self.shared().renewal.asked.notify_one();
     }
 
     /// Ends all connections, calls and tasks, within some seconds. The port is free once the last clone is dropped.

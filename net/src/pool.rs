@@ -12,12 +12,14 @@ use std::time::{Duration, Instant};
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use tokio::sync::Notify;
 
 use crate::alpn::Alpn;
 use crate::error::NetError;
 use crate::links::Close;
 use crate::names::NodeId;
 use crate::tls::server_name;
+use crate::transport::is_tls_alert;
 
 /// A failed dial answers for others within this time.
 const FAILURE_HOLDS: Duration = Duration::from_millis(100);
@@ -55,6 +57,8 @@ pub(crate) struct Dial<'a> {
     pub(crate) alpn: Alpn,
     pub(crate) addresses: Vec<SocketAddr>,
     pub(crate) timeout: Duration,
+    /// Told when one side does not believe the other's certificate.
+    pub(crate) estranged: &'a Notify,
 }
 
 impl Pool {
@@ -187,6 +191,14 @@ impl Dial<'_> {
 
     fn explain(&self, address: SocketAddr, error: ConnectionError) -> NetError {
         let (node, alpn) = (self.node, self.alpn);
+        let code = match &error {
+            ConnectionError::TransportError(error) => Some(error.code),
+            ConnectionError::ConnectionClosed(close) => Some(close.error_code),
+            _ => None,
+        };
+        if code.is_some_and(is_tls_alert) && !alpn.admits_strangers() {
+            self.estranged.notify_one();
+        }
         match error {
             ConnectionError::ApplicationClosed(close) => {
                 NetError::Refused { node, alpn, reason: String::from_utf8_lossy(&close.reason).into_owned() }

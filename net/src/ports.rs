@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 
 use async_trait::async_trait;
+use rustls::pki_types::CertificateDer;
 use serde::{Deserialize, Serialize};
 
 use crate::certificate::Fingerprint;
+use crate::identity::{Identity, IdentityError, NodeKey};
 use crate::names::{ClusterId, NodeId};
 use crate::record::AddressRecord;
 use crate::seal::SealKey;
@@ -54,6 +56,8 @@ pub struct JoinRequest {
 pub struct Member {
     pub id: NodeId,
     pub name: String,
+    /// SHA-256 of its public key.
+    pub key: Option<Fingerprint>,
     pub record: Option<AddressRecord>,
 }
 
@@ -65,6 +69,8 @@ pub struct JoinGrant {
     pub certificate: Vec<u8>,
     /// The cluster's authorities, DER.
     pub authorities: Vec<Vec<u8>>,
+    /// What leads to the authority that signs from the one that it replaces, DER.
+    pub bridges: Vec<Vec<u8>>,
     /// For replicas.
     pub seal_key: Option<SealKey>,
     pub members: Vec<Member>,
@@ -96,6 +102,17 @@ pub struct RenewGrant {
     pub certificate: Vec<u8>,
     /// The cluster's authorities, DER.
     pub authorities: Vec<Vec<u8>>,
+    /// What leads to the authority that signs from the one that it replaces, DER.
+    pub bridges: Vec<Vec<u8>>,
+}
+
+impl RenewGrant {
+    /// The identity of `key` with what was granted, if that fits together.
+    pub fn into_identity(self, key: NodeKey) -> Result<Identity, IdentityError> {
+        let certificates = |all: Vec<Vec<u8>>| all.into_iter().map(CertificateDer::from).collect();
+        let identity = Identity::new(key, CertificateDer::from(self.certificate), certificates(self.authorities))?;
+        identity.with_bridges(certificates(self.bridges))
+    }
 }
 
 /// Signs renewals. A node asks its own first, then those of others.

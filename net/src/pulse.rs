@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::watch;
 
+use crate::members::Entries;
 use crate::names::NodeId;
 use crate::options::Options;
 use crate::suspicion::{Liveness, Suspicion};
@@ -70,11 +71,11 @@ impl Pulse {
         self.tick
     }
 
-    pub(crate) fn set_members(&self, names: &BTreeMap<NodeId, Arc<str>>, now: Instant) {
+    pub(crate) fn set_members(&self, members: &Entries, now: Instant) {
         let mut state = self.lock();
-        state.suspicion.set_members(names.keys().copied(), now);
-        state.signs.retain(|id, _| *id == self.own || names.contains_key(id));
-        state.names = names.clone();
+        state.suspicion.set_members(members.keys().copied(), now);
+        state.signs.retain(|id, _| *id == self.own || members.contains_key(id));
+        state.names = members.iter().map(|(id, entry)| (*id, entry.name.clone())).collect();
         self.publish(&state, now);
     }
 

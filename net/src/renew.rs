@@ -6,17 +6,18 @@
 //! Invariant: only a listed, unrevoked node is signed for.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use quinn::Connection;
 use rcgen::{CertificateSigningRequestParams, PublicKeyData};
-use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer};
+use rustls::pki_types::CertificateSigningRequestDer;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
 
 use crate::alpn::Alpn;
 use crate::authority::MAX_REQUEST_BYTES;
-use crate::certificate::{MAX_CERTIFICATE_BYTES, fingerprint, verify_node_despite_age};
+use crate::certificate::{MAX_CERTIFICATE_BYTES, Subject, fingerprint, verify_node_despite_age};
 use crate::codec;
 use crate::frame::{FrameError, read_frame};
 use crate::home::elsewhere;
@@ -34,6 +35,12 @@ const MAX_PROOF_BYTES: usize = 128;
 const RETRY_MIN: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(60);
 
+/// A certificate of a short life is tried for more often: so many times in its life at least.
+const TRIES_A_LIFE: u32 = 16;
+
+/// Between two looks for other authorities, at least.
+const ESTRANGED_MIN: Duration = Duration::from_secs(2);
+
 /// The most peers that one round of a renewal asks.
 const MAX_PEERS_ASKED: usize = 8;
 
@@ -45,29 +52,82 @@ struct Question {
     proof: Vec<u8>,
 }
 
-/// Renews this node's certificate at two thirds of its life, until the network stops.
+/// Why a certificate is renewed before its time.
+#[derive(Default)]
+pub(crate) struct Reasons {
+    /// The daemon asks for it.
+    pub(crate) asked: Notify,
+    /// A peer does not believe this node or is not believed. This node may have slept through a change of authorities.
+    pub(crate) estranged: Notify,
+}
+
+/// Renews this node's certificate at two thirds of its life, or when there is a reason, until the network stops.
 pub(crate) async fn run(shared: Arc<Shared>) {
-    let mut wait = Duration::ZERO;
     let mut retry = RETRY_MIN;
+    let mut estranged = Estranged::default();
+    // A point in time, since reasons that come often must not put it off.
+    let mut next = Instant::now();
     loop {
         tokio::select! {
             () = shared.stop.cancelled() => return,
-            () = tokio::time::sleep(wait) => {}
+            () = shared.renewal.asked.notified() => {}
+            () = shared.renewal.estranged.notified() => {
+                estranged.look_elsewhere(&shared).await;
+                continue;
+            }
+            () = tokio::time::sleep_until(next.into()) => {
+                let due = shared.credentials.identity().subject().renew_at();
+                if let Ok(left) = due.duration_since(SystemTime::now()) && !left.is_zero() {
+                    // The clock may be set meanwhile, so that a long time is not slept through.
+                    next = Instant::now() + left.min(shared.options.renew_check);
+                    continue;
+                }
+            }
         }
         let identity = shared.credentials.identity();
-        let due = identity.subject().renew_at();
-        if let Ok(left) = due.duration_since(SystemTime::now())
-            && !left.is_zero()
-        {
-            // The clock may be set meanwhile, so that a long time is not slept through.
-            wait = left.min(shared.options.renew_check);
-            continue;
-        }
         match renew(&shared, &identity).await {
-            Ok(()) => (wait, retry) = (RETRY_MIN, RETRY_MIN),
+            Ok(()) => (next, retry) = (Instant::now() + RETRY_MIN, RETRY_MIN),
             Err(reason) => {
                 tracing::warn!(reason, retry_in_ms = retry.as_millis() as u64, "the certificate could not be renewed");
-                (wait, retry) = (retry, (retry * 2).min(RETRY_MAX));
+                let longest = (identity.subject().lifetime() / TRIES_A_LIFE).clamp(RETRY_MIN, RETRY_MAX);
+                (next, retry) = (Instant::now() + retry, (retry * 2).min(longest));
+            }
+        }
+    }
+}
+
+/// How a node finds its way back to a cluster whose authority was replaced while it was off: some peer that still lists its
+/// key tells it the authorities in use.
+#[derive(Default)]
+struct Estranged {
+    /// Not before this, and how long after that.
+    next: Option<(Instant, Duration)>,
+}
+
+impl Estranged {
+    async fn look_elsewhere(&mut self, shared: &Arc<Shared>) {
+        let now = Instant::now();
+        if self.next.is_some_and(|(at, _)| now < at) {
+            return;
+        }
+        let pause = self.next.map_or(ESTRANGED_MIN, |(_, pause)| (pause * 2).min(RETRY_MAX));
+        self.next = Some((now + pause, pause));
+        let identity = shared.credentials.identity();
+        let Ok(csr) = identity.key().request() else { return };
+        for peer in peers_to_ask(shared) {
+            let Ok(grant) = ask_peer(shared, &identity, peer, &csr).await else { continue };
+            let known = grant.authorities.len() == identity.authorities().len()
+                && identity.authorities().iter().all(|own| grant.authorities.iter().any(|other| **own == **other));
+            if known {
+                return;
+            }
+            match install(shared, &identity, grant).await {
+                Ok(()) => {
+                    tracing::info!(peer, "the cluster's authorities changed while this node did not hear of it");
+                    self.next = None;
+                    return;
+                }
+                Err(reason) => tracing::warn!(peer, reason, "a peer's authorities cannot be used"),
             }
         }
     }
@@ -136,9 +196,7 @@ async fn ask_peer(shared: &Shared, identity: &Identity, peer: NodeId, csr: &[u8]
 
 /// Uses the new certificate from now on, here and on disk.
 async fn install(shared: &Arc<Shared>, identity: &Identity, grant: RenewGrant) -> Result<(), String> {
-    let authorities = grant.authorities.into_iter().map(CertificateDer::from).collect();
-    let next = Identity::new(identity.key().clone(), CertificateDer::from(grant.certificate), authorities)
-        .map_err(|error| error.to_string())?;
+    let next = grant.into_identity(identity.key().clone()).map_err(|error| error.to_string())?;
     crate::net::replace_identity(shared, next).await.map_err(|error| error.to_string())?;
     tracing::info!("the certificate was renewed");
     Ok(())
@@ -199,12 +257,15 @@ fn check(shared: &Shared, connection: &Connection, frame: &[u8]) -> Result<Renew
         return Err("a part of the renewal is too large".to_string());
     }
     let current = shared.credentials.current();
-    let (node, subject) =
-        verify_node_despite_age(&question.certificate, &current.roots).map_err(|error| error.to_string())?;
+    let (node, subject) = Subject::node_of(&question.certificate).map_err(|error| error.to_string())?;
     if node.cluster != current.identity.cluster() {
         return Err("the certificate is another cluster's".to_string());
     }
-    shared.judge(node.id, &node.name).map_err(|why| why.reason().to_string())?;
+    shared.judge(node.id, &node.name, &subject.key_fingerprint).map_err(|why| why.reason().to_string())?;
+    // A listed key says more than a certificate, which may be of an authority that was replaced meanwhile.
+    if shared.members.key(node.id).is_none() {
+        verify_node_despite_age(&question.certificate, &current.roots).map_err(|error| error.to_string())?;
+    }
     UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, &subject.public_key)
         .verify(&proven(connection, &question.csr)?, &question.proof)
         .map_err(|_| "the request was not signed by the certificate's key".to_string())?;

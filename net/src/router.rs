@@ -108,12 +108,12 @@ fn admit(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -> Result<(P
     let identity = connection.peer_identity().ok_or(Close::NoCertificate)?;
     let chain = identity.downcast::<Vec<CertificateDer<'static>>>().map_err(|_| Close::NoCertificate)?;
     let leaf = chain.first().ok_or(Close::NoCertificate)?;
-    let (node, _) = Subject::node_of(leaf).map_err(|_| Close::NoCertificate)?;
+    let (node, subject) = Subject::node_of(leaf).map_err(|_| Close::NoCertificate)?;
     if node.cluster != shared.credentials.identity().cluster() {
         return Err(Close::NotAMember);
     }
     let link = shared.links.add(node.id, alpn, connection);
-    shared.judge(node.id, &node.name)?;
+    shared.judge(node.id, &node.name, &subject.key_fingerprint)?;
     Ok((PeerInfo { id: node.id, name: node.name, address: canonical(connection.remote_address()) }, link))
 }
 

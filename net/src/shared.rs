@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::alpn::Alpn;
 use crate::book::{Book, Learned};
+use crate::certificate::Fingerprint;
 use crate::credentials::Credentials;
 use crate::error::NetError;
 use crate::limit::{Gate, Origin, RateLimit};
@@ -23,6 +24,7 @@ use crate::pool::{Dial, Pool};
 use crate::ports::{Admission, Handler, Renewal};
 use crate::pulse::Pulse;
 use crate::record::AddressRecord;
+use crate::renew::Reasons;
 use crate::{tls, transport};
 
 /// The most origins whose attempts are counted one by one.
@@ -41,6 +43,7 @@ pub(crate) struct Shared {
     pub(crate) handshakes: Arc<Gate<Origin>>,
     pub(crate) strangers: Arc<Gate<Origin>>,
     pub(crate) attempts: Mutex<RateLimit>,
+    pub(crate) renewal: Reasons,
     /// Where handlers and ports run.
     pub(crate) callers: Handle,
     pub(crate) tasks: TaskTracker,
@@ -112,6 +115,7 @@ impl Shared {
             ports: Ports::default(),
             handshakes,
             strangers,
+            renewal: Reasons::default(),
             callers,
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
@@ -136,7 +140,7 @@ impl Shared {
         if self.stop.is_cancelled() {
             return Err(NetError::ShuttingDown);
         }
-        if self.members.name(node).is_none() {
+        if !self.members.is_listed(node) {
             return Err(NetError::NotAMember(node));
         }
         if let Some(connection) = self.pool.open_connection((node, alpn)) {
@@ -144,7 +148,7 @@ impl Shared {
         }
         let connection = self.pool.connection(self.dial(node, alpn)?).await?;
         // A node that was removed meanwhile had no connection yet that could have been closed.
-        if self.members.name(node).is_none() {
+        if !self.members.is_listed(node) {
             Close::NotAMember.close(&connection);
             return Err(NetError::NotAMember(node));
         }
@@ -153,7 +157,8 @@ impl Shared {
 
     fn dial(&self, node: NodeId, alpn: Alpn) -> Result<Dial<'_>, NetError> {
         let start = |reason: String| NetError::Unreachable { node, alpn, reason };
-        let tls = tls::quic_client(&self.credentials, alpn).map_err(|error| start(error.to_string()))?;
+        let tls = tls::quic_client(&self.credentials, alpn, self.members.key(node))
+            .map_err(|error| start(error.to_string()))?;
         Ok(Dial {
             endpoint: &self.endpoint,
             config: transport::client(tls, self.options.keeping()).map_err(start)?,
@@ -161,6 +166,7 @@ impl Shared {
             alpn,
             addresses: self.addresses(node),
             timeout: self.options.dial_timeout,
+            estranged: &self.renewal.estranged,
         })
     }
 
@@ -200,9 +206,9 @@ impl Shared {
         self.pool.close(node, why);
     }
 
-    /// Whether a peer that proved to be `id` may speak, or how to refuse it.
-    pub(crate) fn judge(&self, id: NodeId, name: &str) -> Result<(), Close> {
-        match self.members.standing(id, name) {
+    /// Whether a peer that proved to be `id` by `key` may speak, or how to refuse it.
+    pub(crate) fn judge(&self, id: NodeId, name: &str, key: &Fingerprint) -> Result<(), Close> {
+        match self.members.standing(id, name, key) {
             Standing::Member => Ok(()),
             Standing::Unlisted => Err(Close::NotAMember),
             Standing::Revoked => Err(Close::Revoked),

@@ -65,7 +65,7 @@ pub fn server_tls(
 
 /// What another node's TCP port is called with, as this node.
 pub fn client_tls(credentials: &Arc<Credentials>, protocols: &[&str]) -> Result<Arc<ClientConfig>, Error> {
-    let verifier = Arc::new(Judged(Nodes { credentials: credentials.clone() }));
+    let verifier = Arc::new(Judged(Nodes::any(credentials)));
     let mut config = client_builder()?
         .dangerous()
         .with_custom_certificate_verifier(verifier)
@@ -98,11 +98,15 @@ pub(crate) fn quic_server(credentials: &Arc<Credentials>) -> Result<ServerConfig
     Ok(config)
 }
 
-/// What `alpn` is dialled with. To protocols that admit strangers, this node comes as one.
-pub(crate) fn quic_client(credentials: &Arc<Credentials>, alpn: Alpn) -> Result<ClientConfig, Error> {
-    let builder = client_builder()?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(Judged(Nodes { credentials: credentials.clone() })));
+/// What `alpn` is dialled with at a node that is listed under `key`. To protocols that admit strangers, this node comes as
+/// one; and since it may have slept through a change of authorities, it then goes by the key alone.
+pub(crate) fn quic_client(
+    credentials: &Arc<Credentials>,
+    alpn: Alpn,
+    key: Option<Fingerprint>,
+) -> Result<ClientConfig, Error> {
+    let nodes = Nodes { credentials: credentials.clone(), key, by_key_alone: alpn.admits_strangers() };
+    let builder = client_builder()?.dangerous().with_custom_certificate_verifier(Arc::new(Judged(nodes)));
     let mut config = if alpn.admits_strangers() {
         builder.with_no_client_auth()
     } else {
@@ -163,6 +167,34 @@ impl ResolvesClientCert for Own {
     }
 }
 
+/// How a verifier checks signatures in a handshake: as the crypto provider does, and those of TLS 1.3 only.
+macro_rules! tls13_signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            _message: &[u8],
+            _cert: &CertificateDer<'_>,
+            _dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            cert: &CertificateDer<'_>,
+            dss: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            let algorithms = &provider().signature_verification_algorithms;
+            rustls::crypto::verify_tls13_signature(message, cert, dss, algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            provider().signature_verification_algorithms.supported_schemes()
+        }
+    };
+}
+
 /// Callers: anyone whom our authorities have certified. What they may do is decided after the handshake.
 #[derive(Debug)]
 struct Clients {
@@ -188,27 +220,7 @@ impl ClientCertVerifier for Clients {
         self.credentials.current().clients.verify_client_cert(end_entity, intermediates, now)
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
-    }
+    tls13_signatures!();
 }
 
 /// How a verifier of servers judges a chain.
@@ -238,33 +250,23 @@ impl<J: Judge> ServerCertVerifier for Judged<J> {
         self.0.judge(end_entity, intermediates, server_name, now).map(|()| ServerCertVerified::assertion())
     }
 
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _cert: &CertificateDer<'_>,
-        _dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        Err(Error::PeerIncompatible(PeerIncompatible::Tls12NotOffered))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, Error> {
-        verify_signature(message, cert, dss)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        schemes()
-    }
+    tls13_signatures!();
 }
 
 /// Nodes of this node's cluster: exactly the one that was asked for by id, or any where an address was asked for.
 #[derive(Debug)]
 struct Nodes {
     credentials: Arc<Credentials>,
+    /// The key under which the node is listed.
+    key: Option<Fingerprint>,
+    /// Whether holding that key is enough, whoever certified it, and however long ago.
+    by_key_alone: bool,
+}
+
+impl Nodes {
+    fn any(credentials: &Arc<Credentials>) -> Self {
+        Nodes { credentials: credentials.clone(), key: None, by_key_alone: false }
+    }
 }
 
 impl Judge for Nodes {
@@ -276,10 +278,13 @@ impl Judge for Nodes {
         now: UnixTime,
     ) -> Result<(), Error> {
         let current = self.credentials.current();
-        verify_chain(leaf, chain, &current.roots, now)?;
-        let node = node_of(leaf)?;
+        if self.key.is_none() || !self.by_key_alone {
+            verify_chain(leaf, chain, &current.roots, now)?;
+        }
+        let (node, subject) = Subject::node_of(leaf).map_err(|_| wrong_name())?;
         let asked = asked_id(name).is_none_or(|id| id == node.id);
-        if asked && node.cluster == current.identity.cluster() { Ok(()) } else { Err(wrong_name()) }
+        let listed = self.key.is_none_or(|key| key == subject.key_fingerprint);
+        if asked && listed && node.cluster == current.identity.cluster() { Ok(()) } else { Err(wrong_name()) }
     }
 }
 
@@ -300,7 +305,8 @@ impl Judge for AnyNode {
     }
 }
 
-/// A node of the token's cluster, certified by the very authority that the token pins.
+/// A node of the token's cluster, certified by the very authority that the token pins. One that only says that it is of the
+/// cluster fails with an alert of its own: the pinned authority may have been replaced.
 #[derive(Debug)]
 struct Pinned {
     authority: Fingerprint,
@@ -315,9 +321,12 @@ impl Judge for Pinned {
         _name: &ServerName<'_>,
         now: UnixTime,
     ) -> Result<(), Error> {
-        let pinned = chain.iter().find(|certificate| fingerprint(certificate) == self.authority);
         let unknown = || Error::InvalidCertificate(TlsCertificateError::UnknownIssuer);
-        let authority = pinned.ok_or_else(unknown)?.clone().into_owned();
+        let Some(pinned) = chain.iter().find(|certificate| fingerprint(certificate) == self.authority) else {
+            let ours = node_of(leaf).is_ok_and(|node| node.cluster == self.cluster);
+            return Err(if ours { Error::InvalidCertificate(TlsCertificateError::Revoked) } else { unknown() });
+        };
+        let authority = pinned.clone().into_owned();
         let roots = root_store(&[authority]).map_err(|_| unknown())?;
         verify_chain(leaf, chain, &roots, now)?;
         if node_of(leaf)?.cluster == self.cluster { Ok(()) } else { Err(wrong_name()) }
@@ -330,16 +339,4 @@ fn node_of(leaf: &CertificateDer<'_>) -> Result<NodeSubject, Error> {
 
 fn wrong_name() -> Error {
     Error::InvalidCertificate(TlsCertificateError::NotValidForName)
-}
-
-fn verify_signature(
-    message: &[u8],
-    cert: &CertificateDer<'_>,
-    dss: &DigitallySignedStruct,
-) -> Result<HandshakeSignatureValid, Error> {
-    rustls::crypto::verify_tls13_signature(message, cert, dss, &provider().signature_verification_algorithms)
-}
-
-fn schemes() -> Vec<SignatureScheme> {
-    provider().signature_verification_algorithms.supported_schemes()
 }

@@ -10,8 +10,9 @@ use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
     ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig,
-    VarInt,
+    TransportErrorCode, VarInt,
 };
+use rustls::AlertDescription;
 
 use crate::identity::Identity;
 
@@ -103,6 +104,16 @@ impl ConnectionIdGenerator for RandomIds {
     fn cid_lifetime(&self) -> Option<Duration> {
         None
     }
+}
+
+/// Whether a transport error is a TLS alert (RFC 9001, section 4.8): one side found something wrong with the other.
+pub(crate) fn is_tls_alert(code: TransportErrorCode) -> bool {
+    (0x100..0x200).contains(&u64::from(code))
+}
+
+/// Whether a transport error is the alert that a certificate was revoked.
+pub(crate) fn is_revoked_alert(code: TransportErrorCode) -> bool {
+    u64::from(code) == 0x100 + u64::from(u8::from(AlertDescription::CertificateRevoked))
 }
 
 /// The socket of the one port.

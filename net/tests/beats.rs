@@ -26,7 +26,7 @@ async fn a_node_that_stops_is_suspected_then_dead_and_alive_again_when_it_return
     assert_eq!(others[&2].state, Liveness::Alive, "the silence of one is no other's");
 
     let back = gone.restart().await;
-    back.net.set_members((1..=3).map(|id| (id, name(id))).collect());
+    back.net.set_members((1..=3).map(|id| (id, name(id))));
     await_state(&nodes[0], 3, Liveness::Alive).await;
     // It kept the addresses of the others.
     await_state(&back, 2, Liveness::Alive).await;

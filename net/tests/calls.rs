@@ -4,7 +4,7 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use flotilla_net::*;
@@ -69,7 +69,8 @@ async fn a_removed_nodes_calls_end_at_once_and_it_does_not_come_back() {
     nodes[0].net.set_members(vec![(1, name(1)), (2, name(2))]);
     let refused = nodes[1].net.open(1, Alpn::Rpc).await.expect_err("removed");
     assert_eq!(refused.to_string(), "node 1 refuses flotilla/rpc/1: removed from this cluster");
-    assert!(!nodes[0].net.is_member(2, "node-2"));
+    let showed = nodes[1].net.credentials().identity().certificate().clone();
+    assert!(nodes[0].net.admits(&Caller::new(&[showed]).expect("a certificate")).is_err());
     stop(nodes).await;
 }
 
@@ -236,4 +237,66 @@ async fn a_record_that_another_signed_is_not_believed() {
     }
     nodes[0].net.learn(record).expect("the true one is believed");
     stop(nodes).await;
+}
+
+/// Whoever got hold of the authority's key can certify a key of its own for any node. It is another than the listed one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_for_another_key_than_the_listed_one_is_worth_nothing() {
+    let authority = authority();
+    let honest = Node::start(&authority, 1).await;
+    let forged = Node::start(&authority, 2).await;
+    for alpn in Alpn::ALL.into_iter().filter(|alpn| !alpn.admits_strangers() && *alpn != Alpn::Beat) {
+        honest.net.register(alpn, echo());
+    }
+    introduce(&[&honest, &forged]);
+    call(&forged, 1, Alpn::Rpc, "before").await.expect("no key is listed yet");
+    let (mut send, mut recv) = forged.net.open(1, Alpn::Stream).await.expect("opens");
+    write_frame(&mut send, b"one").await.expect("writes");
+    read_frame(&mut recv, 64).await.expect("answers");
+
+    let listed = |id, key| Listed { id, name: name(id), key: Some(key) };
+    let own = honest.net.credentials().identity().key().fingerprint();
+    honest.net.set_members([listed(1, own), listed(2, [7; 32])]);
+    assert!(
+        tokio::time::timeout(PATIENCE, read_frame(&mut recv, 64)).await.expect("in time").is_err(),
+        "it is cut off"
+    );
+    for alpn in Alpn::ALL.into_iter().filter(|alpn| !alpn.admits_strangers()) {
+        let refused = forged.net.open(1, alpn).await.expect_err("another key");
+        assert!(refused.to_string().contains("not a member of this cluster"), "{alpn}: {refused}");
+    }
+    // The other way round: a server with another key is not spoken to.
+    forged.net.register(Alpn::Rpc, echo());
+    let refused = honest.net.open(2, Alpn::Rpc).await.expect_err("another key");
+    assert!(matches!(refused, NetError::Unreachable { .. }), "{refused}");
+    stop(vec![honest, forged]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_caller_on_another_port_is_refused_within_a_second_of_its_removal() {
+    let nodes = echoing(&authority(), 2).await;
+    let showed = nodes[1].net.credentials().identity().certificate().clone();
+    let caller = Caller::new(&[showed]).expect("a certificate");
+    assert_eq!(nodes[0].net.admits(&caller), Ok(()));
+    let net = nodes[0].net.clone();
+    let mut refused = std::pin::pin!(net.until_refused(&caller));
+    assert!(tokio::time::timeout(Duration::from_millis(50), &mut refused).await.is_err(), "it may speak");
+    nodes[0].net.set_members(vec![(1, name(1))]);
+    let why = tokio::time::timeout(Duration::from_secs(1), refused).await.expect("within a second");
+    assert_eq!(why, "the node is not a member of this cluster");
+    stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_users_connection_ends_with_its_certificate() {
+    let authority = authority();
+    let node = Node::start(&authority, 1).await;
+    let csr = NodeKey::generate().expect("a key").request().expect("a request");
+    let made = SystemTime::now() - MIN_LIFETIME + Duration::from_secs(2);
+    let certificate = authority.sign_client(&csr, "anna", &[], MIN_LIFETIME, made).expect("signs");
+    let caller = Caller::new(&[certificate]).expect("a certificate");
+    assert_eq!(node.net.admits(&caller), Ok(()));
+    let why = tokio::time::timeout(PATIENCE, node.net.until_refused(&caller)).await.expect("in time");
+    assert_eq!(why, "the certificate has expired, or its authority was replaced");
+    node.net.shutdown().await;
 }

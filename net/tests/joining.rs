@@ -39,6 +39,7 @@ impl Admission for Desk {
             cluster: self.authority.cluster(),
             certificate: certificate.to_vec(),
             authorities: vec![self.authority.certificate().to_vec()],
+            bridges: Vec::new(),
             seal_key: request.replica.then(|| self.seal_key.clone()),
             members: self.members.lock().expect("unpoisoned").clone(),
         })
@@ -54,7 +55,7 @@ async fn first_node() -> (Node, Arc<Desk>) {
         authority,
         seal_key: SealKey::generate(),
         token: Mutex::default(),
-        members: Mutex::new(vec![Member { id: 1, name: name(1), record: Some((*record).clone()) }]),
+        members: Mutex::new(vec![Member { id: 1, name: name(1), key: None, record: Some((*record).clone()) }]),
         asked: AtomicUsize::new(0),
     });
     node.net.admit_with(desk.clone());

@@ -13,15 +13,22 @@ use support::*;
 /// Signs whatever the network lets through.
 struct Signer {
     authority: Authority,
+    /// How old and how long-lived its certificates are when they are made.
+    age: Duration,
+    lifetime: Duration,
     signed: AtomicUsize,
     last: Mutex<Option<RenewRequest>>,
 }
 
 impl Signer {
     fn new(authority: &Authority) -> Arc<Signer> {
+        Signer::of_age(authority, Duration::ZERO, LIFETIME)
+    }
+
+    fn of_age(authority: &Authority, age: Duration, lifetime: Duration) -> Arc<Signer> {
         let key = SealKey::generate();
-        let copy = Authority::unseal(&key, &authority.seal(&key).expect("seals")).expect("opens");
-        Arc::new(Signer { authority: copy, signed: AtomicUsize::new(0), last: Mutex::default() })
+        let authority = Authority::unseal(&key, &authority.seal(&key).expect("seals")).expect("opens");
+        Arc::new(Signer { authority, age, lifetime, signed: AtomicUsize::new(0), last: Mutex::default() })
     }
 }
 
@@ -31,12 +38,12 @@ impl Renewal for Signer {
         let names = NodeNames { id: request.id, name: &request.name, addresses: &[] };
         let certificate = self
             .authority
-            .sign_node(&request.csr, &names, LIFETIME, SystemTime::now())
+            .sign_node(&request.csr, &names, self.lifetime, SystemTime::now() - self.age)
             .map_err(|error| Refusal(error.to_string()))?;
         self.signed.fetch_add(1, Ordering::SeqCst);
         *self.last.lock().expect("unpoisoned") = Some(request);
         let authorities = vec![self.authority.certificate().to_vec()];
-        Ok(RenewGrant { certificate: certificate.to_vec(), authorities })
+        Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new() })
     }
 }
 
@@ -118,4 +125,38 @@ async fn a_removed_or_unlisted_node_is_not_renewed() {
     assert_eq!(signer.signed.load(Ordering::SeqCst), 1);
     assert!(!is_fresh(&removed) && !is_fresh(&unlisted));
     stop(vec![first, removed, unlisted, listed]).await;
+}
+
+/// Certificates of the shortest life, made so long ago that each is renewed two seconds later. Those that the stream began
+/// with have ended when it still works, and so have others since.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_stays_open_while_certificates_end_and_are_renewed() {
+    let authority = authority();
+    let short = |age: u64| (Duration::from_secs(age), MIN_LIFETIME);
+    let mut nodes = Vec::new();
+    for id in [1, 2] {
+        let (age, lifetime) = short(56);
+        let made = SystemTime::now() - age;
+        let identity = Identity::issue(&authority, id, &name(id), &[], lifetime, made).expect("an identity");
+        nodes.push(Node::start_with(&authority, id, |options| options.identity = identity).await);
+    }
+    let first_end = nodes[0].net.credentials().identity().subject().not_after;
+    nodes[0].net.register(Alpn::Stream, echo());
+    introduce(&[&nodes[0], &nodes[1]]);
+    let (mut send, mut recv) = nodes[1].net.open(1, Alpn::Stream).await.expect("opens");
+    let (age, lifetime) = short(38);
+    let signer = Signer::of_age(&authority, age, lifetime);
+    nodes.iter().for_each(|node| node.net.renew_with(signer.clone()));
+    until("each was renewed several times, and the first certificates have ended", || async {
+        signer.signed.load(Ordering::SeqCst) >= 6 && SystemTime::now() > first_end + Duration::from_secs(1)
+    })
+    .await;
+    write_frame(&mut send, b"still here").await.expect("writes");
+    assert_eq!(&read_frame(&mut recv, 64).await.expect("answers")[..], b"node-2:still here");
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    let fresh = Node::start(&authority, 3).await;
+    introduce(&[&nodes[0], &nodes[1], &fresh]);
+    assert_eq!(call(&fresh, 1, Alpn::Stream, "new").await.expect("answers"), "node-3:new");
+    nodes.push(fresh);
+    stop(nodes).await;
 }

@@ -1,8 +1,8 @@
 //! Listening: the Unix socket of root, and TLS with client certificates.
 //!
 //! Invariant: a connection without an identity never reaches a service. On TCP the handshake demands a certificate of
-//! the cluster's CA, and a node's counts only while the node is a member; the Unix socket is root's by its mode, and
-//! its peer is asked for its uid all the same.
+//! the cluster's CA, and a connection ends as soon as that is worth nothing any more: a node was removed, a certificate
+//! has ended. The Unix socket is root's by its mode, and its peer is asked for its uid all the same.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use flotilla_net::{Net, NodeSubject, Subject};
+use flotilla_net::{Caller, Net};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{Semaphore, mpsc};
@@ -42,7 +42,11 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 struct Accepted<S> {
     stream: S,
     user: User,
+    refused: Refused,
 }
+
+/// Ends with the reason when the other end may no longer speak.
+type Refused = Pin<Box<dyn Future<Output = &'static str> + Send>>;
 
 /// Serves root over a Unix socket until `stop`.
 ///
@@ -61,7 +65,8 @@ pub async fn serve_unix(path: PathBuf, routes: Routes, stop: CancellationToken) 
             match listener.accept().await {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(peer) if peer.uid() == 0 => {
-                        if send.send(Ok(Accepted { stream, user: User::root() })).await.is_err() {
+                        let never = Box::pin(std::future::pending());
+                        if send.send(Ok(Accepted { stream, user: User::root(), refused: never })).await.is_err() {
                             return;
                         }
                     }
@@ -141,21 +146,13 @@ async fn shake_hands(
 ) -> anyhow::Result<Accepted<tokio_rustls::server::TlsStream<TcpStream>>> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
-    let certificate = certificates.first().ok_or_else(|| anyhow::anyhow!("no client certificate"))?;
-    let subject = Subject::of(certificate)?;
-    let user = user_of(subject, |node| net.is_member(node.id, &node.name))?;
-    Ok(Accepted { stream, user })
-}
-
-/// As in Kubernetes: the common name is the user, each organization a group.
-fn user_of(subject: Subject, is_member: impl Fn(&NodeSubject) -> bool) -> anyhow::Result<User> {
-    let user = User { name: subject.user, groups: subject.groups };
-    match &subject.node {
-        Some(node) if !is_member(node) => anyhow::bail!("node {} is not a member of this cluster", node.name),
-        None if user.as_node().is_some() => anyhow::bail!("{} without a node's certificate", user.name),
-        _ => Ok(user),
-    }
+    let caller = Caller::new(stream.get_ref().1.peer_certificates().unwrap_or_default())?;
+    net.admits(&caller).map_err(anyhow::Error::msg)?;
+    // As in Kubernetes: the common name is the user, each organization a group.
+    let user = User { name: caller.subject().user.clone(), groups: caller.subject().groups.clone() };
+    let net = net.clone();
+    let refused = Box::pin(async move { net.until_refused(&caller).await });
+    Ok(Accepted { stream, user, refused })
 }
 
 /// Accepting fails when the process runs out of descriptors; trying again at once would spin.
@@ -172,18 +169,35 @@ impl<S> Connected for Accepted<S> {
     }
 }
 
+impl<S> Accepted<S> {
+    /// Looked at whenever there is something to do, and wakes the connection when there is nothing.
+    fn check(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        match self.refused.as_mut().poll(cx) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(why) => {
+                debug!(user = self.user.name, why, "a connection is ended");
+                self.refused = Box::pin(std::future::ready(why));
+                Err(io::Error::new(io::ErrorKind::ConnectionAborted, why))
+            }
+        }
+    }
+}
+
 impl<S: AsyncRead + Unpin> AsyncRead for Accepted<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Accepted<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.check(cx)?;
         Pin::new(&mut self.stream).poll_flush(cx)
     }
 

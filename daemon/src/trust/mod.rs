@@ -1,0 +1,206 @@
+//! Who belongs: the cluster's authority, the tokens that admit machines, and the certificates of nodes and people.
+
+mod admit;
+mod tokens;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use flotilla_api::Builtin;
+use flotilla_api::k8s_openapi::ByteString;
+use flotilla_api::kinds::cluster::{self, ClusterObject, ClusterSpec};
+use flotilla_api::{Key, Reason, Status, object};
+use flotilla_net::{
+    Authority, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal, SealKey,
+};
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+use crate::VERSION;
+use crate::gate::{self, Gate, User, WriteOptions};
+use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, Members};
+
+/// A person's certificate that names no other time.
+const DEFAULT_CLIENT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
+
+const MANAGER: &str = "flotilla-trust";
+
+pub struct Trust {
+    gate: Gate,
+    net: Net,
+    members: Members,
+    cluster: ClusterId,
+    seal_key: SealKey,
+    /// How long the certificates live that this node signs for nodes.
+    lifetime: Duration,
+}
+
+impl Trust {
+    /// `lifetime` is that of the nodes' certificates.
+    pub fn new(gate: Gate, net: Net, members: Members, seal_key: SealKey, lifetime: Duration) -> Self {
+        let cluster = net.credentials().identity().cluster();
+        Self { gate, net, members, cluster, seal_key, lifetime }
+    }
+
+    pub fn cluster(&self) -> ClusterId {
+        self.cluster
+    }
+
+    /// Stores what a cluster begins with: itself, its namespaces, and its first Node. Doing it again does no harm.
+    ///
+    /// # Errors
+    /// If the store does not take it.
+    pub async fn found(
+        &self,
+        sealed: &[u8],
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Status> {
+        let authority = Authority::unseal(&self.seal_key, sealed).map_err(Status::internal)?;
+        let spec = ClusterSpec {
+            id: self.cluster.to_string(),
+            ca_certificate: flotilla_net::certificate_pem(authority.certificate()),
+            sealed_ca: ByteString(sealed.to_vec()),
+        };
+        let mut objects =
+            vec![(Builtin::Cluster, serde_json::to_value(ClusterObject::new(spec)).map_err(Status::internal)?)];
+        for name in ["default", "kube-system", "kube-public", "kube-node-lease"] {
+            objects.push((
+                Builtin::Namespace,
+                json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
+            ));
+        }
+        let key = hex(&identity.key().fingerprint());
+        objects.push((Builtin::Node, node_object(identity.name(), identity.id(), &key, addresses, labels)));
+        for (kind, object) in objects {
+            let kind = self.gate.built_in(kind)?;
+            match self.gate.create(&User::root(), &kind, object, &WriteOptions::by(MANAGER)).await {
+                Err(status) if status.reason == Reason::AlreadyExists => {}
+                Err(status) => return Err(status),
+                Ok(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Signs a certificate for a person or program.
+    ///
+    /// # Errors
+    /// `BadRequest` if the request or the name cannot be certified.
+    pub fn issue(&self, csr_der: &[u8], user: &str, groups: &[String], ttl: Duration) -> Result<Issued, Status> {
+        let ttl = if ttl.is_zero() { DEFAULT_CLIENT_LIFETIME } else { ttl };
+        let now = SystemTime::now();
+        let authority = self.authority()?;
+        let certificate = authority
+            .sign_client(csr_der, user, groups, ttl, now)
+            .map_err(|error| Status::bad_request(chain(&error)))?;
+        Ok(Issued {
+            certificate: flotilla_net::certificate_pem(&certificate),
+            ca: flotilla_net::certificate_pem(authority.certificate()),
+            expires: Timestamp::try_from(now + ttl).map_err(Status::bad_request)?,
+        })
+    }
+
+    /// The authority, from this replica's state.
+    fn authority(&self) -> Result<Authority, Status> {
+        let key = Key::new(&Builtin::Cluster.collection(), "", cluster::NAME);
+        let stored = self.gate.store().get(&key).map_err(gate::read_status)?;
+        let stored = stored.ok_or_else(|| {
+            Status::new(Reason::ServiceUnavailable, "this node has not caught up with its cluster yet; try again")
+        })?;
+        let cluster: ClusterObject = object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)?;
+        Authority::unseal(&self.seal_key, &cluster.spec.sealed_ca.0).map_err(Status::internal)
+    }
+
+    /// Whether the node is a member under this id and with this key.
+    fn is_listed(&self, name: &str, id: u64, key: &str) -> bool {
+        self.listed(name).is_some_and(|annotations| {
+            let value = |annotation: &str| annotations.get(annotation).and_then(Value::as_str);
+            value(ID_ANNOTATION) == Some(&*id.to_string()) && value(KEY_ANNOTATION) == Some(key)
+        })
+    }
+
+    /// The annotations of a Node.
+    fn listed(&self, node: &str) -> Option<Value> {
+        let key = Key::new(&Builtin::Node.collection(), "", node);
+        let stored = self.gate.store().get(&key).ok()??;
+        let node: Value = serde_json::from_slice(&stored.value).ok()?;
+        node.pointer("/metadata/annotations").cloned()
+    }
+
+    fn sign(&self, id: u64, name: &str, csr: &[u8], addresses: &[SocketAddr]) -> Result<RenewGrant, Refusal> {
+        let authority = self.authority().map_err(|status| Refusal(status.message))?;
+        let addresses: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
+        let names = NodeNames { id, name, addresses: &addresses };
+        let certificate = authority
+            .sign_node(csr, &names, self.lifetime, SystemTime::now())
+            .map_err(|error| Refusal(chain(&error)))?;
+        let authorities = vec![authority.certificate().to_vec()];
+        Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new() })
+    }
+}
+
+/// A certificate for a person or program, in PEM.
+pub struct Issued {
+    pub certificate: String,
+    pub ca: String,
+    pub expires: Timestamp,
+}
+
+#[async_trait]
+impl Renewal for Trust {
+    async fn renew(&self, request: RenewRequest) -> Result<RenewGrant, Refusal> {
+        let listed = self.members.id_of(&request.name) == Some(request.id)
+            && self.is_listed(&request.name, request.id, &hex(&request.key_fingerprint));
+        if !listed {
+            return Err(Refusal(format!("node {:?} is not a member with this key", request.name)));
+        }
+        self.sign(request.id, &request.name, &request.csr, &request.addresses)
+    }
+}
+
+/// A Node as it is before its agent has said anything: not ready.
+fn node_object(name: &str, id: u64, key: &str, addresses: &[SocketAddr], labels: &BTreeMap<String, String>) -> Value {
+    let mut all = BTreeMap::from([
+        ("kubernetes.io/hostname".to_owned(), name.to_owned()),
+        ("kubernetes.io/os".to_owned(), "linux".to_owned()),
+        ("kubernetes.io/arch".to_owned(), arch().to_owned()),
+    ]);
+    all.extend(labels.clone());
+    let mut listed: Vec<Value> =
+        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address.ip().to_string()})).collect();
+    listed.dedup();
+    listed.push(json!({"type": "Hostname", "address": name}));
+    json!({
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {
+            "name": name,
+            "labels": all,
+            "annotations": {ID_ANNOTATION: id.to_string(), KEY_ANNOTATION: key},
+        },
+        "spec": {"providerID": format!("flotilla://{id}")},
+        "status": {"addresses": listed, "nodeInfo": {"kubeletVersion": format!("v{VERSION}")}},
+    })
+}
+
+/// The architecture, in Go's words as everywhere in Kubernetes.
+pub fn arch() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
+}
