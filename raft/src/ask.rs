@@ -2,9 +2,10 @@
 //!
 //! Invariant: a write is repeated only while it is certain that it has not been carried out.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
+use tokio::time::Instant;
 
 use crate::codec;
 use crate::inner::Inner;
@@ -68,6 +69,7 @@ impl Inner {
             }
         };
         tokio::select! {
+            biased;
             answered = asking => answered,
             () = self.deposed(leader) => abandoned(request),
         }

@@ -6,7 +6,6 @@
 //! Invariant: an entry holds at most `ENTRY_BYTES` and `ENTRY_CHANGES`, but always at least one Change.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use flotilla_api::Change;
 use openraft::errors::{ClientWriteError, Fatal};
@@ -19,6 +18,7 @@ use tokio_util::task::TaskTracker;
 use crate::command::{Batch, EventBounds};
 use crate::limits;
 use crate::outcome::Outcome;
+use crate::runtime::now_ms;
 use crate::types::{Raft, Types};
 use crate::wire::Refusal;
 
@@ -41,12 +41,6 @@ pub(crate) struct Batcher {
     queue: mpsc::Sender<Item>,
 }
 
-/// Milliseconds since 1970.
-pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Batcher {
     pub fn start(raft: Raft, events: EventBounds, tasks: &TaskTracker, closing: CancellationToken) -> Self {
         let (queue, items) = mpsc::channel(QUEUED_CHANGES);
@@ -60,8 +54,9 @@ impl Batcher {
         };
         tasks.spawn(async move {
             tokio::select! {
-                () = run.run() => {}
+                biased;
                 () = closing.cancelled() => {}
+                () = run.run() => {}
             }
         });
         Self { queue }

@@ -3,16 +3,14 @@
 //! Invariant: file names come from the other side and never leave the staging directory.
 //! Invariant: what was received is opened and checked only after every digest was right.
 
-use std::path::Path;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
-use tokio::fs::File;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 use crate::disk::DiskError;
 use crate::frame::{self, FrameError, within};
 use crate::machine::Machine;
+use crate::runtime;
 use crate::snapshot::{SnapshotDir, Staging};
 use crate::transport::{Reader, Writer};
 use crate::wire::{SnapshotFile, SnapshotHeader};
@@ -49,35 +47,33 @@ fn refused(name: &str, detail: &'static str) -> CourierError {
 }
 
 /// The files of a copy, as its header lists them.
-pub(crate) fn list(dir: &Path) -> Result<Vec<SnapshotFile>, DiskError> {
-    let mut files = Vec::new();
-    for item in std::fs::read_dir(dir).map_err(DiskError::io(dir))? {
-        let item = item.map_err(DiskError::io(dir))?;
-        let metadata = item.metadata().map_err(DiskError::io(dir))?;
-        if metadata.is_file() && item.file_name() != "LOCK" {
-            let name = item.file_name().to_string_lossy().into_owned();
-            files.push(SnapshotFile { name, length_bytes: metadata.len() });
-        }
-    }
+pub(crate) fn list(copy: &SnapshotDir) -> Result<Vec<SnapshotFile>, DiskError> {
+    let items = copy.disk().list(copy.path()).map_err(DiskError::io(copy.path()))?;
+    let wanted = items.into_iter().filter(|item| !item.is_dir && item.name != "LOCK");
+    let mut files: Vec<_> = wanted.map(|i| SnapshotFile { name: i.name, length_bytes: i.length_bytes }).collect();
     files.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(files)
 }
 
-pub(crate) async fn send(writer: &mut Writer, dir: &Path, files: &[SnapshotFile]) -> Result<(), CourierError> {
+pub(crate) async fn send(writer: &mut Writer, copy: &SnapshotDir, files: &[SnapshotFile]) -> Result<(), CourierError> {
     for file in files {
-        send_file(writer, dir, file).await?;
+        send_file(writer, copy, file).await?;
     }
     Ok(())
 }
 
-async fn send_file(writer: &mut Writer, dir: &Path, file: &SnapshotFile) -> Result<(), CourierError> {
-    let mut source = File::open(dir.join(&file.name)).await.map_err(file_error(&file.name))?;
+async fn send_file(writer: &mut Writer, copy: &SnapshotDir, file: &SnapshotFile) -> Result<(), CourierError> {
+    let mut source = copy.disk().reader(&copy.path().join(&file.name)).map_err(file_error(&file.name))?;
     let mut digest = Context::new(&SHA256);
     let mut left_bytes = file.length_bytes;
     let mut chunk = vec![0; CHUNK_BYTES];
     while left_bytes > 0 {
         let size = chunk.len().min(usize::try_from(left_bytes).unwrap_or(CHUNK_BYTES));
-        source.read_exact(&mut chunk[..size]).await.map_err(file_error(&file.name))?;
+        let read = runtime::blocking(move || {
+            let read = source.read_exact(&mut chunk[..size]);
+            read.map(|()| (source, chunk))
+        });
+        (source, chunk) = read.await.flatten().map_err(file_error(&file.name))?;
         digest.update(&chunk[..size]);
         within(CHUNK_TIMEOUT, frame::write(writer, &chunk[..size])).await?;
         left_bytes -= size as u64;
@@ -93,12 +89,12 @@ pub(crate) async fn receive(
     free_bytes: u64,
 ) -> Result<SnapshotDir, CourierError> {
     check(header, free_bytes)?;
-    let staging = Staging::new(machine.root())?;
+    let staging = Staging::new(machine.root(), machine.disk())?;
     for file in &header.files {
-        receive_file(reader, staging.path(), file).await?;
+        receive_file(reader, &staging, file).await?;
     }
-    let (cluster, held) = (machine.cluster().to_owned(), machine.held().clone());
-    let verified = tokio::task::spawn_blocking(move || SnapshotDir::verify(staging, &cluster, &held)).await;
+    let cluster = machine.cluster().to_owned();
+    let verified = runtime::blocking(move || SnapshotDir::verify(staging, &cluster)).await;
     Ok(verified.map_err(|e| DiskError::damaged(machine.root(), e))??)
 }
 
@@ -108,6 +104,9 @@ fn check(header: &SnapshotHeader, free_bytes: u64) -> Result<(), CourierError> {
     }
     if let Some(file) = header.files.iter().find(|file| !is_plain(&file.name)) {
         return Err(refused(&file.name, "not a plain name"));
+    }
+    if let Some(pair) = header.files.windows(2).find(|pair| pair[0].name >= pair[1].name) {
+        return Err(refused(&pair[1].name, "out of order"));
     }
     let needed_bytes = header.files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.length_bytes));
     match needed_bytes < free_bytes {
@@ -121,8 +120,9 @@ fn is_plain(name: &str) -> bool {
     (1..=MAX_NAME_BYTES).contains(&name.len()) && name.chars().all(plain) && !name.starts_with('.')
 }
 
-async fn receive_file(reader: &mut Reader, dir: &Path, file: &SnapshotFile) -> Result<(), CourierError> {
-    let mut target = File::create_new(dir.join(&file.name)).await.map_err(file_error(&file.name))?;
+async fn receive_file(reader: &mut Reader, staging: &Staging, file: &SnapshotFile) -> Result<(), CourierError> {
+    let path = staging.path().join(&file.name);
+    let mut target = staging.disk().writer(&path).map_err(file_error(&file.name))?;
     let mut digest = Context::new(&SHA256);
     let mut left_bytes = file.length_bytes;
     while left_bytes > 0 {
@@ -131,10 +131,11 @@ async fn receive_file(reader: &mut Reader, dir: &Path, file: &SnapshotFile) -> R
             return Err(refused(&file.name, "a chunk of the wrong size"));
         }
         digest.update(&chunk);
-        target.write_all(&chunk).await.map_err(file_error(&file.name))?;
         left_bytes -= chunk.len() as u64;
+        let written = runtime::blocking(move || target.write_all(&chunk).map(|()| target));
+        target = written.await.flatten().map_err(file_error(&file.name))?;
     }
-    target.flush().await.map_err(file_error(&file.name))?;
+    target.flush().map_err(file_error(&file.name))?;
     match next_frame(reader, &file.name).await? == digest.finish().as_ref() {
         true => Ok(()),
         false => Err(refused(&file.name, "the digest is wrong")),

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use flotilla_api::{Change, Write};
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::batcher::Batcher;
-use crate::disk::Held;
 use crate::limits;
 use crate::log::Log;
 use crate::machine::Machine;
@@ -49,7 +49,6 @@ pub(crate) struct Inner {
     pub receiving: Mutex<()>,
     /// Held while the membership changes.
     pub absences: Mutex<Absences>,
-    pub held: Held,
 }
 
 type WriteFailure = RaftError<Types, ClientWriteError<Types>>;

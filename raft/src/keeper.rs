@@ -7,11 +7,11 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::batcher::now_ms;
 use crate::inner::Inner;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::reads::Asker;
+use crate::runtime;
 use crate::space::Space;
 use crate::status::Status;
 use crate::types::Raft;
@@ -40,8 +40,9 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
             changed
         });
         tokio::select! {
-            changed = metrics.changed() => if changed.is_err() { return },
+            biased;
             () = machine.closing().cancelled() => return,
+            changed = metrics.changed() => if changed.is_err() { return },
         }
     }
 }
@@ -53,8 +54,9 @@ pub(crate) async fn keep(inner: Arc<Inner>, asker: Asker) {
         tokio::join!(asker.run(&inner), watch_disk(&inner), chores(&inner));
     };
     tokio::select! {
-        () = work => {}
+        biased;
         () = closing.cancelled() => {}
+        () = work => {}
     }
 }
 
@@ -84,7 +86,7 @@ async fn chores(inner: &Inner) {
     let mut ticks = ticks(CHORE_MS);
     loop {
         ticks.tick().await;
-        inner.space.look(&inner.options.dir);
+        inner.space.look(inner.machine.disk(), &inner.options.dir);
         bound_log(inner).await;
         bound_history(inner).await;
     }
@@ -113,7 +115,7 @@ async fn bound_history(inner: &Inner) {
         return;
     }
     let (state, bounds) = (inner.machine.state(), inner.options.history);
-    let looked = tokio::task::spawn_blocking(move || state.excess_history(bounds, now_ms())).await;
+    let looked = runtime::blocking(move || state.excess_history(bounds, runtime::now_ms())).await;
     match looked {
         Ok(Ok(Some(revision))) => {
             if let Err(refusal) = inner.batcher.compact(revision).await {

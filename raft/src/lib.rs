@@ -28,6 +28,7 @@ mod network;
 mod options;
 mod outcome;
 mod reads;
+mod runtime;
 mod serve;
 mod snapshot;
 mod space;
@@ -40,7 +41,7 @@ mod watch;
 mod wire;
 
 pub use command::EventBounds;
-pub use disk::DiskError;
+pub use disk::{DbError, DiskError};
 pub use error::{Error, HandleError, OpenError, ProposeError};
 pub use kv::{Event, KeyValue, Listing, Range};
 pub use limits::{MAX_CHANGE_BYTES, MAX_KEY_BYTES, MAX_PRECONDITIONS, MAX_VALUE_BYTES};

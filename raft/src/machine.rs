@@ -12,7 +12,8 @@ use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio_util::sync::CancellationToken;
 
-use crate::disk::{DiskError, Held};
+use crate::disk::{Disk, DiskError};
+use crate::runtime;
 use crate::snapshot::{self, SnapshotData, SnapshotDir};
 use crate::state::State;
 use crate::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
@@ -27,7 +28,7 @@ const APPLIED_TOGETHER: usize = 64;
 pub(crate) struct Machine {
     root: PathBuf,
     cluster: String,
-    held: Held,
+    disk: Disk,
     state: RwLock<Arc<State>>,
     hub: Hub,
     /// openraft has read what it needs for its start.
@@ -36,14 +37,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub fn open(root: &Path, cluster: &str, held: Held) -> Result<Self, DiskError> {
-        let state = Arc::new(State::open(&snapshot::current_state(root)?, cluster, &held)?);
+    pub fn open(root: &Path, cluster: &str, disk: Disk) -> Result<Self, DiskError> {
+        let state = Arc::new(State::open(&snapshot::current_state(root, &disk)?, cluster, &disk)?);
         let hub = Hub::new(state.header().revision);
         let (root, cluster) = (root.to_owned(), cluster.to_owned());
         Ok(Self {
             root,
             cluster,
-            held,
+            disk,
             state: RwLock::new(state),
             hub,
             started: AtomicBool::new(false),
@@ -67,8 +68,8 @@ impl Machine {
         &self.cluster
     }
 
-    pub fn held(&self) -> &Held {
-        &self.held
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 
     /// From now on openraft asks for snapshots only to send them.
@@ -88,7 +89,7 @@ impl Machine {
 
     /// A copy of the state as of now, in a directory of its own.
     fn checkpoint(&self) -> Result<Snapshot, DiskError> {
-        let dir = SnapshotDir::checkpoint(&self.root, &self.state())?;
+        let dir = SnapshotDir::checkpoint(&self.root, &self.state(), &self.disk)?;
         let meta = dir.meta().clone();
         Ok(Snapshot { meta, snapshot: SnapshotData::Copied(dir) })
     }
@@ -111,7 +112,7 @@ impl Machine {
             return Err(DiskError::damaged(dir.path(), "the snapshot is not the announced one"));
         }
         let path = dir.promote(&self.root)?;
-        let state = Arc::new(State::open(&path, &self.cluster, &self.held)?);
+        let state = Arc::new(State::open(&path, &self.cluster, &self.disk)?);
         let revision = state.header().revision;
         let old = std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state);
         old.replace();
@@ -121,7 +122,7 @@ impl Machine {
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, DiskError> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?.map_err(io::Error::other)
+    runtime::blocking(work).await?.map_err(io::Error::other)
 }
 
 impl RaftStateMachine<Types> for Arc<Machine> {
@@ -140,7 +141,7 @@ impl RaftStateMachine<Types> for Arc<Machine> {
         while let Some(chunk) = chunks.try_next().await.map_err(|e| e.1)? {
             let machine = self.clone();
             // On a thread of its own, so that a stalled disk does not hold up what others do.
-            tokio::task::spawn_blocking(move || machine.apply_all(chunk)).await.map_err(io::Error::other)??;
+            runtime::blocking(move || machine.apply_all(chunk)).await??;
         }
         Ok(())
     }

@@ -5,7 +5,9 @@
 //! Invariant: the leader keeps its vote; whoever wants it gone transfers the leadership first.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::types::NodeId;
 

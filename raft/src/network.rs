@@ -156,7 +156,7 @@ impl Peer {
         let SnapshotData::Copied(dir) = &snapshot.snapshot else {
             return Err(NetworkError::from_string("only a copied snapshot can be sent").into());
         };
-        let files = courier::list(dir.path()).map_err(|e| NetworkError::new(&e))?;
+        let files = courier::list(dir).map_err(|e| NetworkError::new(&e))?;
         let header = SnapshotHeader {
             vote: vote.into(),
             last: snapshot.meta.last_log_id.as_ref().map(LogIdForm::from),
@@ -164,7 +164,7 @@ impl Peer {
             files: files.clone(),
         };
         let (mut reader, mut writer) = self.open(&Opening::Snapshot(header)).await?;
-        courier::send(&mut writer, dir.path(), &files).await.map_err(|e| NetworkError::new(&e))?;
+        courier::send(&mut writer, dir, &files).await.map_err(|e| NetworkError::new(&e))?;
         let reply = within(INSTALL_TIMEOUT, frame::read_message(&mut reader)).await;
         match reply.map_err(|e| NetworkError::new(&e))? {
             Some(SnapshotReply::Vote(vote)) => Ok(vote.into()),
@@ -224,6 +224,7 @@ impl RaftNetworkV2<Types> for Peer {
         _option: RPCOption,
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         tokio::select! {
+            biased;
             sent = self.send_snapshot(&vote, &snapshot) => Ok(SnapshotResponse::new(sent?)),
             closed = cancel => Err(closed.into()),
         }

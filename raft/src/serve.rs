@@ -132,8 +132,9 @@ impl Inner {
         futures::pin_mut!(results);
         loop {
             let result = tokio::select! {
-                result = results.next() => result,
+                biased;
                 () = self.machine.closing().cancelled() => return Ok(()),
+                result = results.next() => result,
             };
             let Some(result) = result else { return Ok(()) };
             let result = result.map_err(|e| broken(e.to_string()))?;

@@ -6,19 +6,17 @@
 //! Invariant: `state.current` is replaced by a rename, after everything it names is on disk.
 //! Invariant: a copy's directory is removed with its handle, and leftovers are removed at start.
 
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use rand::Rng;
-
-use crate::disk::{DiskError, Held};
+use crate::disk::{Disk, DiskError};
+use crate::runtime;
 use crate::state::State;
 use crate::types::{LogId, SnapshotMeta};
 
 const POINTER: &str = "state.current";
 const STATE_PREFIX: &str = "state-";
 const COPY_PREFIX: &str = "copy-";
+const MAX_POINTER_BYTES: u64 = 256;
 
 /// What a snapshot is made of.
 #[derive(Debug)]
@@ -30,6 +28,7 @@ pub(crate) enum SnapshotData {
 
 /// A copy of the state in a directory of its own, removed when dropped.
 pub(crate) struct SnapshotDir {
+    disk: Disk,
     path: PathBuf,
     meta: SnapshotMeta,
 }
@@ -42,21 +41,21 @@ impl std::fmt::Debug for SnapshotDir {
 
 impl SnapshotDir {
     /// Copies a state that nothing is being applied to, by hard links where possible.
-    pub fn checkpoint(root: &Path, state: &State) -> Result<Self, DiskError> {
-        let staging = Staging { path: fresh(root, COPY_PREFIX), kept: false };
+    pub fn checkpoint(root: &Path, state: &State, disk: &Disk) -> Result<Self, DiskError> {
+        let staging = Staging { disk: disk.clone(), path: fresh(root, COPY_PREFIX), kept: false };
         state.checkpoint(&staging.path).map_err(|e| DiskError::damaged(&staging.path, e))?;
         Ok(Self::keep(staging, covered(state)))
     }
 
     /// Opens what was staged, to see that it is a state of this cluster and what it covers.
-    pub fn verify(staging: Staging, cluster: &str, held: &Held) -> Result<Self, DiskError> {
-        let meta = covered(&State::open(&staging.path, cluster, held)?);
+    pub fn verify(staging: Staging, cluster: &str) -> Result<Self, DiskError> {
+        let meta = covered(&State::open(&staging.path, cluster, &staging.disk)?);
         Ok(Self::keep(staging, meta))
     }
 
     fn keep(mut staging: Staging, meta: SnapshotMeta) -> Self {
         staging.kept = true;
-        Self { path: staging.path.clone(), meta }
+        Self { disk: staging.disk.clone(), path: staging.path.clone(), meta }
     }
 
     pub fn meta(&self) -> &SnapshotMeta {
@@ -67,19 +66,23 @@ impl SnapshotDir {
         &self.path
     }
 
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
     /// Makes this copy the state that the next start opens, and returns where it is now.
     pub fn promote(self, root: &Path) -> Result<PathBuf, DiskError> {
         let path = fresh(root, STATE_PREFIX);
-        sync_all(&self.path)?;
-        fs::rename(&self.path, &path).map_err(DiskError::io(&self.path))?;
-        point(root, &path)?;
+        sync_all(&self.disk, &self.path)?;
+        self.disk.rename(&self.path, &path).map_err(DiskError::io(&self.path))?;
+        point(&self.disk, root, &path)?;
         Ok(path)
     }
 }
 
 impl Drop for SnapshotDir {
     fn drop(&mut self) {
-        remove(&self.path);
+        remove(&self.disk, &self.path);
     }
 }
 
@@ -91,32 +94,37 @@ pub(crate) fn covered(state: &State) -> SnapshotMeta {
 
 /// A directory that a snapshot is being received into, removed when dropped.
 pub(crate) struct Staging {
+    disk: Disk,
     path: PathBuf,
     kept: bool,
 }
 
 impl Staging {
-    pub fn new(root: &Path) -> Result<Self, DiskError> {
+    pub fn new(root: &Path, disk: &Disk) -> Result<Self, DiskError> {
         let path = fresh(root, COPY_PREFIX);
-        fs::create_dir(&path).map_err(DiskError::io(&path))?;
-        Ok(Self { path, kept: false })
+        disk.create_dir(&path).map_err(DiskError::io(&path))?;
+        Ok(Self { disk: disk.clone(), path, kept: false })
     }
 
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.disk
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.kept {
-            remove(&self.path);
+            remove(&self.disk, &self.path);
         }
     }
 }
 
-fn remove(path: &Path) {
-    match fs::remove_dir_all(path) {
+fn remove(disk: &Disk, path: &Path) {
+    match disk.remove_dir(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             tracing::warn!(path = %path.display(), %error, "cannot remove a copy of the state");
         }
@@ -125,51 +133,49 @@ fn remove(path: &Path) {
 }
 
 fn fresh(root: &Path, prefix: &str) -> PathBuf {
-    root.join(format!("{prefix}{:016x}", rand::rng().random::<u64>()))
+    root.join(format!("{prefix}{:016x}", runtime::random()))
 }
 
 /// The directory of the state, made known if there is none, with everything else like it removed.
-pub(crate) fn current_state(root: &Path) -> Result<PathBuf, DiskError> {
+pub(crate) fn current_state(root: &Path, disk: &Disk) -> Result<PathBuf, DiskError> {
     let pointer = root.join(POINTER);
-    let current = match fs::read_to_string(&pointer) {
-        Ok(name) if name.starts_with(STATE_PREFIX) && !name.contains('/') => root.join(name),
-        Ok(name) => return Err(DiskError::damaged(&pointer, format!("names {name:?}"))),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+    let current = match disk.read(&pointer, MAX_POINTER_BYTES).map_err(DiskError::io(&pointer))? {
+        Some(bytes) => match std::str::from_utf8(&bytes) {
+            Ok(name) if name.starts_with(STATE_PREFIX) && !name.contains('/') => root.join(name),
+            _ => return Err(DiskError::damaged(&pointer, format!("names {:?}", bytes.escape_ascii().to_string()))),
+        },
+        None => {
             let path = fresh(root, STATE_PREFIX);
-            point(root, &path)?;
+            point(disk, root, &path)?;
             path
         }
-        Err(error) => return Err(DiskError::io(&pointer)(error)),
     };
-    for item in fs::read_dir(root).map_err(DiskError::io(root))? {
-        let path = item.map_err(DiskError::io(root))?.path();
-        let name = path.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-        if path != current && path.is_dir() && (name.starts_with(STATE_PREFIX) || name.starts_with(COPY_PREFIX)) {
-            remove(&path);
+    for item in disk.list(root).map_err(DiskError::io(root))? {
+        let path = root.join(&item.name);
+        let copy = item.name.starts_with(STATE_PREFIX) || item.name.starts_with(COPY_PREFIX);
+        if path != current && item.is_dir && copy {
+            remove(disk, &path);
         }
     }
     Ok(current)
 }
 
-fn point(root: &Path, state: &Path) -> Result<(), DiskError> {
+fn point(disk: &Disk, root: &Path, state: &Path) -> Result<(), DiskError> {
     let name = state.file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let (pointer, next) = (root.join(POINTER), root.join("state.next"));
-    let mut file = File::create(&next).map_err(DiskError::io(&next))?;
-    file.write_all(name.as_bytes()).and_then(|()| file.sync_all()).map_err(DiskError::io(&next))?;
-    fs::rename(&next, &pointer).map_err(DiskError::io(&pointer))?;
-    sync(root)
+    let mut file = disk.writer(&next).map_err(DiskError::io(&next))?;
+    file.write_all(name.as_bytes()).and_then(|()| file.flush()).map_err(DiskError::io(&next))?;
+    disk.sync(&next).map_err(DiskError::io(&next))?;
+    disk.rename(&next, &pointer).map_err(DiskError::io(&pointer))?;
+    disk.sync(root).map_err(DiskError::io(root))
 }
 
-fn sync_all(dir: &Path) -> Result<(), DiskError> {
-    for item in fs::read_dir(dir).map_err(DiskError::io(dir))? {
-        let path = item.map_err(DiskError::io(dir))?.path();
-        if path.is_file() {
-            sync(&path)?;
+fn sync_all(disk: &Disk, dir: &Path) -> Result<(), DiskError> {
+    for item in disk.list(dir).map_err(DiskError::io(dir))? {
+        let path = dir.join(&item.name);
+        if !item.is_dir {
+            disk.sync(&path).map_err(DiskError::io(&path))?;
         }
     }
-    sync(dir)
-}
-
-fn sync(path: &Path) -> Result<(), DiskError> {
-    File::open(path).and_then(|file| file.sync_all()).map_err(DiskError::io(path))
+    disk.sync(dir).map_err(DiskError::io(dir))
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use nix::sys::statvfs::statvfs;
+use crate::disk::Disk;
 
 /// Below this much free space a voter's disk counts as nearly full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,12 +26,11 @@ impl Space {
     }
 
     /// Looks at the file system that `path` is on.
-    pub fn look(&self, path: &Path) {
-        match statvfs(path) {
-            Ok(found) => {
-                let unit_bytes = found.fragment_size();
-                self.free_bytes.store(found.blocks_available().saturating_mul(unit_bytes), Ordering::Relaxed);
-                self.total_bytes.store(found.blocks().saturating_mul(unit_bytes), Ordering::Relaxed);
+    pub fn look(&self, disk: &Disk, path: &Path) {
+        match disk.room(path) {
+            Ok(room) => {
+                self.free_bytes.store(room.free_bytes, Ordering::Relaxed);
+                self.total_bytes.store(room.total_bytes, Ordering::Relaxed);
             }
             Err(error) => tracing::warn!(path = %path.display(), %error, "cannot tell the free space"),
         }

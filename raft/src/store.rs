@@ -2,17 +2,18 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_api::{Change, Key};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Mutex, watch};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::batcher::Batcher;
-use crate::disk::{DiskError, Held, StoreMeta};
+use crate::disk::{Disk, DiskError, StoreMeta};
 use crate::error::{Error, HandleError, OpenError, ProposeError};
 use crate::inner::Inner;
 use crate::keeper::{self, Sources};
@@ -25,6 +26,7 @@ use crate::network::{LowSpace, Network};
 use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
+use crate::runtime;
 use crate::space::Space;
 use crate::state::ReadError;
 use crate::status::Status;
@@ -52,8 +54,7 @@ impl Store {
             return Err(OpenError::ZeroId);
         }
         let config = Arc::new(raft_config(&options)?);
-        let held = Held::default();
-        let (log, machine, space) = open_disk(&options, held.clone()).await?;
+        let (log, machine, space) = open_disk(&options, Disk::default()).await?;
         let low_space = Arc::new(LowSpace::default());
         let network = Network { id: options.id, transport: transport.clone(), low_space: low_space.clone() };
         let raft = Raft::new(options.id, config, network, log.clone(), machine.clone()).await;
@@ -80,7 +81,6 @@ impl Store {
             tasks,
             receiving: Mutex::new(()),
             absences: Mutex::new(Absences::default()),
-            held,
         };
         let inner = Arc::new(inner);
         inner.tasks.spawn(keeper::keep(inner.clone(), asker));
@@ -235,10 +235,10 @@ impl Store {
         }
         self.inner.log.close().await;
         // Raft's own tasks end soon after; other handles may live on for as long as they like.
-        let held = self.inner.held.clone();
+        let disk = self.inner.machine.disk().clone();
         let Some(inner) = Arc::into_inner(self.inner) else { return };
         drop(inner);
-        if !held.released(RELEASE_WAIT).await {
+        if !disk.released(RELEASE_WAIT).await {
             tracing::warn!("the databases are still held");
         }
     }
@@ -252,15 +252,15 @@ impl Store {
     }
 }
 
-async fn open_disk(options: &Options, held: Held) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
+async fn open_disk(options: &Options, disk: Disk) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
     let options = options.clone();
-    let opened = tokio::task::spawn_blocking(move || {
+    let opened = runtime::blocking(move || {
         let dir = &options.dir;
-        std::fs::create_dir_all(dir).map_err(DiskError::io(dir))?;
-        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)), &held)?;
-        let machine = Arc::new(Machine::open(dir, &options.cluster, held)?);
+        disk.create_dir(dir).map_err(DiskError::io(dir))?;
+        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)), &disk)?;
         let space = Arc::new(Space::new(options.space_floor));
-        space.look(dir);
+        space.look(&disk, dir);
+        let machine = Arc::new(Machine::open(dir, &options.cluster, disk)?);
         Ok::<_, DiskError>((log, machine, space))
     });
     Ok(opened.await.map_err(|e| OpenError::Raft(e.to_string()))??)

@@ -13,6 +13,7 @@ use tokio::sync::watch as signal;
 
 use crate::kv::Event;
 use crate::machine::Machine;
+use crate::runtime;
 use crate::state::ReadError;
 
 const RING_SPANS: usize = 4096;
@@ -141,8 +142,9 @@ impl Watch {
             }
             let closing = self.machine.closing();
             tokio::select! {
-                changed = self.revision.changed() => changed.ok()?,
+                biased;
                 () = closing.cancelled() => return None,
+                changed = self.revision.changed() => changed.ok()?,
             }
         }
     }
@@ -179,7 +181,7 @@ impl Watch {
     async fn read_history(&self) -> Result<(Vec<Event>, u64), ReadError> {
         let (state, prefix, from) = (self.machine.state(), self.prefix.clone(), self.next);
         let look = move || state.history(&prefix, from, ITEM_EVENTS, LOOK_BYTES);
-        let stretch = tokio::task::spawn_blocking(look).await.map_err(|_| ReadError::Closed)??;
+        let stretch = runtime::blocking(look).await.map_err(|_| ReadError::Closed)??;
         Ok((stretch.events, stretch.upto))
     }
 }

@@ -6,11 +6,12 @@ use std::ops::{Bound, Range, RangeBounds};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use openraft::entry::RaftEntry;
-use rocksdb::{Direction, IteratorMode, ReadOptions};
 
 use crate::codec::{self, LogIdForm, VoteForm, decode_entry, entry_bytes};
-use crate::disk::{Db, DiskError};
+use crate::disk::{Db, DiskError, Scan};
+use crate::runtime;
 use crate::types::{Entry, LogId, Vote};
 
 use super::tail::Tail;
@@ -21,7 +22,7 @@ pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     let damaged = |detail: String| DiskError::damaged(path, detail);
     let meta = |key: &[u8]| db.get(key).map_err(|e| damaged(e.to_string()));
     let decode_id =
-        |bytes: Vec<u8>| codec::decode::<LogIdForm>(&bytes).map(LogId::from).map_err(|e| damaged(e.to_string()));
+        |bytes: Bytes| codec::decode::<LogIdForm>(&bytes).map(LogId::from).map_err(|e| damaged(e.to_string()));
     let purged = meta(PURGED_KEY)?.map(decode_id).transpose()?;
     let committed = meta(COMMITTED_KEY)?.map(decode_id).transpose()?;
     let vote = meta(VOTE_KEY)?
@@ -31,7 +32,7 @@ pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     let first = purged.map_or(0, |id| id.index() + 1);
     let mut last = None;
     let mut sizes_bytes = VecDeque::new();
-    for item in db.iterator_opt(IteratorMode::From(&entry_key(first), Direction::Forward), entries_only()) {
+    for item in entries_from(db, first) {
         let (_, value) = item.map_err(|e| damaged(e.to_string()))?;
         let entry = decode_entry(&value).map_err(|e| damaged(e.to_string()))?;
         let expected = first + sizes_bytes.len() as u64;
@@ -48,11 +49,8 @@ pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     Ok(tail)
 }
 
-fn entries_only() -> ReadOptions {
-    let mut options = ReadOptions::default();
-    options.set_iterate_lower_bound(entry_key(0));
-    options.set_iterate_upper_bound(b"m".to_vec());
-    options
+fn entries_from(db: &Db, first: u64) -> Scan<'_> {
+    db.scan(&entry_key(first), b"m")
 }
 
 pub(super) fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
@@ -82,8 +80,7 @@ pub(super) async fn read(
     }
     let db = db.clone();
     let wanted = on_disk.clone();
-    let mut entries =
-        tokio::task::spawn_blocking(move || read_disk(&db, wanted, max_bytes)).await.map_err(io::Error::other)??;
+    let mut entries = runtime::blocking(move || read_disk(&db, wanted, max_bytes)).await??;
     let reached = entries.last().map_or(on_disk.start, |e: &Entry| e.index() + 1);
     if reached == on_disk.end {
         entries.extend(kept);
@@ -108,7 +105,7 @@ fn limited(mut entries: Vec<Entry>, max_bytes: usize) -> Vec<Entry> {
 fn read_disk(db: &Db, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut sum_bytes = 0_usize;
-    for item in db.iterator_opt(IteratorMode::From(&entry_key(range.start), Direction::Forward), entries_only()) {
+    for item in entries_from(db, range.start) {
         let (_, value) = item.map_err(io::Error::other)?;
         let entry = decode_entry(&value)?;
         if entry.index() >= range.end || sum_bytes >= max_bytes {

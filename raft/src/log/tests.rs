@@ -14,7 +14,7 @@ fn entry(term: u64, index: u64, size_bytes: usize) -> Entry {
 }
 
 fn open(dir: &TempDir) -> Log {
-    Log::open(&dir.path().join("log"), &StoreMeta::new("c", Some(1)), &Held::default()).unwrap()
+    Log::open(&dir.path().join("log"), &StoreMeta::new("c", Some(1)), &Disk::default()).unwrap()
 }
 
 async fn reopen(log: Log, dir: &TempDir) -> Log {
@@ -116,7 +116,7 @@ async fn a_flipped_bit_is_refused_rather_than_forgotten() {
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     std::fs::write(&wal, bytes).unwrap();
-    let refused = Log::open(&dir.path().join("log"), &StoreMeta::new("c", Some(1)), &Held::default());
+    let refused = Log::open(&dir.path().join("log"), &StoreMeta::new("c", Some(1)), &Disk::default());
     let Err(error) = refused else { panic!("a damaged log was opened") };
     assert!(matches!(error, DiskError::Open { .. } | DiskError::Damaged { .. }), "{error}");
 }

@@ -6,17 +6,17 @@
 //! Invariant: after a failed write nothing more is written and everybody who waits is told.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use openraft::entry::RaftEntry;
-use rocksdb::{WriteBatch, WriteOptions};
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use crate::codec::{self, LogIdForm, VoteForm, encode_entry};
-use crate::disk::Db;
+use crate::disk::{Db, WriteBatch};
+use crate::runtime::Worker;
 use crate::types::Entry;
 
 pub(super) const VOTE_KEY: &[u8] = b"mvote";
@@ -45,7 +45,7 @@ pub(super) enum Op {
 pub(super) struct Writer {
     queue: mpsc::Sender<Op>,
     clock: Arc<Clock>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    thread: Worker,
 }
 
 /// When the write that is under way began, in milliseconds since `origin`, plus one; 0 when idle.
@@ -71,8 +71,7 @@ impl Writer {
         let (queue, ops) = mpsc::channel(QUEUED_OPS);
         let clock = Arc::new(Clock { origin: Instant::now(), began_ms: AtomicU64::new(0) });
         let run = Run { db, ops, clock: clock.clone(), failed: None };
-        let thread = std::thread::Builder::new().name("raft-log".into()).spawn(move || run.run())?;
-        Ok(Self { queue, clock, thread: Mutex::new(Some(thread)) })
+        Ok(Self { queue, clock, thread: Worker::start("raft-log", run.run())? })
     }
 
     pub async fn submit(&self, op: Op) -> io::Result<()> {
@@ -91,10 +90,7 @@ impl Writer {
         if self.queue.send(Op::Close(done)).await.is_ok() {
             let _ = closed.await;
         }
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(thread) = thread {
-            let _ = tokio::task::spawn_blocking(move || thread.join()).await;
-        }
+        self.thread.ended().await;
     }
 }
 
@@ -115,18 +111,18 @@ struct Group {
 }
 
 impl Run {
-    fn run(mut self) {
-        while let Some(op) = self.ops.blocking_recv() {
+    async fn run(mut self) {
+        while let Some(op) = self.ops.recv().await {
             let mut group = Group::default();
             let mut added = group.add(op);
-            while added.is_ok() && group.batch.size_in_bytes() < GROUP_BYTES && group.closing.is_none() {
+            while added.is_ok() && group.batch.size_bytes() < GROUP_BYTES && group.closing.is_none() {
                 match self.ops.try_recv() {
                     Ok(op) => added = group.add(op),
                     Err(_) => break,
                 }
             }
             let closing = group.closing.take();
-            self.write(group, added);
+            self.write(group, added).await;
             if let Some(done) = closing {
                 let _ = done.send(());
                 return;
@@ -134,12 +130,12 @@ impl Run {
         }
     }
 
-    fn write(&mut self, group: Group, added: io::Result<()>) {
+    async fn write(&mut self, group: Group, added: io::Result<()>) {
         let Group { batch, sync, flushed, .. } = group;
         let result = match (&self.failed, added) {
             (Some(failed), _) => Err(io::Error::other(failed.clone())),
             (None, Err(error)) => Err(error),
-            (None, Ok(())) => self.commit(batch, sync),
+            (None, Ok(())) => self.commit(batch, sync).await,
         };
         if let Err(error) = &result
             && self.failed.is_none()
@@ -155,14 +151,12 @@ impl Run {
         }
     }
 
-    fn commit(&self, batch: WriteBatch, sync: bool) -> io::Result<()> {
+    async fn commit(&self, batch: WriteBatch, sync: bool) -> io::Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(sync);
         self.clock.began_ms.store(self.clock.now_ms() + 1, Ordering::Relaxed);
-        let result = self.db.write_opt(batch, &options).map_err(io::Error::other);
+        let result = self.db.commit(batch, sync).await.map_err(io::Error::other);
         self.clock.began_ms.store(0, Ordering::Relaxed);
         result
     }
@@ -186,7 +180,7 @@ impl Group {
             Op::Committed(id) => self.batch.put(COMMITTED_KEY, codec::encode(&id)?),
             Op::Truncate { from } => {
                 self.sync = true;
-                self.batch.delete_range(entry_key(from).as_slice(), b"m".as_slice());
+                self.batch.delete_range(entry_key(from), b"m");
             }
             Op::Purge(id) => {
                 self.batch.delete_range(entry_key(0), entry_key(id.index.saturating_add(1)));

@@ -8,10 +8,10 @@ use std::collections::HashMap;
 use flotilla_api::{Change, Conflict, Expect, Key, Write};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
-use rocksdb::{Direction, IteratorMode, WriteBatch};
 
 use crate::codec;
 use crate::command::{Batch, EventBounds};
+use crate::disk::{DbError, WriteBatch};
 use crate::kv::Event;
 use crate::limits;
 use crate::outcome::{Applied, Outcome};
@@ -26,7 +26,7 @@ const MAX_AGED_OUT: usize = 1024;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApplyError {
     #[error("cannot read or write the state")]
-    Disk(#[from] rocksdb::Error),
+    Disk(#[from] DbError),
     #[error("a record or a log entry is damaged")]
     Codec(#[from] crate::codec::CodecError),
     #[error("the record of {0} is damaged")]
@@ -173,9 +173,9 @@ impl<'a> Fold<'a> {
         let too_many = self.header.events_count.saturating_sub(bounds.max_count);
         let oldest_ms = self.header.now_ms.saturating_sub(bounds.max_age_ms);
         let mut leaving = Vec::new();
-        for item in self.state.db.iterator(IteratorMode::From(b"e", Direction::Forward)).take(MAX_AGED_OUT) {
+        for item in self.state.db.scan(b"e", b"f").take(MAX_AGED_OUT) {
             let (bytes, _) = item?;
-            let Some((time_ms, key)) = parse_aging_key(&bytes).filter(|_| bytes.starts_with(b"e")) else { break };
+            let Some((time_ms, key)) = parse_aging_key(&bytes) else { break };
             if leaving.len() as u64 >= too_many && time_ms >= oldest_ms {
                 break;
             }
@@ -219,7 +219,7 @@ fn holds(expect: Expect, found: Option<&Current>) -> bool {
 
 impl State {
     pub(super) fn current(&self, key: &Key) -> Result<Option<Current>, ApplyError> {
-        let Some(bytes) = self.db.get_pinned(current_key(key.as_str()))? else { return Ok(None) };
-        Current::decode(&bytes).map(Some).ok_or_else(|| ApplyError::Record(key.to_string()))
+        let Some(bytes) = self.db.get(&current_key(key.as_str()))? else { return Ok(None) };
+        Current::decode(bytes).map(Some).ok_or_else(|| ApplyError::Record(key.to_string()))
     }
 }

@@ -1,12 +1,10 @@
 //! Reading history: for watchers that are behind, and to decide what to forget.
 
-use rocksdb::{Direction, IteratorMode};
-
 use crate::codec;
 use crate::kv::Event;
 
 use super::State;
-use super::read::{ReadError, bounded};
+use super::read::ReadError;
 use super::record::{Past, past_key, revision_of};
 
 /// A stretch of history.
@@ -60,9 +58,7 @@ impl State {
     }
 
     fn past(&self, from: u64) -> impl Iterator<Item = Result<(u64, Past, usize), ReadError>> {
-        let options = bounded(past_key(0).to_vec(), b"i".to_vec());
-        let items = self.db.iterator_opt(IteratorMode::From(&past_key(from), Direction::Forward), options);
-        items.map(|item| {
+        self.db.scan(&past_key(from), b"i").map(|item| {
             let (at, bytes) = item?;
             let revision = revision_of(&at).ok_or_else(|| ReadError::Damaged("a history key".into()))?;
             Ok((revision, codec::decode(&bytes)?, bytes.len()))

@@ -20,7 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec;
-use crate::disk::{self, Db, DiskError, Held, StoreMeta, Tail};
+use crate::disk::{Db, DbError, Disk, DiskError, StoreMeta, Tail};
 
 #[cfg(test)]
 use apply::AppliedEntry;
@@ -42,20 +42,21 @@ pub(crate) struct State {
 
 /// A state's directory, which goes with it once another state has taken its place.
 struct Dir {
+    disk: Disk,
     path: PathBuf,
     replaced: AtomicBool,
 }
 
 impl State {
-    pub fn open(path: &Path, cluster: &str, held: &Held) -> Result<Self, DiskError> {
-        let db = disk::open(path, Tail::DropDamaged, &StoreMeta::new(cluster, None), held)?;
+    pub fn open(path: &Path, cluster: &str, disk: &Disk) -> Result<Self, DiskError> {
+        let db = disk.database(path, Tail::DropDamaged, &StoreMeta::new(cluster, None))?;
         let stored = db.get(HEADER_KEY).map_err(|e| DiskError::damaged(path, e))?;
         let header = match stored {
             Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
             None => Header::default(),
         };
         let header = Mutex::new(Arc::new(header));
-        let dir = Dir { path: path.to_owned(), replaced: AtomicBool::new(false) };
+        let dir = Dir { disk: disk.clone(), path: path.to_owned(), replaced: AtomicBool::new(false) };
         Ok(Self { db, header, dir })
     }
 
@@ -73,13 +74,13 @@ impl State {
     }
 
     /// Everything applied so far is on disk when this returns.
-    pub fn flush(&self) -> Result<(), rocksdb::Error> {
+    pub fn flush(&self) -> Result<(), DbError> {
         self.db.flush()
     }
 
     /// Copies the state as of now into a new directory, by hard links where possible.
-    pub fn checkpoint(&self, into: &Path) -> Result<(), rocksdb::Error> {
-        rocksdb::checkpoint::Checkpoint::new(&self.db)?.create_checkpoint(into)
+    pub fn checkpoint(&self, into: &Path) -> Result<(), DbError> {
+        self.db.checkpoint(into)
     }
 
     /// Another state has taken its place: its directory goes when its last reader is done.
@@ -88,16 +89,10 @@ impl State {
     }
 }
 
-impl Drop for State {
-    fn drop(&mut self) {
-        self.db.cancel_all_background_work(true);
-    }
-}
-
 impl Drop for Dir {
     fn drop(&mut self) {
         if self.replaced.load(Ordering::Relaxed)
-            && let Err(error) = std::fs::remove_dir_all(&self.path)
+            && let Err(error) = self.disk.remove_dir(&self.path)
         {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a replaced state");
         }

@@ -6,10 +6,11 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
 use flotilla_api::Key;
-use rocksdb::{Direction, IteratorMode, ReadOptions, Snapshot};
 
 use crate::codec;
+use crate::disk::{DbError, Read};
 use crate::kv::{KeyValue, Listing, Range};
 
 use super::record::{Current, Header, Past, current_key, past_key, revision_of};
@@ -33,8 +34,8 @@ pub enum ReadError {
     Damaged(String),
 }
 
-impl From<rocksdb::Error> for ReadError {
-    fn from(error: rocksdb::Error) -> Self {
+impl From<DbError> for ReadError {
+    fn from(error: DbError) -> Self {
         Self::Damaged(error.to_string())
     }
 }
@@ -74,18 +75,18 @@ impl State {
 
 /// The database at one moment.
 struct View<'a> {
-    snapshot: Snapshot<'a>,
+    records: Box<dyn Read + 'a>,
     header: Header,
 }
 
 impl<'a> View<'a> {
     fn new(state: &'a State) -> Result<Self, ReadError> {
-        let snapshot = state.db.snapshot();
-        let header = match snapshot.get(HEADER_KEY)? {
+        let records = state.db.view();
+        let header = match records.get(HEADER_KEY)? {
             Some(bytes) => codec::decode(&bytes)?,
             None => Header::default(),
         };
-        Ok(Self { snapshot, header })
+        Ok(Self { records, header })
     }
 
     fn check(&self, wanted: u64) -> Result<(), ReadError> {
@@ -102,10 +103,7 @@ impl<'a> View<'a> {
         if revision == self.header.revision {
             return Ok(first);
         }
-        for item in self.snapshot.iterator_opt(
-            IteratorMode::From(&past_key(revision + 1), Direction::Forward),
-            bounded(past_key(0).to_vec(), b"i".to_vec()),
-        ) {
+        for item in self.records.scan(&past_key(revision + 1), b"i") {
             let (at, bytes) = item?;
             let past: Past = codec::decode(&bytes)?;
             if let (Some(at), true) = (revision_of(&at), of(&past.key)) {
@@ -117,15 +115,15 @@ impl<'a> View<'a> {
 
     /// What a key was before the event at a revision.
     fn before(&self, revision: u64) -> Result<Option<KeyValue>, ReadError> {
-        let bytes = self.snapshot.get(past_key(revision))?;
+        let bytes = self.records.get(&past_key(revision))?;
         let bytes = bytes.ok_or_else(|| ReadError::Damaged(format!("revision {revision} is missing")))?;
         let past: Past = codec::decode(&bytes)?;
         Ok(past.old.map(|old| old.into_kv(past.key)))
     }
 
     fn get(&self, key: &Key) -> Result<Option<Current>, ReadError> {
-        let Some(bytes) = self.snapshot.get_pinned(current_key(key.as_str()))? else { return Ok(None) };
-        Current::decode(&bytes).map(Some).ok_or_else(|| ReadError::Damaged(key.to_string()))
+        let Some(bytes) = self.records.get(&current_key(key.as_str()))? else { return Ok(None) };
+        Current::decode(bytes).map(Some).ok_or_else(|| ReadError::Damaged(key.to_string()))
     }
 
     fn list(&self, range: &Range, revision: u64, undone: BTreeMap<String, u64>) -> Result<Listing, ReadError> {
@@ -136,10 +134,7 @@ impl<'a> View<'a> {
         let mut page = Page { listing: Listing { revision, ..Listing::default() }, limit: range.limit, size_bytes: 0 };
         let mut undone = undone.into_iter().filter(|(key, _)| *key >= start).peekable();
         let upper = after_prefix(&current_key(&range.prefix)).unwrap_or_else(|| b"d".to_vec());
-        let items = self
-            .snapshot
-            .iterator_opt(IteratorMode::From(&current_key(&start), Direction::Forward), bounded(b"c".to_vec(), upper));
-        for item in items {
+        for item in self.records.scan(&current_key(&start), &upper) {
             let (bytes, record) = item?;
             let key = parse_key(&bytes)?;
             while let Some((_, at)) = undone.next_if(|(earlier, _)| earlier.as_str() < key.as_str()) {
@@ -147,7 +142,7 @@ impl<'a> View<'a> {
             }
             match undone.next_if(|(same, _)| same == key.as_str()) {
                 Some((_, at)) => page.add_before(self, at)?,
-                None => page.add_current(key, &record)?,
+                None => page.add_current(key, record)?,
             }
         }
         undone.try_for_each(|(_, at)| page.add_before(self, at))?;
@@ -175,7 +170,7 @@ impl Page {
         Ok(())
     }
 
-    fn add_current(&mut self, key: Key, record: &[u8]) -> Result<(), ReadError> {
+    fn add_current(&mut self, key: Key, record: Bytes) -> Result<(), ReadError> {
         self.add(|| {
             let current = Current::decode(record).ok_or_else(|| ReadError::Damaged(key.to_string()))?;
             Ok(current.into_kv(key))
@@ -193,13 +188,6 @@ impl Page {
         self.listing.items.push(kv);
         Ok(())
     }
-}
-
-pub(super) fn bounded(lower: Vec<u8>, upper: Vec<u8>) -> ReadOptions {
-    let mut options = ReadOptions::default();
-    options.set_iterate_lower_bound(lower);
-    options.set_iterate_upper_bound(upper);
-    options
 }
 
 /// The first byte string after all that start with `prefix`.

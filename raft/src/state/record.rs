@@ -49,8 +49,9 @@ impl Current {
         out
     }
 
-    pub fn decode(bytes: &[u8]) -> Option<Self> {
-        let (head, value) = bytes.split_at_checked(CURRENT_HEADER_BYTES)?;
+    /// The value shares the record's memory.
+    pub fn decode(record: Bytes) -> Option<Self> {
+        let head = record.get(..CURRENT_HEADER_BYTES)?;
         let number = |at: usize| Some(u64::from_be_bytes(head.get(at..at + 8)?.try_into().ok()?));
         let (version, current) = (
             *head.first()?,
@@ -58,7 +59,7 @@ impl Current {
                 create_revision: number(1)?,
                 mod_revision: number(9)?,
                 time_ms: number(17)?,
-                value: Bytes::copy_from_slice(value),
+                value: record.slice(CURRENT_HEADER_BYTES..),
             },
         );
         (version == FORMAT_VERSION).then_some(current)

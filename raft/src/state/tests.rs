@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
+use bytes::Bytes;
 use flotilla_api::{Change, Expect, GroupResource, Key};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -33,7 +34,7 @@ struct Bench {
 impl Bench {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
-        let state = State::open(&dir.path().join("s"), "c", &Held::default()).unwrap();
+        let state = State::open(&dir.path().join("s"), "c", &Disk::default()).unwrap();
         Self { _dir: dir, state, index: 0 }
     }
 
@@ -255,11 +256,11 @@ fn what_was_applied_is_there_after_reopening() {
     };
     let (path, header) = (state.path().to_owned(), state.header());
     drop(state);
-    let state = State::open(&path, "c", &Held::default()).unwrap();
+    let state = State::open(&path, "c", &Disk::default()).unwrap();
     assert_eq!((state.header(), header.applied), (header.clone(), Some(LogIdForm { term: 1, index: 1 })));
     assert_eq!(state.get(&key(1)).unwrap().unwrap().value.as_ref(), b"x");
     drop(state);
-    assert!(State::open(&path, "d", &Held::default()).is_err(), "another cluster's");
+    assert!(State::open(&path, "d", &Disk::default()).is_err(), "another cluster's");
     drop(dir);
 }
 
@@ -284,8 +285,8 @@ pub(crate) fn pin(lines: &mut String, membership: StoredMembershipForm) {
         old: Some(value(1)),
     };
     let current = Current { create_revision: 1, mod_revision: 12, time_ms: 5, value: "{}".into() };
-    assert_eq!(Current::decode(&current.encode()), Some(current.clone()));
-    assert_eq!((0..25).find_map(|end| Current::decode(&current.encode()[..end])), None);
+    assert_eq!(Current::decode(current.encode().into()), Some(current.clone()));
+    assert_eq!((0..25).find_map(|end| Current::decode(Bytes::copy_from_slice(&current.encode()[..end]))), None);
     assert_eq!(parse_aging_key(&aging_key(7, key(1).as_str())), Some((7, key(1))));
     for (name, bytes) in [
         ("header", codec::encode(&header).unwrap()),

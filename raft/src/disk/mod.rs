@@ -1,0 +1,253 @@
+//! What a replica needs of its disk, as a port, and who a database on it belongs to.
+//!
+//! RocksDB over the file system is one medium (`rocks`); the simulation brings another, which forgets,
+//! tears, stalls and fails.
+//!
+//! Invariant: a database that belongs to another cluster, another node or another format version is
+//! refused before anything in it is read.
+
+mod batch;
+mod rocks;
+
+use std::io;
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use serde::{Deserialize, Serialize};
+
+use crate::codec;
+
+pub(crate) use batch::{WriteBatch, WriteOp};
+
+const STORE_FORMAT: u32 = 1;
+const META_KEY: &[u8] = b"mmeta";
+
+/// A database cannot be read or written.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{detail}")]
+pub struct DbError {
+    pub detail: String,
+    /// What is stored contradicts its checksums or itself; otherwise the disk did not do what it was told.
+    pub corrupt: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DiskError {
+    #[error("cannot open the database {path}")]
+    Open { path: String, source: DbError },
+    #[error("the database {path} belongs to {found}, not to {wanted}")]
+    Foreign { path: String, found: String, wanted: String },
+    #[error("the database {path} has format {found}, this build reads {STORE_FORMAT}")]
+    Format { path: String, found: u32 },
+    #[error("the database {path} is damaged: {detail}")]
+    Damaged { path: String, detail: String },
+    #[error("cannot read or write {path}")]
+    Io { path: String, source: std::io::Error },
+}
+
+impl DiskError {
+    pub(crate) fn damaged(path: &Path, detail: impl ToString) -> Self {
+        Self::Damaged { path: path.display().to_string(), detail: detail.to_string() }
+    }
+
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.display().to_string();
+        move |source| Self::Io { path, source }
+    }
+}
+
+/// Who a database belongs to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct StoreMeta {
+    pub format: u32,
+    pub cluster: String,
+    /// `None` in the state, which moves between nodes.
+    pub node: Option<u64>,
+}
+
+impl StoreMeta {
+    pub fn new(cluster: &str, node: Option<u64>) -> Self {
+        Self { format: STORE_FORMAT, cluster: cluster.into(), node }
+    }
+}
+
+/// How a database treats the end of its write-ahead log when it was cut off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tail {
+    /// An incomplete last record was never acknowledged and is dropped; any other damage is an error.
+    DropTorn,
+    /// Whatever is after the first damage is dropped, since the log still has it.
+    DropDamaged,
+}
+
+/// A key and its value.
+pub(crate) type Record = (Box<[u8]>, Bytes);
+
+/// Records in the order of their keys.
+pub(crate) type Scan<'a> = Box<dyn Iterator<Item = Result<Record, DbError>> + 'a>;
+
+/// What can be read of a database, now or as it was when a view was made.
+pub(crate) trait Read {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DbError>;
+
+    /// The records from the key `from` on, before the key `to`.
+    fn scan(&self, from: &[u8], to: &[u8]) -> Scan<'_>;
+}
+
+/// An ordered map on a medium. A batch takes effect whole or not at all, and after a crash a prefix of
+/// the batches is there, which ends with or after the last one that was synced.
+pub(crate) trait Database: Read + Send + Sync {
+    /// The database as it is now, whatever is written after.
+    fn view(&self) -> Box<dyn Read + '_>;
+
+    /// Writes without waiting for the disk.
+    fn write(&self, batch: WriteBatch) -> Result<(), DbError>;
+
+    /// Writes, and with `sync` waits until it is on disk. May hold up its thread: only for a thread of its own.
+    fn commit(&self, batch: WriteBatch, sync: bool) -> BoxFuture<'_, Result<(), DbError>>;
+
+    /// Everything written so far is on disk when this returns.
+    fn flush(&self) -> Result<(), DbError>;
+
+    /// Copies the database as of now into a new directory, by hard links where possible.
+    fn checkpoint(&self, into: &Path) -> Result<(), DbError>;
+}
+
+/// What stands in a directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Item {
+    pub name: String,
+    pub is_dir: bool,
+    pub length_bytes: u64,
+}
+
+/// How full a medium is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Room {
+    pub free_bytes: u64,
+    pub total_bytes: u64,
+}
+
+/// Directories, files, and databases in directories. What is created, written or renamed is durable after a `sync`
+/// of the file, and of the directory that names it.
+pub(crate) trait Medium: Send + Sync {
+    /// Opens or makes the database in a directory, which is made if it is missing.
+    fn open(&self, path: &Path, tail: Tail) -> Result<Box<dyn Database>, DbError>;
+
+    /// Makes a directory and those above it; one that is there already is fine.
+    fn create_dir(&self, path: &Path) -> io::Result<()>;
+    fn list(&self, dir: &Path) -> io::Result<Vec<Item>>;
+    fn reader(&self, file: &Path) -> io::Result<Box<dyn io::Read + Send>>;
+    /// Makes a file, or empties it.
+    fn writer(&self, file: &Path) -> io::Result<Box<dyn io::Write + Send>>;
+    fn sync(&self, path: &Path) -> io::Result<()>;
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
+    /// Removes a directory with everything in it.
+    fn remove_dir(&self, dir: &Path) -> io::Result<()>;
+    fn room(&self, path: &Path) -> io::Result<Room>;
+}
+
+/// An open database.
+pub(crate) struct Db {
+    db: Box<dyn Database>,
+    /// Dropped after the database is closed.
+    _disk: Disk,
+}
+
+impl Deref for Db {
+    type Target = dyn Database;
+
+    fn deref(&self) -> &Self::Target {
+        self.db.as_ref()
+    }
+}
+
+/// A medium in use. Tells when every database that was opened with it is closed, its lock released.
+#[derive(Clone)]
+pub(crate) struct Disk {
+    medium: Arc<dyn Medium>,
+    held: Arc<()>,
+}
+
+impl Default for Disk {
+    fn default() -> Self {
+        Self::new(Arc::new(rocks::Rocks))
+    }
+}
+
+impl Deref for Disk {
+    type Target = dyn Medium;
+
+    fn deref(&self) -> &Self::Target {
+        self.medium.as_ref()
+    }
+}
+
+impl Disk {
+    pub fn new(medium: Arc<dyn Medium>) -> Self {
+        Self { medium, held: Arc::default() }
+    }
+
+    /// Opens or makes the database at `path` and checks whose it is.
+    pub fn database(&self, path: &Path, tail: Tail, meta: &StoreMeta) -> Result<Db, DiskError> {
+        let open_error = |source| DiskError::Open { path: path.display().to_string(), source };
+        let db = self.medium.open(path, tail).map_err(open_error)?;
+        check_owner(db.as_ref(), path, meta)?;
+        Ok(Db { db, _disk: self.clone() })
+    }
+
+    /// A small file, whole; `None` if there is none.
+    pub fn read(&self, file: &Path, max_bytes: u64) -> io::Result<Option<Vec<u8>>> {
+        let mut bytes = Vec::new();
+        match self.medium.reader(file) {
+            Ok(reader) => {
+                io::Read::read_to_end(&mut io::Read::take(reader, max_bytes), &mut bytes).map(|_| Some(bytes))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Waits until only this one is left; whether that happened in time.
+    pub async fn released(self, bound: Duration) -> bool {
+        const LOOK_AGAIN: Duration = Duration::from_millis(2);
+        let alone = async {
+            while Arc::strong_count(&self.held) > 1 {
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
+        };
+        tokio::time::timeout(bound, alone).await.is_ok()
+    }
+}
+
+fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<(), DiskError> {
+    let stored = db.get(META_KEY).map_err(|e| DiskError::damaged(path, e))?;
+    let Some(bytes) = stored else {
+        let mut batch = WriteBatch::default();
+        batch.put(META_KEY, codec::encode(wanted).map_err(|e| DiskError::damaged(path, e))?);
+        return db.write(batch).and_then(|()| db.flush()).map_err(|e| DiskError::damaged(path, e));
+    };
+    let found: StoreMeta = codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?;
+    if found.format != wanted.format {
+        return Err(DiskError::Format { path: path.display().to_string(), found: found.format });
+    }
+    if &found != wanted {
+        return Err(DiskError::Foreign {
+            path: path.display().to_string(),
+            found: owner(&found),
+            wanted: owner(wanted),
+        });
+    }
+    Ok(())
+}
+
+fn owner(meta: &StoreMeta) -> String {
+    match meta.node {
+        Some(node) => format!("node {node:016x} of cluster {}", meta.cluster),
+        None => format!("cluster {}", meta.cluster),
+    }
+}
