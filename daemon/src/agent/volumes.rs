@@ -1,11 +1,12 @@
 //! A pod's volumes, made on the node before its containers.
 //!
 //! Invariant: a volume lives under the pod's own directory, but for hostPath; removing the pod removes it.
+//! Invariant: what comes from a Secret is laid down in memory, never on a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 
 use flotilla_api::k8s_openapi::api::core::v1::{
@@ -114,8 +115,28 @@ async fn make_one(
     } else {
         return Err(SourceError("this kind of volume is not available".into()));
     };
+    if holds_secrets(volume) {
+        in_memory(path).map_err(io_error)?;
+    }
     lay_down(path, &files).map_err(io_error)?;
     Ok(path.to_owned())
+}
+
+fn holds_secrets(volume: &Volume) -> bool {
+    let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    volume.secret.is_some() || projected.into_iter().any(|source| source.secret.is_some())
+}
+
+/// Mounts memory at `path`, unless it is there.
+fn in_memory(path: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+    let device = |path: &Path| fs::metadata(path).map(|found| found.dev());
+    if let Some(parent) = path.parent()
+        && device(parent)? != device(path)?
+    {
+        return Ok(());
+    }
+    Ok(mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("mode=0755"))?)
 }
 
 async fn project(
@@ -341,6 +362,26 @@ mod tests {
         assert_eq!((picked[0].path.as_str(), picked[0].mode), ("p", 0o600));
         assert!(select(values(), Some(&[item("z")]), None, None).is_err_and(|error| error.0.contains("key: z")));
         assert!(select(values(), Some(&[item("z")]), None, Some(true)).unwrap().is_empty());
+    }
+
+    #[test]
+    fn what_is_secret_is_laid_down_in_memory_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let volumes = dir.path().join("volumes");
+        let path = volumes.join("v");
+        for _ in 0..2 {
+            in_memory(&path).unwrap();
+            lay_down(&path, &[file("a")]).unwrap();
+        }
+        assert_eq!(nix::sys::statfs::statfs(&path).unwrap().filesystem_type(), nix::sys::statfs::TMPFS_MAGIC);
+        umount2(&path, MntFlags::empty()).unwrap();
+        assert!(!path.join("a").exists(), "it was mounted once");
+        remove(&volumes).unwrap();
+        let volume = |json| serde_json::from_value::<Volume>(json).unwrap();
+        assert!(holds_secrets(&volume(serde_json::json!({"name": "v", "secret": {"secretName": "s"}}))));
+        let projected = serde_json::json!({"name": "v", "projected": {"sources": [{"secret": {"name": "s"}}]}});
+        assert!(holds_secrets(&volume(projected)));
+        assert!(!holds_secrets(&volume(serde_json::json!({"name": "v", "configMap": {"name": "s"}}))));
     }
 
     #[test]

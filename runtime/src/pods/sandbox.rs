@@ -57,8 +57,9 @@ impl Places {
         self.run.join("shm")
     }
 
+    /// Holds the container's environment, which may be secret: it goes with the machine, as the container does.
     pub fn bundle(&self, key: &str) -> PathBuf {
-        self.state.join("containers").join(key)
+        self.run.join("containers").join(key)
     }
 }
 
