@@ -8,7 +8,7 @@ use prost::Message;
 fn main() -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../api/proto");
     println!("cargo:rerun-if-changed={}", root.display());
-    let files = ["jobs", "objects", "pods", "cluster"].map(|name| format!("flotilla/v1/{name}.proto"));
+    let files = ["jobs", "objects", "pods", "cluster", "secrets"].map(|name| format!("flotilla/v1/{name}.proto"));
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;

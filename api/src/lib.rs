@@ -19,6 +19,7 @@ pub mod object;
 pub mod quantity;
 pub mod registry;
 pub mod schema;
+pub mod sealing;
 pub mod selector;
 mod validate;
 

@@ -18,7 +18,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
+use crate::gate::Gate;
 use crate::members::Members;
+use crate::secrets;
 
 /// Changes proposed at once; the store batches them into few log entries.
 const MAX_PROPOSALS: usize = 1_024;
@@ -54,8 +56,8 @@ enum LeadError {
 }
 
 /// Leads whenever this replica is elected, until `stop`.
-pub async fn run(store: Store, members: Members, settings: Settings, stop: CancellationToken) {
-    let mut status = store.status();
+pub async fn run(gate: Gate, members: Members, settings: Settings, stop: CancellationToken) {
+    let mut status = gate.store().status();
     loop {
         let term = tokio::select! {
             () = stop.cancelled() => return,
@@ -69,7 +71,7 @@ pub async fn run(store: Store, members: Members, settings: Settings, stop: Cance
         tokio::select! {
             () = stop.cancelled() => return,
             () = deposed => info!(term, "this node no longer leads"),
-            ended = lead(&store, &members, &settings, term) => {
+            ended = lead(&gate, &members, &settings, term) => {
                 if let Err(error) = ended {
                     warn!(error = &error as &dyn std::error::Error, "planning starts over");
                 }
@@ -80,12 +82,14 @@ pub async fn run(store: Store, members: Members, settings: Settings, stop: Cance
     }
 }
 
-async fn lead(store: &Store, members: &Members, settings: &Settings, term: u64) -> Result<(), LeadError> {
+async fn lead(gate: &Gate, members: &Members, settings: &Settings, term: u64) -> Result<(), LeadError> {
+    let store = gate.store();
     tokio::select! {
         ended = reconcile(store, members, settings, term) => ended,
         () = keep_membership(store, members) => Ok(()),
         () = compact(store) => Ok(()),
         () = forget_tokens(store) => Ok(()),
+        () = secrets::keep(gate, term) => Ok(()),
     }
 }
 

@@ -18,6 +18,7 @@ mod members;
 mod node;
 mod peers;
 pub mod proto;
+mod secrets;
 pub mod serve;
 mod streams;
 mod trust;

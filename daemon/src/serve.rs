@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 use crate::agent::{self, Local};
 use crate::config::Config;
 use crate::enrol::{self, Enrolment};
-use crate::gate::{Gate, User};
+use crate::gate::{Gate, Sealer, User};
 use crate::members::{self, Member};
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
@@ -125,7 +125,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), &seed);
     spawn(&tasks, "members", keeper.run(stop.clone()));
 
-    let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()));
+    let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()), Sealer::new(seal_key.clone()));
     let lifetime = config.certificate_lifetime();
     let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), seal_key, lifetime));
     net.admit_with(trust.clone());
@@ -156,7 +156,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
 
     let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
     let settings = Settings { cluster_cidr, node_cidr_prefix: node_prefix(cluster_cidr.1), ..Settings::default() };
-    spawn(&tasks, "lead", lead::run(store.clone(), members, settings, stop.clone()));
+    spawn(&tasks, "lead", lead::run(node.gate.clone(), members, settings, stop.clone()));
     spawn(&tasks, "agent", agent::run(node.clone(), advertise.to_vec()));
 
     let routes = grpc::routes(&node).await?;

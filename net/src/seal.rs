@@ -2,9 +2,10 @@
 //! encrypted before it is proposed, under a key that only replicas hold.
 //!
 //! The envelope is `version 1 | key id 8 | nonce 12 | ciphertext | tag 16`, AES-256-GCM, and its header is authenticated
-//! together with the caller's context.
+//! together with the caller's context. Nonces are random: one key seals at most 2^32 envelopes before it is rotated.
 //!
 //! Invariant: what was sealed for one context opens in no other.
+//! Invariant: a key is never shown, and its bytes are overwritten when it is dropped.
 
 use std::fmt;
 use std::io;
@@ -21,6 +22,8 @@ const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 const HEADER_BYTES: usize = 1 + KEY_ID_BYTES + NONCE_BYTES;
 const KEY_BYTES: usize = 32;
+/// A key in bytes: `version 1 | key id 8 | key 32`.
+const ENCODED_BYTES: usize = 1 + KEY_ID_BYTES + KEY_BYTES;
 const FILE: &str = "seal.key";
 
 /// By how much an envelope is longer than what it holds.
@@ -34,8 +37,8 @@ pub enum SealError {
     OtherKey { found: SealKeyId, held: SealKeyId },
     #[error("the sealed bytes were altered or belong elsewhere")]
     Altered,
-    #[error("the seal key's file is damaged")]
-    File,
+    #[error("the bytes of a seal key are damaged")]
+    Damaged,
     #[error("the seal key's file cannot be used")]
     Io(#[from] io::Error),
 }
@@ -69,6 +72,14 @@ impl fmt::Debug for SealKey {
     }
 }
 
+impl Drop for SealKey {
+    fn drop(&mut self) {
+        // A plain assignment to memory that is not read again may be left out by the compiler.
+        std::hint::black_box(&mut self.key).fill(0);
+        std::hint::black_box(&self.key);
+    }
+}
+
 impl SealKey {
     pub fn generate() -> Self {
         let (mut id, mut key) = ([0; KEY_ID_BYTES], [0; KEY_BYTES]);
@@ -85,6 +96,10 @@ impl SealKey {
     pub fn seal(&self, plain: &[u8], context: &[u8]) -> Vec<u8> {
         let mut nonce = [0; NONCE_BYTES];
         crate::random::fill(&mut nonce);
+        self.seal_with(nonce, plain, context)
+    }
+
+    fn seal_with(&self, nonce: [u8; NONCE_BYTES], plain: &[u8], context: &[u8]) -> Vec<u8> {
         let mut header = Vec::with_capacity(HEADER_BYTES);
         header.push(VERSION);
         header.extend_from_slice(&self.id.0);
@@ -123,23 +138,36 @@ impl SealKey {
         Ok(SealKeyId(id))
     }
 
-    /// Keeps the key in `dir`, readable by its owner alone.
-    pub fn store(&self, dir: &Path) -> Result<(), SealError> {
-        let mut bytes = vec![VERSION];
+    /// The key itself, for whoever keeps it: in a file of its owner, or sealed under another key.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(ENCODED_BYTES);
+        bytes.push(VERSION);
         bytes.extend_from_slice(&self.id.0);
         bytes.extend_from_slice(&self.key);
-        Ok(files::write_private(dir, FILE, &bytes)?)
+        bytes
+    }
+
+    /// The key that [`SealKey::encode`] gave.
+    ///
+    /// # Errors
+    /// [`SealError::Damaged`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, SealError> {
+        if bytes.len() != ENCODED_BYTES || bytes[0] != VERSION {
+            return Err(SealError::Damaged);
+        }
+        let (id, key) = bytes[1..].split_at(KEY_ID_BYTES);
+        let id = SealKeyId(id.try_into().map_err(|_| SealError::Damaged)?);
+        Ok(SealKey { id, key: key.try_into().map_err(|_| SealError::Damaged)? })
+    }
+
+    /// Keeps the key in `dir`, readable by its owner alone.
+    pub fn store(&self, dir: &Path) -> Result<(), SealError> {
+        Ok(files::write_private(dir, FILE, &self.encode())?)
     }
 
     /// The key that [`SealKey::store`] kept in `dir`, if there is one.
     pub fn load(dir: &Path) -> Result<Option<Self>, SealError> {
-        let Some(bytes) = files::read_bounded(&dir.join(FILE), 1024)? else { return Ok(None) };
-        if bytes.len() != 1 + KEY_ID_BYTES + KEY_BYTES || bytes[0] != VERSION {
-            return Err(SealError::File);
-        }
-        let (id, key) = bytes[1..].split_at(KEY_ID_BYTES);
-        let id = SealKeyId(id.try_into().map_err(|_| SealError::File)?);
-        Ok(Some(SealKey { id, key: key.try_into().map_err(|_| SealError::File)? }))
+        files::read_bounded(&dir.join(FILE), 1024)?.map(|bytes| Self::decode(&bytes)).transpose()
     }
 
     fn cipher(&self) -> LessSafeKey {
@@ -179,6 +207,17 @@ mod tests {
     }
 
     #[test]
+    fn the_envelope_is_pinned() {
+        let key = SealKey { id: SealKeyId([7; KEY_ID_BYTES]), key: [9; KEY_BYTES] };
+        let envelope = key.seal_with([5; NONCE_BYTES], b"secret", b"core/secrets/default/db\0uid");
+        let hex: String = envelope.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hex, "010707070707070707050505050505050505050505bc12d5246eac79b7db191b68c1ad2caa41622cc0946b");
+        assert_eq!(key.open(&envelope, b"core/secrets/default/db\0uid").expect("opens"), b"secret");
+        assert_eq!(SealKey::decode(&key.encode()).expect("a key"), key);
+        assert_eq!(key.encode(), [&[1][..], &[7; 8], &[9; 32]].concat());
+    }
+
+    #[test]
     fn another_key_is_named() {
         let (one, two) = (SealKey::generate(), SealKey::generate());
         let envelope = one.seal(b"secret", b"");
@@ -196,6 +235,6 @@ mod tests {
         assert_eq!(SealKey::load(dir.path()).expect("reads"), Some(key.clone()));
         assert_eq!(format!("{key:?}"), format!("SealKey({})", key.id()));
         std::fs::write(dir.path().join(FILE), b"short").expect("writes");
-        assert!(matches!(SealKey::load(dir.path()), Err(SealError::File)));
+        assert!(matches!(SealKey::load(dir.path()), Err(SealError::Damaged)));
     }
 }

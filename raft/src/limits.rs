@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use flotilla_api::{Change, Key, Write};
 
 pub const MAX_KEY_BYTES: usize = 1024;
-pub const MAX_VALUE_BYTES: usize = 1536 * 1024;
+pub const MAX_VALUE_BYTES: usize = 2 * 1024 * 1024;
 pub const MAX_CHANGE_BYTES: usize = 8 * 1024 * 1024;
 pub const MAX_PRECONDITIONS: usize = 2 * Change::MAX_WRITES;
 pub const MAX_NAME_BYTES: usize = 256;
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn bounds_are_named() {
         let big = Change::new("u", "m").put(key("a"), vec![0; MAX_VALUE_BYTES + 1].into());
-        assert!(check(&big).unwrap_err().contains("core/pods/default/a: 1572865 bytes"));
+        assert!(check(&big).unwrap_err().contains("core/pods/default/a: 2097153 bytes"));
         let twice = Change::new("u", "m").put(key("a"), "1".into()).delete(key("a"));
         assert!(check(&twice).unwrap_err().contains("written twice"));
         let many = (0..=Change::MAX_WRITES).fold(Change::new("u", "m"), |c, i| c.delete(key(&i.to_string())));

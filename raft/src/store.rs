@@ -181,6 +181,11 @@ impl Store {
         Ok(self.inner.batcher.compact(revision).await?)
     }
 
+    /// History up to and including this revision is forgotten here.
+    pub fn compacted(&self) -> u64 {
+        self.inner.machine.state().header().compacted
+    }
+
     /// The last revision applied here.
     pub fn revision(&self) -> u64 {
         self.inner.machine.hub().revision()

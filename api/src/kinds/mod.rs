@@ -97,6 +97,7 @@ kinds! {
     lease::Lease,
     jointoken::JoinToken,
     cluster::Cluster,
+    keyring::Keyring,
 }
 
 /// Whether objects of a kind live in namespaces.
@@ -125,6 +126,8 @@ pub struct Info {
     pub subresources: &'static [&'static str],
     /// Fields beside name and namespace that objects may be selected by.
     pub selectable: &'static [&'static str],
+    /// What the store keeps sealed, as JSON pointers; see [`crate::sealing`].
+    pub sealed: &'static [&'static str],
     /// Whether `metadata.generation` counts the changes of the spec.
     pub generation: bool,
     /// The type's name in the schema.
@@ -144,6 +147,7 @@ impl Info {
         categories: &[],
         subresources: &[],
         selectable: &[],
+        sealed: &[],
         generation: false,
         schema: "",
         name_rule: names::dns_subdomain,
@@ -221,6 +225,8 @@ pub struct Kind {
     pub subresources: Vec<String>,
     /// Fields beside name and namespace that objects may be selected by; see [`crate::selector::Fields::check`].
     pub selectable: Vec<String>,
+    /// What the store keeps sealed, as JSON pointers; see [`crate::sealing`].
+    pub sealed: Vec<String>,
     pub generation: bool,
     /// The type's name in [`crate::schema`]; `None` if any fields are welcome.
     pub schema: Option<String>,
@@ -245,6 +251,7 @@ impl Kind {
             categories: owned(info.categories),
             subresources: owned(info.subresources),
             selectable: owned(info.selectable),
+            sealed: owned(info.sealed),
             generation: info.generation,
             schema: Some(info.schema.to_owned()),
             name_rule: info.name_rule,

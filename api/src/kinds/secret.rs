@@ -13,7 +13,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::defaults::set_text;
 use crate::field::{Errors, Path};
-use crate::{names, validate};
+use crate::{names, sealing, validate};
 
 pub struct Secret;
 
@@ -24,6 +24,7 @@ impl BuiltIn for Secret {
         plural: "secrets",
         singular: "secret",
         selectable: &["type"],
+        sealed: &["/data", "/stringData", sealing::LAST_APPLIED],
         schema: "io.k8s.api.core.v1.Secret",
         ..Info::DEFAULT
     };

@@ -22,6 +22,7 @@ mod logs;
 mod manifest;
 mod nodes;
 mod output;
+mod secrets;
 mod session;
 mod stop;
 mod submit;
@@ -148,6 +149,8 @@ enum Command {
     Delete(delete::DeleteArgs),
     /// Make, list and revoke the tokens with which machines join
     Token(token::TokenArgs),
+    /// See and rotate the keys that secrets are sealed with
+    Secrets(secrets::SecretsArgs),
     /// Put no new pods on a machine
     Cordon(nodes::CordonArgs),
     /// Put pods on a machine again
@@ -212,6 +215,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Apply(args) => apply::apply(&session, &args).await,
         Command::Delete(args) => delete::delete(&session, &args).await,
         Command::Token(args) => token::token(&session, &args).await,
+        Command::Secrets(args) => secrets::secrets(&session, &args).await,
         Command::Cordon(args) => nodes::cordon(&session, &args.node, true).await,
         Command::Uncordon(args) => nodes::cordon(&session, &args.node, false).await,
         Command::Drain(args) => nodes::drain(&session, &args).await,

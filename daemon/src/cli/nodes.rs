@@ -130,7 +130,7 @@ pub async fn leave(session: &Session, args: &LeaveArgs) -> anyhow::Result<u8> {
 }
 
 /// Shows how far the daemon is until it is done.
-async fn tell(
+pub async fn tell(
     session: &Session,
     mut stream: Streaming<Progress>,
     at_the_end: &str,

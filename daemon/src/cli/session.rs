@@ -15,6 +15,7 @@ use crate::proto::images_client::ImagesClient;
 use crate::proto::jobs_client::JobsClient;
 use crate::proto::objects_client::ObjectsClient;
 use crate::proto::pods_client::PodsClient;
+use crate::proto::secrets_client::SecretsClient;
 
 /// How long an answer that is not a stream may take.
 const ANSWER_TIMEOUT_MS: u64 = 60_000;
@@ -59,6 +60,10 @@ impl Session {
 
     pub fn cluster(&self) -> ClusterClient<Channel> {
         ClusterClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
+    }
+
+    pub fn secrets(&self) -> SecretsClient<Channel> {
+        SecretsClient::new(self.channel.clone()).max_decoding_message_size(MAX_ANSWER_BYTES)
     }
 
     pub fn images(&self) -> ImagesClient<Channel> {

@@ -6,8 +6,11 @@
 use serde::Serialize;
 
 use super::jobs::type_of;
+use super::secrets::state as state_of_key;
 use crate::convert;
-use crate::proto::{ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, TokenSummary};
+use crate::proto::{
+    ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, SecretsKey, TokenSummary,
+};
 
 /// A struct of borrowed fields, made of the message that has the same ones.
 macro_rules! view {
@@ -50,6 +53,13 @@ view!(TokenView of TokenSummary {
     max_uses: u32 = |m| m.max_uses,
     created: &'a str = |m| &m.created,
     expires: &'a str = |m| &m.expires,
+});
+
+view!(SecretsKeyView of SecretsKey {
+    id: &'a str = |m| &m.id,
+    state: &'a str = |m| state_of_key(m),
+    objects: u64 = |m| m.objects,
+    created: &'a str = |m| &m.created,
 });
 
 view!(ImageView of ImageSummary {

@@ -5,11 +5,14 @@
 //!
 //! Invariant: nothing reaches the store that did not pass authorization and validation here, but for what planners
 //! decide on the leader.
+//! Invariant: what a kind declares as sealed is encrypted before it is proposed, and readable again only for those who
+//! may read the object.
 
 mod apply;
 mod authorize;
 mod delete;
 mod read;
+mod seal;
 mod write;
 
 use std::fmt;
@@ -23,6 +26,7 @@ use serde_json::Value;
 pub use apply::Outcome;
 pub use delete::{DeleteOptions, Propagation};
 pub use read::{ListQuery, ObjectEvent};
+pub use seal::{Ring, Sealer, keyring_key};
 pub use write::WriteOptions;
 pub(crate) use write::prepare;
 
@@ -87,11 +91,12 @@ impl fmt::Display for Verb {
 pub struct Gate {
     store: Store,
     registry: Arc<Registry>,
+    sealer: Sealer,
 }
 
 impl Gate {
-    pub fn new(store: Store, registry: Arc<Registry>) -> Self {
-        Self { store, registry }
+    pub fn new(store: Store, registry: Arc<Registry>, sealer: Sealer) -> Self {
+        Self { store, registry, sealer }
     }
 
     pub fn store(&self) -> &Store {
@@ -141,7 +146,7 @@ impl Gate {
     }
 }
 
-/// The object of a stored pair, with its resourceVersion.
+/// The object of a stored pair, with its resourceVersion, as sealed as it is stored.
 fn object(kv: &KeyValue) -> Result<Value, Status> {
     flotilla_api::object::decode_value(&kv.value, kv.mod_revision)
         .map_err(|error| Status::internal(format!("{} is stored as something that is not JSON: {error}", kv.key)))

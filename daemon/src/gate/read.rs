@@ -61,7 +61,8 @@ impl Gate {
     /// `Forbidden`, `NotFound`, or why the store cannot be read.
     pub async fn get(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<Value, Status> {
         self.barrier().await?;
-        let found = self.load(&Self::key(kind, namespace, name))?.map(|kv| object(&kv)).transpose()?;
+        let key = Self::key(kind, namespace, name);
+        let found = self.load(&key)?.map(|kv| object(&kv)).transpose()?;
         self.authorize(&Attempt {
             user,
             verb: Verb::Get,
@@ -71,7 +72,7 @@ impl Gate {
             name,
             object: found.as_ref(),
         })?;
-        found.ok_or_else(|| Status::not_found(kind.collection(), name))
+        self.open(kind, &key, found.ok_or_else(|| Status::not_found(kind.collection(), name))?)
     }
 
     /// # Errors
@@ -92,7 +93,7 @@ impl Gate {
             for kv in &page.items {
                 let item = object(kv)?;
                 if query.matches(&item) {
-                    items.push(item);
+                    items.push(self.open(kind, &kv.key, item)?);
                 }
                 if query.limit > 0 && items.len() == query.limit {
                     let last = page.items.last().is_some_and(|last| last.key == kv.key) && !page.more;
@@ -115,7 +116,7 @@ impl Gate {
         self.authorize_collection(user, Verb::Watch, kind, &query)?;
         Self::check_fields(kind, &query)?;
         let watch = self.store.watch(&query.prefix(kind), revision + 1).await.map_err(read_status)?;
-        Ok(Observer { watch, query, ready: Default::default() })
+        Ok(Observer { watch, query, gate: self.clone(), kind: kind.clone(), ready: Default::default() })
     }
 
     /// The pod whose log is to be read or in which a command is to run.
@@ -166,6 +167,8 @@ pub enum ObjectEvent {
 pub struct Observer {
     watch: Watch,
     query: ListQuery,
+    gate: Gate,
+    kind: Kind,
     ready: std::collections::VecDeque<ObjectEvent>,
 }
 
@@ -199,15 +202,19 @@ impl Observer {
 
     fn select(&self, event: &Event) -> Result<Option<ObjectEvent>, Status> {
         let (now, prev, revision) = match event {
-            Event::Put { kv, prev } => (Some(object(kv)?), prev.as_ref(), kv.mod_revision),
+            Event::Put { kv, prev } => (Some(kv), prev.as_ref(), kv.mod_revision),
             Event::Delete { prev, revision, .. } => (None, Some(prev), *revision),
         };
-        let now = now.filter(|object| self.query.matches(object));
-        let before = prev.map(|kv| at_revision(kv, revision)).transpose()?.filter(|object| self.query.matches(object));
+        let matching = |kv: Option<&KeyValue>| -> Result<Option<Value>, Status> {
+            let object = kv.map(|kv| at_revision(kv, revision)).transpose()?;
+            Ok(object.filter(|object| self.query.matches(object)))
+        };
+        let (before, now) = (matching(prev)?, matching(now)?);
+        let open = |object| self.gate.open(&self.kind, event.key(), object);
         Ok(match (before, now) {
-            (None, Some(object)) => Some(ObjectEvent::Added(object)),
-            (Some(_), Some(object)) => Some(ObjectEvent::Modified(object)),
-            (Some(object), None) => Some(ObjectEvent::Deleted(object)),
+            (None, Some(object)) => Some(ObjectEvent::Added(open(object)?)),
+            (Some(_), Some(object)) => Some(ObjectEvent::Modified(open(object)?)),
+            (Some(object), None) => Some(ObjectEvent::Deleted(open(object)?)),
             (None, None) => None,
         })
     }

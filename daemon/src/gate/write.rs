@@ -46,8 +46,8 @@ impl Gate {
                     None => Ok(prepared),
                 };
             }
-            let change = change.create(key.clone(), encode(&prepared)?);
-            match self.store.propose(change).await {
+            let (change, bytes) = self.encode(kind, &key, &prepared, change)?;
+            match self.store.propose(change.create(key.clone(), bytes)).await {
                 Ok(applied) => return with_revision(prepared, applied.revision),
                 Err(ProposeError::Conflict(conflict)) if conflict.key == key => {
                     // A generated name that is taken is drawn again.
@@ -55,7 +55,7 @@ impl Gate {
                         return Err(Status::already_exists(key.collection(), key.name()));
                     }
                 }
-                Err(ProposeError::Conflict(_)) => {}
+                Err(ProposeError::Conflict(conflict)) => self.learn_from(&conflict).await?,
                 Err(error) => return Err(propose_status(error)),
             }
             pause(attempt).await;
@@ -97,6 +97,7 @@ impl Gate {
             let (Some(stored), Some(old)) = (stored, old) else {
                 return Err(Status::not_found(kind.collection(), name));
             };
+            let old = self.open(kind, &key, old)?;
             let mut new = old.clone();
             edit(&mut new)?;
             if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
@@ -111,11 +112,15 @@ impl Gate {
             let change = if is_finished(&new) {
                 change.remove(key.clone(), stored.mod_revision)
             } else {
-                change.update(key.clone(), stored.mod_revision, encode(&new)?)
+                let (change, bytes) = self.encode(kind, &key, &new, change)?;
+                change.update(key.clone(), stored.mod_revision, bytes)
             };
             match self.store.propose(change).await {
                 Ok(applied) => return with_revision(new, applied.revision),
-                Err(ProposeError::Conflict(_)) => pause(attempt).await,
+                Err(ProposeError::Conflict(conflict)) => {
+                    self.learn_from(&conflict).await?;
+                    pause(attempt).await;
+                }
                 Err(error) => return Err(propose_status(error)),
             }
         }
@@ -172,6 +177,7 @@ pub(crate) fn prepare(kind: &Kind, object: Value) -> Result<(Key, Value), Status
     Ok((prepared.key, prepared.object))
 }
 
+/// The bytes of an object whose sealed parts are sealed, or whose kind has none.
 pub(super) fn encode(object: &Value) -> Result<bytes::Bytes, Status> {
     flotilla_api::object::encode(object).map_err(Status::internal)
 }

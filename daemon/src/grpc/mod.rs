@@ -8,6 +8,7 @@ mod jobs;
 mod listen;
 mod objects;
 mod pods;
+mod secrets;
 mod watch;
 
 use flotilla_api::{Reason, Status};
@@ -58,6 +59,7 @@ pub async fn routes(node: &Node) -> anyhow::Result<Routes> {
         .add_service(bounded!(proto::objects_server::ObjectsServer<_>, objects::Service::new(node)))
         .add_service(bounded!(proto::pods_server::PodsServer<_>, pods::Service::new(node)))
         .add_service(bounded!(proto::cluster_server::ClusterServer<_>, cluster::Service::new(node)))
+        .add_service(bounded!(proto::secrets_server::SecretsServer<_>, secrets::Service::new(node)))
         .add_service(bounded!(proto::images_server::ImagesServer<_>, images::Service::new(node))))
 }
 

@@ -73,6 +73,8 @@ impl Trust {
                 json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
             ));
         }
+        let keyring = self.gate.sealer().found();
+        objects.push((Builtin::Keyring, serde_json::to_value(keyring).map_err(Status::internal)?));
         let key = hex(&identity.key().fingerprint());
         objects.push((Builtin::Node, node_object(identity.name(), identity.id(), &key, addresses, labels)));
         for (kind, object) in objects {
