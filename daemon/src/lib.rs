@@ -4,6 +4,7 @@
 //! shows them to people.
 
 mod agent;
+mod blobs;
 pub mod cli;
 pub mod client;
 pub mod config;

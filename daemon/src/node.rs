@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Local;
+use crate::blobs::BlobPeers;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::members::Members;
@@ -23,6 +24,8 @@ pub struct Node {
     pub streams: Streams,
     pub local: Arc<Local>,
     pub trust: Arc<Trust>,
+    /// `None`: layers come from registries only.
+    pub blobs: Option<BlobPeers>,
     /// What must end before the daemon does.
     pub tasks: TaskTracker,
     /// Ends the daemon.

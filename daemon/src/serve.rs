@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
-use flotilla_net::{Alpn, ClientAuth, Net, Silence};
+use flotilla_net::{Alpn, Blobs, ClientAuth, Net, Silence};
 use flotilla_raft::Store;
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::agent::{self, Local};
+use crate::blobs::{BlobPeers, ImageShelf};
 use crate::config::Config;
 use crate::enrol::{self, Enrolment};
 use crate::gate::{Gate, Sealer, User};
@@ -141,6 +142,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let host_ip = advertise.first().map_or_else(String::new, |address| address.ip().to_string());
     let local = Arc::new(Local::open(config, gate.clone(), &own.name, host_ip).await?);
     net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
+    let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
     let node = Node {
         config: config.clone(),
@@ -150,6 +152,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         streams,
         local: local.clone(),
         trust: trust.clone(),
+        blobs,
         tasks: tasks.clone(),
         stop: stop.clone(),
     };
@@ -173,6 +176,23 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         invite(&node).await;
     }
     Ok(Started { node, store, tasks })
+}
+
+/// Gives image layers to other nodes, and asks them before the registry.
+fn share_layers(
+    net: &Net,
+    members: &members::Members,
+    local: &Local,
+    tasks: &TaskTracker,
+    stop: &CancellationToken,
+) -> BlobPeers {
+    let blobs = Blobs::serve(net.clone(), Arc::new(ImageShelf(local.images().clone())));
+    let peers = BlobPeers::new(blobs.clone(), members.clone());
+    local.images().ask_peers(Arc::new(peers.clone()));
+    let stop = stop.clone();
+    let announce = async move { stop.run_until_cancelled(blobs.announce()).await.unwrap_or_default() };
+    spawn(tasks, "layers", announce);
+    peers
 }
 
 /// Tells who founded a cluster how further machines join it. A journal keeps what it is told, so under systemd the

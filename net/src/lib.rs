@@ -10,6 +10,7 @@
 mod alpn;
 mod authority;
 mod beat;
+mod blobs;
 mod book;
 mod caller;
 mod certificate;
@@ -46,6 +47,7 @@ pub use alpn::Alpn;
 pub use authority::{
     AUTHORITY_LIFETIME, Authority, AuthorityError, MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME, NodeNames,
 };
+pub use blobs::{BlobDigest, BlobError, Blobs, Lead, Mark, Opened, PeerBlob, Search, Shelf};
 pub use caller::Caller;
 pub use certificate::{CertificateError, Fingerprint, NodeSubject, Subject, fingerprint};
 pub use credentials::{Credentials, CredentialsError};

@@ -54,9 +54,11 @@ impl Registry {
     /// If it does not start.
     pub fn resume(&mut self) {
         let log = fs::File::create(self.dir.path().join("log")).expect("a file can be written");
+        let access = fs::OpenOptions::new().create(true).append(true).open(self.access_log());
+        let access = access.expect("a file can be written");
         let mut command = Command::new("docker-registry");
         command.arg("serve").arg(self.config()).env("OTEL_TRACES_EXPORTER", "none");
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command.stdin(Stdio::null()).stdout(access).stderr(log);
         let child = command.spawn().unwrap_or_else(|error| panic!("docker-registry is needed ({error}): make setup"));
         self.process = Some(child);
         let deadline = Instant::now() + START_WAIT;
@@ -135,6 +137,22 @@ impl Registry {
 
     fn storage(&self) -> PathBuf {
         self.dir.path().join("storage")
+    }
+
+    /// The paths of all blobs that were fetched from it, one for each request that was answered.
+    ///
+    /// # Panics
+    /// If the registry keeps no log.
+    #[must_use]
+    pub fn blobs_fetched(&self) -> Vec<String> {
+        let log = fs::read_to_string(self.access_log()).expect("the log can be read");
+        // `10.99.0.1 - - [25/Nov/2026:21:00:00 +0000] "GET /v2/name/blobs/sha256:… HTTP/1.1" 200 1234 "" "agent"`
+        let paths = log.lines().filter_map(|line| line.split_once("\"GET ")?.1.split(' ').next());
+        paths.filter(|path| path.contains("/blobs/")).map(str::to_owned).collect()
+    }
+
+    fn access_log(&self) -> PathBuf {
+        self.dir.path().join("access")
     }
 
     /// A directory for images on their way into the registry.

@@ -61,8 +61,11 @@ struct ImportArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  flotilla image ls -o json")]
+#[command(after_help = "Examples:\n  flotilla image ls -o json\n  flotilla image ls --peers")]
 struct ListArgs {
+    /// Tell which nodes hold all of each image
+    #[arg(long)]
+    peers: bool,
     /// How to write the list
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -80,7 +83,7 @@ pub async fn image(session: &Session, args: &ImageArgs) -> anyhow::Result<u8> {
     match &args.command {
         ImageCommand::Pull(args) => pull(session, &args.reference).await,
         ImageCommand::Import(args) => import(session, &args.file).await,
-        ImageCommand::Ls(args) => list(session, args.output).await,
+        ImageCommand::Ls(args) => list(session, args).await,
         ImageCommand::Rm(args) => remove(session, &args.references).await,
     }
 }
@@ -150,25 +153,30 @@ async fn next_chunk((mut source, mut failed): Source) -> Option<(ImportChunk, So
     }
 }
 
-async fn list(session: &Session, format: Format) -> anyhow::Result<u8> {
-    let images = session.images().list(ask(ListImagesRequest {})).await?.into_inner().images;
+async fn list(session: &Session, args: &ListArgs) -> anyhow::Result<u8> {
+    let request = ListImagesRequest { peers: args.peers };
+    let images = session.images().list(ask(request)).await?.into_inner().images;
     let views: Vec<ImageView> = images.iter().map(ImageView::from).collect();
-    session.out.show(format, &views, || table(&images))?;
+    session.out.show(args.output, &views, || table(&images, args.peers))?;
     Ok(DONE)
 }
 
-fn table(images: &[ImageSummary]) -> Table {
-    let mut table = Table::new(["IMAGE", "ID", "SIZE", "AGE"]);
+fn table(images: &[ImageSummary], peers: bool) -> Table {
+    let columns = ["IMAGE", "ID", "SIZE", "AGE", "NODES"];
+    let shown = if peers { columns.len() } else { columns.len() - 1 };
+    let mut table = Table::new(columns.into_iter().take(shown));
     for image in images {
         let nameless = [String::new()];
         let references = if image.references.is_empty() { &nameless } else { image.references.as_slice() };
         for reference in references {
-            table.row([
+            let cells = [
                 Cell::from(reference),
                 Cell::from(short(&image.id)),
                 Cell::from(bytes(image.size_bytes)),
                 Cell::from(age_of(&image.created, now())),
-            ]);
+                Cell::from(image.nodes.join(",")),
+            ];
+            table.row(cells.into_iter().take(shown));
         }
     }
     table
@@ -218,9 +226,14 @@ mod tests {
             id: "sha256:0123456789abcdef".into(),
             size_bytes: 5 << 20,
             created: String::new(),
+            nodes: vec!["n1".into(), "n2".into()],
         };
         assert_eq!(
-            table(&[image]).render(false),
+            table(std::slice::from_ref(&image), true).render(false).lines().last(),
+            Some("b:2     0123456789ab   5Mi    -     n1,n2")
+        );
+        assert_eq!(
+            table(&[image], false).render(false),
             "IMAGE   ID             SIZE   AGE\na:1     0123456789ab   5Mi    -\nb:2     0123456789ab   5Mi    -\n"
         );
     }

@@ -67,6 +67,7 @@ view!(ImageView of ImageSummary {
     references: &'a [String] = |m| &m.references,
     size_bytes: u64 = |m| m.size_bytes,
     created: &'a str = |m| &m.created,
+    nodes: &'a [String] = |m| &m.nodes,
 });
 
 view!(ClusterView of ClusterStatus {

@@ -7,6 +7,7 @@ use tonic::{Request, Response, Streaming};
 
 use super::watch::{Answer, stream};
 use super::{master, refuse};
+use crate::blobs::BlobPeers;
 use crate::node::Node;
 use crate::proto::{self, images_server::Images};
 
@@ -17,11 +18,12 @@ const MAX_ARCHIVE_BYTES: u64 = 32 * 1024 * 1024 * 1024;
 
 pub struct Service {
     images: Store,
+    peers: Option<BlobPeers>,
 }
 
 impl Service {
     pub fn new(node: &Node) -> Self {
-        Self { images: node.local.images().clone() }
+        Self { images: node.local.images().clone(), peers: node.blobs.clone() }
     }
 }
 
@@ -101,8 +103,22 @@ impl Images for Service {
         request: Request<proto::ListImagesRequest>,
     ) -> Result<Response<proto::ListImagesResponse>, tonic::Status> {
         master(&request, "list images")?;
+        let peers = match request.into_inner().peers {
+            true => Some(self.peers.as_ref().ok_or_else(|| {
+                let message = "this node does not share layers: layers_from_peers is false in its configuration";
+                refuse(Status::new(Reason::BadRequest, message))
+            })?),
+            false => None,
+        };
         let images = self.images.list();
-        Ok(Response::new(proto::ListImagesResponse { images: images.iter().map(summary).collect() }))
+        let holders = match peers {
+            Some(peers) => peers.holders(&images).await,
+            None => vec![Vec::new(); images.len()],
+        };
+        let summaries =
+            images.iter().zip(holders).map(|(image, nodes)| proto::ImageSummary { nodes, ..summary(image) });
+        let images = summaries.collect();
+        Ok(Response::new(proto::ListImagesResponse { images }))
     }
 
     async fn remove(
@@ -124,5 +140,6 @@ fn summary(image: &Image) -> proto::ImageSummary {
         id: image.id.to_string(),
         size_bytes: image.size_bytes,
         created: image.created.map(|at| at.to_string()).unwrap_or_default(),
+        nodes: Vec::new(),
     }
 }

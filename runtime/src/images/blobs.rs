@@ -45,6 +45,17 @@ impl Blobs {
         fs::metadata(self.path(digest)).map_or(0, |status| status.len())
     }
 
+    /// Opens a blob at an offset; `None` if it is not here or not so long.
+    pub fn open_at(&self, digest: &Digest, offset_bytes: u64) -> Option<(u64, File)> {
+        let mut file = File::open(self.path(digest)).ok()?;
+        let size_bytes = file.metadata().ok()?.len();
+        if offset_bytes > size_bytes {
+            return None;
+        }
+        file.seek(SeekFrom::Start(offset_bytes)).ok()?;
+        Some((size_bytes, file))
+    }
+
     /// Reads a small blob whole and checks it again.
     pub fn read(&self, digest: &Digest, limit_bytes: u64) -> Result<Vec<u8>, ImageError> {
         let bytes = disk::read_bounded(&self.path(digest), limit_bytes)?

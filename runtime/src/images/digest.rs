@@ -34,6 +34,14 @@ impl Digest {
         hasher.finish()
     }
 
+    pub const fn from_bytes(bytes: [u8; LENGTH_BYTES]) -> Self {
+        Self(bytes)
+    }
+
+    pub const fn as_bytes(&self) -> &[u8; LENGTH_BYTES] {
+        &self.0
+    }
+
     /// The 64 hexadecimal digits, without the algorithm.
     pub fn hex(&self) -> String {
         self.0.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -129,6 +129,18 @@ impl PullError {
         }
     }
 
+    /// Whether it is the other side that failed, so that somebody else may do better.
+    pub(super) fn is_others(&self) -> bool {
+        matches!(
+            self,
+            PullError::Unreachable { .. }
+                | PullError::Stalled { .. }
+                | PullError::Interrupted { .. }
+                | PullError::DigestMismatch { .. }
+                | PullError::Protocol { .. }
+        )
+    }
+
     /// Whether the same request may well succeed a moment later.
     pub(super) fn is_passing(&self) -> bool {
         match self {

@@ -1,6 +1,7 @@
 //! Images of one node: names, content, unpacked layers, and the root file systems of containers.
 //!
 //! ```text
+//! peers ─────┐
 //! registry ── pull ──┐                   ┌── mount ── root file systems
 //! archive ── import ─┴─ blobs ── layers ─┤
 //!                        │               └── garbage collection
@@ -21,6 +22,7 @@ mod catalog;
 mod config;
 mod digest;
 mod disk;
+mod download;
 mod error;
 mod export;
 mod gc;
@@ -29,6 +31,8 @@ mod layers;
 mod locks;
 pub mod manifest;
 mod mounts;
+mod origin;
+mod peers;
 mod pull;
 mod reference;
 mod registry;
@@ -40,7 +44,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
@@ -57,6 +61,7 @@ pub use gc::GarbagePolicy;
 pub use layers::Layer;
 pub use manifest::ImageConfig;
 pub use mounts::Rootfs;
+pub use peers::{Lead, Peer, PeerStream, Peers, Search};
 pub use pull::{PullPhase, PullProgress};
 pub use reference::{Reference, ReferenceError};
 
@@ -94,6 +99,8 @@ struct Store {
     locks: KeyedLocks,
     pins: Pins,
     config: RegistryConfig,
+    /// Asked for blobs before the registry.
+    peers: OnceLock<Arc<dyn Peers>>,
     /// Held as long as the store is open.
     _lock: Flock<File>,
 }
@@ -120,9 +127,36 @@ impl Images {
             locks: KeyedLocks::default(),
             pins: Pins::default(),
             config: config.clone(),
+            peers: OnceLock::new(),
             _lock: lock,
         };
         Ok(Self { store: Arc::new(store), registries: Arc::new(Registries::new(config)), pulls: Arc::default() })
+    }
+
+    /// Asks `peers` for blobs before the registry from now on. Only the first call counts.
+    pub fn ask_peers(&self, peers: Arc<dyn Peers>) {
+        if self.store.peers.set(peers).is_err() {
+            tracing::error!("peers are set already");
+        }
+    }
+
+    /// Opens a blob for a peer, at an offset, with its size; `None` if it is not here whole. Blocks.
+    pub fn open_blob(&self, digest: &Digest, offset_bytes: u64) -> Option<(u64, File)> {
+        self.store.blobs.open_at(digest, offset_bytes)
+    }
+
+    pub fn has_blob(&self, digest: &Digest) -> bool {
+        self.store.blobs.has(digest)
+    }
+
+    /// The configurations and layers of all images: what a peer may want.
+    pub fn shared_blobs(&self) -> Vec<Digest> {
+        let images = self.store.catalog.list();
+        let mut blobs: Vec<Digest> =
+            images.iter().flat_map(|image| image.layers.iter().map(|layer| layer.blob).chain([image.id])).collect();
+        blobs.sort_unstable();
+        blobs.dedup();
+        blobs
     }
 
     /// Gets an image from its registry, or from a mirror of it, even if the name is known here already.

@@ -1,22 +1,19 @@
 //! Getting an image from a registry onto this node.
 //!
-//! Layers are downloaded up to three at a time and unpacked in their order as they arrive. What a failed
-//! pull got stays, and the next one goes on from there.
+//! What a name means is asked of the registry, with the pull's credentials; configuration and layers may come
+//! from peers. Layers are downloaded up to three at a time and unpacked in their order as they arrive. What a
+//! failed pull got stays, and the next one goes on from there.
 //!
 //! Invariant: nothing enters the store but what matches the digest in its descriptor.
-//! Invariant: hashing, writing and unpacking run on blocking threads; at most [`QUEUED_CHUNKS`] chunks of
-//! a layer wait in memory.
+//! Invariant: unpacking runs on a blocking thread.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use bytes::Bytes;
 use futures::FutureExt;
 use futures::stream::{StreamExt, TryStreamExt};
-use tokio::sync::{OwnedMutexGuard, mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
-use super::blobs::Ingest;
 use super::catalog::{Contents, Image};
 use super::digest::Digest;
 use super::error::{ImageError, PullError};
@@ -28,9 +25,6 @@ use super::registry::{Fetched, Source};
 use super::{Store, blocking};
 
 const PARALLEL_DOWNLOADS: usize = 3;
-const QUEUED_CHUNKS: usize = 64;
-const ATTEMPTS_MAX: u32 = 4;
-const RETRY_WAIT_MS: u64 = 500;
 
 /// How far a pull is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -150,34 +144,38 @@ impl Pull {
         Err(last)
     }
 
-    /// A manifest or configuration by its descriptor: from the store, or the first source that has it.
+    /// A manifest or configuration by its descriptor: from the store, or from elsewhere.
     async fn small(&self, descriptor: &Descriptor, is_manifest: bool) -> Result<Vec<u8>, PullError> {
-        let limit_bytes = if is_manifest { MANIFEST_BYTES_MAX } else { CONFIG_BYTES_MAX };
+        let limit_bytes = small_limit_bytes(is_manifest);
         let (store, digest) = (self.store.clone(), descriptor.digest);
         if let Ok(bytes) = blocking(move || store.blobs.read(&digest, limit_bytes)).await {
             return Ok(bytes);
         }
+        if !is_manifest {
+            return self.config(descriptor).await;
+        }
+        let bytes = self.small_from_registry(&digest, true).await?;
+        self.put(bytes.clone()).await?;
+        Ok(bytes)
+    }
+
+    /// From the first source that has it.
+    pub(super) async fn small_from_registry(&self, digest: &Digest, is_manifest: bool) -> Result<Vec<u8>, PullError> {
         let mut last = PullError::Cancelled;
         for source in &self.sources {
             let fetched = match is_manifest {
                 true => source.manifest(&self.reference, &digest.to_string()).await.map(|fetched| fetched.bytes),
-                false => source.small_blob(&digest, limit_bytes).await,
+                false => source.small_blob(digest, small_limit_bytes(false)).await,
             };
-            match fetched {
-                Ok(bytes) => match verify(source, "a blob", Some(digest), &bytes) {
-                    Ok(_) => {
-                        self.put(bytes.clone()).await?;
-                        return Ok(bytes);
-                    }
-                    Err(error) => last = error,
-                },
+            match fetched.and_then(|bytes| verify(source, "a blob", Some(*digest), &bytes).map(|_| bytes)) {
+                Ok(bytes) => return Ok(bytes),
                 Err(error) => last = error,
             }
         }
         Err(last)
     }
 
-    async fn put(&self, bytes: Vec<u8>) -> Result<(), PullError> {
+    pub(super) async fn put(&self, bytes: Vec<u8>) -> Result<(), PullError> {
         let store = self.store.clone();
         blocking(move || store.blobs.put(&bytes)).await?;
         Ok(())
@@ -222,122 +220,6 @@ impl Pull {
         Ok(())
     }
 
-    /// Gets one layer's blob into the store, with retries and from whichever source has it.
-    async fn download(&self, layer: &Descriptor) -> Result<(), PullError> {
-        let mut last = PullError::Cancelled;
-        for source in &self.sources {
-            match self.download_from(source, layer).await {
-                Err(error) => last = error,
-                Ok(()) => return Ok(()),
-            }
-            tracing::debug!(layer = %layer.digest, host = source.host(), error = %last, "source failed");
-        }
-        Err(last)
-    }
-
-    async fn download_from(&self, source: &Source, layer: &Descriptor) -> Result<(), PullError> {
-        let mut attempt = 1;
-        loop {
-            match self.download_once(source, layer).await {
-                Err(error) if error.is_passing() && attempt < ATTEMPTS_MAX => {
-                    tracing::info!(layer = %layer.digest, host = source.host(), %error, attempt, "download is retried");
-                    tokio::time::sleep(Duration::from_millis(RETRY_WAIT_MS << attempt)).await;
-                    attempt += 1;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    async fn download_once(&self, source: &Source, layer: &Descriptor) -> Result<(), PullError> {
-        let digest = layer.digest;
-        let guard = self.store.locks.lock(digest).await;
-        if self.store.blobs.has(&digest) {
-            self.advance(layer.size);
-            return Ok(());
-        }
-        let store = self.store.clone();
-        let (mut ingest, guard) = blocking(move || Ok((store.blobs.ingest(digest)?, guard))).await?;
-        if ingest.written_bytes() > layer.size {
-            ingest.restart()?;
-        }
-        let resumed_bytes = ingest.written_bytes();
-        self.advance(resumed_bytes);
-        let mut counted_bytes = resumed_bytes;
-        let result = self.receive(source, layer, ingest, guard, &mut counted_bytes).await;
-        match result {
-            Err(PullError::DigestMismatch { .. }) if resumed_bytes > 0 => {
-                // Perhaps only what was resumed was bad: nothing of it is left, so once more from the start.
-                self.retreat(counted_bytes);
-                tracing::info!(layer = %digest, "a resumed download had the wrong digest and starts again");
-                Box::pin(self.download_once(source, layer)).await
-            }
-            Err(error) => {
-                self.retreat(counted_bytes);
-                Err(error)
-            }
-            Ok(()) => Ok(()),
-        }
-    }
-
-    /// Receives the rest of a blob and commits it. The lock goes with the blob into the writing thread,
-    /// which may outlive a dropped pull by a moment.
-    async fn receive(
-        &self,
-        source: &Source,
-        layer: &Descriptor,
-        mut ingest: Ingest,
-        guard: OwnedMutexGuard<()>,
-        counted_bytes: &mut u64,
-    ) -> Result<(), PullError> {
-        let (sender, receiver) = mpsc::channel(QUEUED_CHUNKS);
-        let mut stream = None;
-        if ingest.written_bytes() < layer.size || layer.size == 0 {
-            let begun = source.blob(layer.digest, ingest.written_bytes(), layer.size).await?;
-            if begun.offset_bytes < ingest.written_bytes() {
-                ingest.restart()?;
-                self.retreat(std::mem::take(counted_bytes));
-            }
-            stream = Some(begun);
-        }
-        let writer = tokio::task::spawn_blocking(move || write(ingest, receiver, guard));
-        let mut received = Ok(());
-        while let Some(stream) = &mut stream {
-            match stream.chunk().await {
-                Ok(Some(chunk)) => {
-                    let length_bytes = chunk.len() as u64;
-                    if sender.send(Write::Chunk(chunk)).await.is_err() {
-                        break; // The writer failed, and says why below.
-                    }
-                    *counted_bytes += length_bytes;
-                    self.advance(length_bytes);
-                }
-                Ok(None) => break,
-                Err(error) => {
-                    received = Err(error);
-                    break;
-                }
-            }
-        }
-        if received.is_ok() {
-            // A writer that failed takes no more, and says why below.
-            let _ = sender.send(Write::Commit).await;
-        }
-        drop(sender);
-        let written = writer.await.map_err(|error| PullError::Image(error.to_string()))?;
-        match (received, written) {
-            (Err(error), _) => Err(error),
-            (Ok(()), Ok(())) => Ok(()),
-            (Ok(()), Err(ImageError::DigestMismatch { expected, actual, .. })) => Err(PullError::DigestMismatch {
-                host: source.host().to_owned(),
-                what: "a layer".into(),
-                expected,
-                actual,
-            }),
-            (Ok(()), Err(error)) => Err(error.into()),
-        }
-    }
-
     async fn record(&self, resolved: Resolved) -> Result<Image, PullError> {
         let (store, reference) = (self.store.clone(), self.reference.clone());
         let image = blocking(move || {
@@ -354,14 +236,6 @@ impl Pull {
             image
         });
         Ok(image.await?)
-    }
-
-    fn advance(&self, bytes: u64) {
-        self.progress.send_modify(|progress| progress.done_bytes += bytes);
-    }
-
-    fn retreat(&self, bytes: u64) {
-        self.progress.send_modify(|progress| progress.done_bytes -= bytes);
     }
 }
 
@@ -382,28 +256,8 @@ pub(super) async fn unpack_layer(store: &Arc<Store>, layers: &[Layer], index: us
     .await
 }
 
-enum Write {
-    Chunk(Bytes),
-    Commit,
-}
-
-/// Writes what arrives; the blob is committed only when told so.
-fn write(
-    mut ingest: Ingest,
-    mut receiver: mpsc::Receiver<Write>,
-    guard: OwnedMutexGuard<()>,
-) -> Result<(), ImageError> {
-    while let Some(write) = receiver.blocking_recv() {
-        match write {
-            Write::Chunk(chunk) => ingest.write(&chunk)?,
-            Write::Commit => {
-                ingest.commit()?;
-                break;
-            }
-        }
-    }
-    drop(guard);
-    Ok(())
+fn small_limit_bytes(is_manifest: bool) -> u64 {
+    if is_manifest { MANIFEST_BYTES_MAX } else { CONFIG_BYTES_MAX }
 }
 
 fn verify(source: &Source, what: &str, expected: Option<Digest>, bytes: &[u8]) -> Result<Digest, PullError> {

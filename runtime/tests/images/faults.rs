@@ -14,7 +14,7 @@ use crate::support::*;
 
 /// What happens to a request for a layer.
 #[derive(Clone, Copy, PartialEq)]
-enum Layers {
+pub enum Layers {
     Served,
     /// Half of what is left, and then the connection is closed.
     Halved,
@@ -26,7 +26,7 @@ enum Layers {
 }
 
 /// A registry of one image under any name.
-struct Server {
+pub struct Server {
     port: u16,
     stop: Arc<AtomicBool>,
     requests: Arc<AtomicUsize>,
@@ -35,7 +35,7 @@ struct Server {
 
 impl Server {
     /// `behave` decides by the number of the layer request, from 0.
-    fn start(made: Made, behave: impl Fn(usize) -> Layers + Send + 'static) -> Self {
+    pub fn start(made: Made, behave: impl Fn(usize) -> Layers + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let (stop, requests) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
@@ -52,11 +52,11 @@ impl Server {
         Self { port, stop, requests, thread: Some(thread) }
     }
 
-    fn host(&self) -> String {
+    pub fn host(&self) -> String {
         format!("127.0.0.1:{}", self.port)
     }
 
-    fn layer_requests(&self) -> usize {
+    pub fn layer_requests(&self) -> usize {
         self.requests.load(Ordering::SeqCst)
     }
 }
@@ -123,12 +123,12 @@ fn serve(
     None
 }
 
-fn made() -> Made {
+pub fn made() -> Made {
     let noise: Vec<u8> = (0..400_000u32).flat_map(|number| number.wrapping_mul(2_654_435_761).to_le_bytes()).collect();
     image(vec![Layer::new().file("noise", &noise).done()])
 }
 
-fn impatient(host: &str) -> Node {
+pub fn impatient(host: &str) -> Node {
     Node::new(RegistryConfig { stall_timeout_ms: 1000, ..insecure(&[host]) })
 }
 

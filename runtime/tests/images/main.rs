@@ -5,5 +5,6 @@ mod faults;
 mod garbage;
 mod hostile;
 mod layers;
+mod peers;
 mod registry;
 mod support;
