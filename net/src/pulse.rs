@@ -94,6 +94,15 @@ impl Pulse {
         }
     }
 
+    /// `id` has proved to be there by other means than a heartbeat: it came with a connection, or welcomed one. Whoever is
+    /// lost between its first word and its first heartbeat was still there, and is missed as soon as any other.
+    pub(crate) fn met(&self, id: NodeId, now: Instant) {
+        let mut state = self.lock();
+        if state.names.contains_key(&id) && state.suspicion.heard(id, now) {
+            self.publish(&state, now);
+        }
+    }
+
     /// What this node itself sends.
     pub(crate) fn set_own_payload(&self, payload: Bytes) {
         self.lock().signs.entry(self.own).or_default().payload = payload;

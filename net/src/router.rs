@@ -114,6 +114,7 @@ fn admit(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -> Result<(P
     }
     let link = shared.links.add(node.id, alpn, connection);
     shared.judge(node.id, &node.name, &subject.key_fingerprint)?;
+    shared.pulse.met(node.id, Instant::now());
     Ok((PeerInfo { id: node.id, name: node.name, address: canonical(connection.remote_address()) }, link))
 }
 

@@ -147,6 +147,7 @@ impl Shared {
             return Ok(connection);
         }
         let connection = self.pool.connection(self.dial(node, alpn)?).await?;
+        self.pulse.met(node, Instant::now());
         // A node that was removed meanwhile had no connection yet that could have been closed.
         if !self.members.is_listed(node) {
             Close::NotAMember.close(&connection);

@@ -1,5 +1,7 @@
 //! Heartbeats between running nodes.
 
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 
 use std::time::Duration;
@@ -50,6 +52,24 @@ async fn beats_carry_a_payload_a_round_trip_and_an_address() {
     assert_eq!(peers[&2].state, Liveness::Alive, "a node sees itself");
     until("a round trip is measured", || async { nodes[1].net.liveness().borrow()[&1].rtt.is_some() }).await;
     stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_was_met_and_never_beat_is_missed_like_any_other() {
+    let authority = authority();
+    let node = Node::start(&authority, 1).await;
+    node.net.set_members(vec![(1, name(1)), (2, name(2))]);
+    await_state(&node, 2, Liveness::Unknown).await;
+    let silent = identity(&authority, 2);
+    let shown = (silent.key().clone(), silent.certificate().clone());
+    let raw = raw::Raw::new();
+    let address = node.net.local_addr().expect("bound");
+    let connection = raw.connect(address, Alpn::Beat.as_str(), Some(&shown)).await.expect("is let in");
+    await_state(&node, 2, Liveness::Alive).await;
+    await_state(&node, 2, Liveness::Dead).await;
+    assert!(connection.close_reason().is_none(), "silence was judged, not the connection");
+    raw.stop().await;
+    node.net.shutdown().await;
 }
 
 /// The rest of the daemon may be as busy as it likes.

@@ -1,5 +1,7 @@
 //! A client that keeps no rules: any protocol name, any certificate or none, and no check of the server.
 
+#![allow(dead_code)] // Each test file uses its own part.
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
