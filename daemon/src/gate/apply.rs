@@ -111,9 +111,11 @@ fn place(parsed: &mut Parsed, namespace: &str) {
     }
 }
 
-/// The manifest with itself in the annotation.
+/// The manifest with itself in the annotation, but for the revision that it may insist on: that holds only this once.
 fn remember(manifest: &Value) -> Value {
     let mut bare = manifest.clone();
+    let revision =
+        bare.pointer_mut("/metadata").and_then(Value::as_object_mut).and_then(|all| all.remove("resourceVersion"));
     if let Some(annotations) = bare.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
         annotations.remove(LAST_APPLIED);
     }
@@ -126,6 +128,9 @@ fn remember(manifest: &Value) -> Value {
             manifest["metadata"]["annotations"] = json!({});
         }
         manifest["metadata"]["annotations"][LAST_APPLIED] = Value::String(bare.to_string());
+        if let Some(revision) = revision {
+            manifest["metadata"]["resourceVersion"] = revision;
+        }
     }
     manifest
 }
@@ -161,6 +166,13 @@ fn merge(live: &mut Value, last: &Value, new: &Value) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_revision_is_insisted_on_once() {
+        let manifest = remember(&json!({"metadata": {"name": "a", "resourceVersion": "7"}}));
+        assert_eq!(manifest["metadata"]["resourceVersion"], "7");
+        assert_eq!(last_applied(&manifest), json!({"metadata": {"name": "a"}}));
+    }
 
     #[test]
     fn fields_of_others_stay_and_fields_left_out_go() {
