@@ -21,6 +21,9 @@ const POLL: Duration = Duration::from_millis(250);
 /// How long the others may take to remove a node that leaves.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Pods that a message names.
+const MAX_NAMED: usize = 5;
+
 type Sender = mpsc::Sender<Result<Progress, tonic::Status>>;
 
 /// Sets or clears `spec.unschedulable`; false if it was so already.
@@ -50,23 +53,50 @@ pub struct Drain {
     pub timeout: Duration,
     /// Overrides each pod's own.
     pub grace_period_seconds: Option<i64>,
+    /// Also deletes pods that nobody makes anew.
+    pub force: bool,
+}
+
+/// A pod that is to go.
+struct Leaver {
+    namespace: String,
+    name: String,
+    /// Whether a controller makes another one in its place.
+    is_replaced: bool,
+}
+
+impl Leaver {
+    fn of(pod: &Value) -> Self {
+        let text = |path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
+        let owners = pod.pointer("/metadata/ownerReferences").and_then(Value::as_array);
+        let is_replaced = owners.is_some_and(|owners| owners.iter().any(|owner| owner["controller"] == true));
+        Self { namespace: text("/metadata/namespace"), name: text("/metadata/name"), is_replaced }
+    }
+}
+
+/// The first few pods by name.
+fn names<'a>(pods: impl Iterator<Item = &'a Leaver>) -> String {
+    let named: Vec<String> = pods.take(MAX_NAMED).map(|pod| format!("{}/{}", pod.namespace, pod.name)).collect();
+    named.join(", ")
 }
 
 impl Drain {
     /// Cordons the node, deletes its pods, and waits until they are gone.
     ///
     /// # Errors
-    /// `Timeout` with the pods that remain, or those of the gate.
+    /// `Conflict` if there are pods that nobody makes anew, unless `force`; `Timeout` with the pods that remain; or those
+    /// of the gate.
     pub async fn run(&self, send: &Sender) -> Result<(), Status> {
         if cordon(&self.gate, &self.user, &self.node, true).await? {
             tell(send, format!("node {} is cordoned", self.node), 0, 0).await;
         }
+        self.refuse_bare_pods(&self.pods().await?)?;
         let until = Instant::now() + self.timeout;
         let pods = self.gate.built_in(Builtin::Pod)?;
         let (mut deleted, mut reported) = (BTreeSet::new(), usize::MAX);
         loop {
             let left = self.pods().await?;
-            for (namespace, name) in &left {
+            for Leaver { namespace, name, .. } in &left {
                 if !deleted.insert((namespace.clone(), name.clone())) {
                     continue;
                 }
@@ -91,7 +121,6 @@ impl Drain {
                 return Ok(());
             }
             if Instant::now() >= until {
-                let names: Vec<String> = left.iter().take(5).map(|(ns, name)| format!("{ns}/{name}")).collect();
                 return Err(Status::new(
                     Reason::Timeout,
                     format!(
@@ -99,7 +128,7 @@ impl Drain {
                         left.len(),
                         self.node,
                         self.timeout.as_secs(),
-                        names.join(", ")
+                        names(left.iter())
                     ),
                 ));
             }
@@ -107,26 +136,32 @@ impl Drain {
         }
     }
 
-    /// The pods of the node that have not ended, by namespace and name.
-    async fn pods(&self) -> Result<Vec<(String, String)>, Status> {
+    fn refuse_bare_pods(&self, pods: &[Leaver]) -> Result<(), Status> {
+        let bare = || pods.iter().filter(|pod| !pod.is_replaced);
+        if self.force || bare().next().is_none() {
+            return Ok(());
+        }
+        let message =
+            format!("cannot delete Pods that declare no controller (use --force to override): {}", names(bare()));
+        Err(Status::new(Reason::Conflict, message))
+    }
+
+    /// The pods of the node that have not ended.
+    async fn pods(&self) -> Result<Vec<Leaver>, Status> {
         let kind = self.gate.built_in(Builtin::Pod)?;
         let query = ListQuery::parse(None, "", &format!("spec.nodeName={}", self.node))?;
         let pods = self.gate.list(&self.user, &kind, &query).await?;
-        let text = |pod: &Value, path: &str| pod.pointer(path).and_then(Value::as_str).unwrap_or_default().to_owned();
-        Ok(pods
-            .items
-            .iter()
-            .filter(|pod| !matches!(text(pod, "/status/phase").as_str(), "Succeeded" | "Failed"))
-            .map(|pod| (text(pod, "/metadata/namespace"), text(pod, "/metadata/name")))
-            .collect())
+        let has_ended =
+            |pod: &&Value| matches!(pod.pointer("/status/phase").and_then(Value::as_str), Some("Succeeded" | "Failed"));
+        Ok(pods.items.iter().filter(|pod| !has_ended(pod)).map(Leaver::of).collect())
     }
 }
 
 /// Drains this node, hands over leadership, removes the node from the cluster, and ends the daemon.
 ///
 /// # Errors
-/// `Conflict` for the last node, or what the drain says unless `force`.
-pub async fn leave(node: &Node, drain: Drain, force: bool, send: &Sender) -> Result<(), Status> {
+/// `Conflict` for the last node, or what the drain says unless it is forced.
+pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Status> {
     if node.members.all().len() < 2 {
         return Err(Status::new(
             Reason::Conflict,
@@ -134,7 +169,7 @@ pub async fn leave(node: &Node, drain: Drain, force: bool, send: &Sender) -> Res
         ));
     }
     match drain.run(send).await {
-        Err(status) if force => tell(send, format!("going all the same: {status}"), 0, 0).await,
+        Err(status) if drain.force => tell(send, format!("going all the same: {status}"), 0, 0).await,
         drained => drained?,
     }
     // From here on the others take this node out, even if it dies now.
@@ -178,4 +213,17 @@ pub async fn leave(node: &Node, drain: Drain, force: bool, send: &Sender) -> Res
 async fn tell(send: &Sender, message: String, done: usize, total: usize) {
     // A client that hung up does not stop what it began.
     _ = send.send(Ok(Progress { message, done: done as u32, total: total as u32 })).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_controller_makes_a_pod_anew() {
+        let pod = |owners: Value| json!({"metadata": {"name": "p", "namespace": "n", "ownerReferences": owners}});
+        assert!(Leaver::of(&pod(json!([{"kind": "ReplicaSet", "controller": true}]))).is_replaced);
+        assert!(!Leaver::of(&pod(json!([{"kind": "ConfigMap"}]))).is_replaced);
+        assert!(!Leaver::of(&pod(Value::Null)).is_replaced);
+    }
 }

@@ -38,7 +38,8 @@ pub struct UncordonArgs {
 #[command(after_help = "\
 Examples:
   flotilla drain node-2
-  flotilla drain node-2 --timeout 10m --grace-period 30s")]
+  flotilla drain node-2 --timeout 10m --grace-period 30s
+  flotilla drain node-2 --force")]
 pub struct DrainArgs {
     /// The node's name
     node: String,
@@ -48,6 +49,9 @@ pub struct DrainArgs {
     /// How long containers get to end, instead of what each pod says
     #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
     grace_period: Option<u32>,
+    /// Also delete pods that no controller makes anew
+    #[arg(long)]
+    force: bool,
 }
 
 #[derive(Debug, Args)]
@@ -56,7 +60,7 @@ Examples:
   flotilla leave
   flotilla leave --force --timeout 1m")]
 pub struct LeaveArgs {
-    /// Leave even if the pods cannot be moved
+    /// Leave even if the pods cannot be moved, or no controller makes them anew
     #[arg(long)]
     force: bool,
     /// Give up after this long [default: 5m]
@@ -117,6 +121,7 @@ pub async fn drain(session: &Session, args: &DrainArgs) -> anyhow::Result<u8> {
         node: args.node.clone(),
         timeout_seconds: args.timeout.unwrap_or(0),
         grace_period_seconds: args.grace_period.map(|seconds| seconds.try_into().unwrap_or(i32::MAX)),
+        force: args.force,
     };
     let stream = session.cluster().drain(request).await?.into_inner();
     let on_interrupt = format!("{} stays cordoned: pods go back with 'flotilla uncordon {0}'", args.node);

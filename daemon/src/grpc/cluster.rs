@@ -200,6 +200,7 @@ impl Cluster for Service {
             node: request.node,
             timeout: timeout(request.timeout_seconds),
             grace_period_seconds: request.grace_period_seconds.map(i64::from),
+            force: request.force,
         };
         Ok(Response::new(stream(|send| async move { drain.run(&send).await.map_err(refuse) })))
     }
@@ -218,8 +219,9 @@ impl Cluster for Service {
                 node: node.members.own_name().to_owned(),
                 timeout: timeout(request.timeout_seconds),
                 grace_period_seconds: None,
+                force: request.force,
             };
-            drain::leave(&node, drain, request.force, &send).await.map_err(refuse)
+            drain::leave(&node, drain, &send).await.map_err(refuse)
         })))
     }
 
