@@ -28,11 +28,12 @@ pub enum ObjectFormat {
 #[command(after_help = "\
 Examples:
   flotilla get pods -A -o wide
+  flotilla get deployments,pods
   flotilla get deployment web -o yaml
   flotilla get pods -l app=web --field-selector spec.nodeName=node-1
   flotilla get events --watch")]
 pub struct GetArgs {
-    /// The kind: pods, deploy, deployments.apps; also KIND/NAME
+    /// The kind: pods, deploy, deployments.apps; also KIND/NAME, or several: deploy,pods
     kind: String,
     /// Only these objects
     names: Vec<String>,
@@ -131,6 +132,9 @@ pub async fn get(session: &Session, args: &GetArgs) -> anyhow::Result<u8> {
     let (kind, names) = kind_and_names(&args.kind, &args.names)?;
     let format = args.which.output.unwrap_or_default();
     let query = Query { managed_fields: args.show_managed_fields, ..Query::new(session, kind, &args.which, format) };
+    if kind.contains(',') {
+        return several(session, &query, &names, args.which.watch).await;
+    }
     if let [name] = names.as_slice() {
         return run(session, Query { name: Some(name.clone()), ..query }, args.which.watch).await;
     }
@@ -145,6 +149,49 @@ pub async fn get(session: &Session, args: &GetArgs) -> anyhow::Result<u8> {
         listing.append(list(session, &Query { name: Some(name), ..query.clone() }).await?);
     }
     write(session, &query, &listing)?;
+    Ok(DONE)
+}
+
+/// `get pods,deployments`: a table for each kind that has something, or one list of all.
+async fn several(session: &Session, query: &Query, names: &[String], watching: bool) -> anyhow::Result<u8> {
+    anyhow::ensure!(!watching, "--watch follows one kind at a time");
+    let kinds: Vec<&str> = query.kind.split(',').filter(|kind| !kind.is_empty()).collect();
+    let wanted: Vec<Option<String>> = match names {
+        [] => vec![None],
+        names => names.iter().cloned().map(Some).collect(),
+    };
+    let mut all = Vec::new();
+    for kind in kinds {
+        let query = Query { kind: kind.to_owned(), ..query.clone() };
+        let mut listing = Listing::default();
+        for name in &wanted {
+            listing.append(list(session, &Query { name: name.clone(), ..query.clone() }).await?);
+        }
+        all.push((query, listing));
+    }
+    if !query.is_table() {
+        let mut joined = Listing::default();
+        all.into_iter().for_each(|(_, listing)| joined.append(listing));
+        write(session, query, &joined)?;
+        return Ok(DONE);
+    }
+    all.retain(|(_, listing)| !listing.rows.is_empty());
+    if all.is_empty() {
+        write(session, query, &Listing::default())?;
+    }
+    for (number, (query, listing)) in all.iter().enumerate() {
+        if number > 0 {
+            session.out.line("")?;
+        }
+        let names_kind = |row: &mut crate::proto::Row, item: &Value| {
+            if let Some(cell) = row.cells.first_mut() {
+                *cell = name_line(item);
+            }
+        };
+        let mut listing = listing.clone();
+        listing.rows.iter_mut().zip(&listing.items).for_each(|(row, item)| names_kind(row, item));
+        write(session, query, &listing)?;
+    }
     Ok(DONE)
 }
 
