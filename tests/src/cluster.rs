@@ -18,6 +18,8 @@ use flotilla::proto::pods_client::PodsClient;
 use flotilla::proto::{ClusterStatus, ClusterStatusRequest, NodeSummary, NodesRequest};
 use tonic::transport::Channel;
 
+use crate::disk;
+
 /// On a disk rather than in memory: durable writes shall cost what they cost.
 const ROOT: &str = "/var/tmp/flotilla-tests";
 const LOCK: &str = "/var/tmp/flotilla-tests.lock";
@@ -190,8 +192,8 @@ impl Drop for Cluster {
                 Err(error) => eprintln!("the logs of the nodes cannot be kept: {error}"),
             }
         }
-        if let Err(error) = dev::Cluster::down(Path::new(ROOT), self.dev.places().name()) {
-            // A second panic would abort the test and hide the first.
+        // A second panic would abort the test and hide the first.
+        if let Err(error) = take_down(self.dev.places().name()) {
             eprintln!("the cluster does not go away: {error}");
         }
     }
@@ -206,6 +208,13 @@ fn take_turn() -> File {
     lock
 }
 
+/// Removes a cluster with the disks that it was given.
+fn take_down(name: &str) -> anyhow::Result<()> {
+    disk::unmount_below(&Path::new(ROOT).join(name))?;
+    dev::Cluster::down(Path::new(ROOT), name)?;
+    Ok(())
+}
+
 /// Takes down what tests left behind that were killed.
 fn sweep() {
     for name in dev::Cluster::list(Path::new(ROOT)) {
@@ -213,8 +222,7 @@ fn sweep() {
             name.strip_prefix('t').and_then(|rest| rest.split('-').next()).and_then(|pid| pid.parse::<i32>().ok());
         if maker.is_none_or(|pid| dev::Process::of(pid).is_err()) {
             println!("sweeping up {name}");
-            dev::Cluster::down(Path::new(ROOT), &name)
-                .unwrap_or_else(|error| panic!("cannot sweep up {name}: {error}"));
+            take_down(&name).unwrap_or_else(|error| panic!("cannot sweep up {name}: {error}"));
         }
     }
 }

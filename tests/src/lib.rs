@@ -6,8 +6,10 @@
 //!
 //! Invariant: whatever a test makes goes away with it, even if it panics or is killed: a later run sweeps up.
 
+pub mod chaos;
 pub mod cli;
 pub mod cluster;
+pub mod disk;
 pub mod figure;
 pub mod http;
 pub mod image;
