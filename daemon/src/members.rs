@@ -20,6 +20,10 @@ use tracing::{debug, info, warn};
 pub const ID_ANNOTATION: &str = "flotilla.dev/node-id";
 /// On a Node: SHA-256 of its public key, in hexadecimal.
 pub const KEY_ANNOTATION: &str = "flotilla.dev/key";
+/// On a Node: the fingerprint of the authority that signed its certificate, in hexadecimal.
+pub const CA_ANNOTATION: &str = "flotilla.dev/ca";
+/// On a Node: the fingerprints of the authorities that it trusts, with commas between them.
+pub const TRUSTED_CAS_ANNOTATION: &str = "flotilla.dev/trusted-cas";
 
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";

@@ -162,6 +162,11 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     spawn(&tasks, "lead", lead::run(node.gate.clone(), members, settings, stop.clone()));
     spawn(&tasks, "agent", agent::run(node.clone(), advertise.to_vec()));
 
+    trust.tell_revoked_users();
+    let follower = trust.clone();
+    let stopped = stop.clone();
+    spawn(&tasks, "authorities", async move { follower.follow(stopped).await });
+
     let routes = grpc::routes(&node).await?;
     let tls = flotilla_net::server_tls(net.credentials(), &["h2"], ClientAuth::Required)?;
     let listener =

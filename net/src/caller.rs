@@ -43,6 +43,7 @@ impl Caller {
                 Standing::Revoked => Err("the node was removed from this cluster"),
             },
             None if subject.claims_a_node() => Err("a node's name without a node's certificate"),
+            None if members.is_revoked_user(&subject.user, subject.issued()) => Err("the certificate was revoked"),
             None => credentials
                 .vouch_for(&self.chain)
                 .map_err(|_| "the certificate has expired, or its authority was replaced"),
@@ -50,7 +51,7 @@ impl Caller {
     }
 
     pub(crate) async fn until_refused(&self, members: &Members, credentials: &Credentials) -> &'static str {
-        let (mut listed, mut current) = (members.watch(), credentials.watch());
+        let (mut listed, mut users, mut current) = (members.watch(), members.watch_users(), credentials.watch());
         loop {
             if let Err(why) = self.judge(members, credentials) {
                 return why;
@@ -60,6 +61,7 @@ impl Caller {
             let wait = if self.subject.node.is_some() { LOOK } else { (left + Duration::from_secs(1)).min(LOOK) };
             tokio::select! {
                 Ok(()) = listed.changed() => {}
+                Ok(()) = users.changed() => {}
                 Ok(()) = current.changed() => {}
                 () = tokio::time::sleep(wait) => {}
             }

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -63,12 +64,16 @@ pub(crate) struct Entry {
     pub(crate) key: Option<Fingerprint>,
 }
 
+/// Users by name, and when their certificates were revoked.
+pub(crate) type RevokedUsers = BTreeMap<String, SystemTime>;
+
 pub(crate) type Entries = BTreeMap<NodeId, Entry>;
 
 pub(crate) struct Members {
     dir: PathBuf,
     listed: watch::Sender<Arc<Entries>>,
     revoked: RwLock<BTreeSet<NodeId>>,
+    users: watch::Sender<Arc<RevokedUsers>>,
 }
 
 impl Members {
@@ -78,7 +83,8 @@ impl Members {
             None => BTreeSet::new(),
         };
         let listed = watch::Sender::new(Arc::new(Entries::new()));
-        Ok(Members { dir: dir.to_path_buf(), listed, revoked: RwLock::new(revoked) })
+        let users = watch::Sender::new(Arc::default());
+        Ok(Members { dir: dir.to_path_buf(), listed, revoked: RwLock::new(revoked), users })
     }
 
     /// Lists exactly `members` and returns those that were listed before and are not now, or with another name or key.
@@ -136,6 +142,24 @@ impl Members {
 
     pub(crate) fn is_revoked(&self, id: NodeId) -> bool {
         self.revoked.read().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    }
+
+    /// Lists exactly these users as revoked.
+    pub(crate) fn set_revoked_users(&self, users: RevokedUsers) {
+        self.users.send_if_modified(|held| {
+            let changed = **held != users;
+            *held = Arc::new(users);
+            changed
+        });
+    }
+
+    /// Whether a certificate of `user` that was made at `issued` was revoked since.
+    pub(crate) fn is_revoked_user(&self, user: &str, issued: SystemTime) -> bool {
+        self.users.borrow().get(user).is_some_and(|revoked| issued <= *revoked)
+    }
+
+    pub(crate) fn watch_users(&self) -> watch::Receiver<Arc<RevokedUsers>> {
+        self.users.subscribe()
     }
 
     pub(crate) fn watch(&self) -> watch::Receiver<Arc<Entries>> {

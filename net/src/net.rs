@@ -2,10 +2,11 @@
 //!
 //! Invariant: every task of the network is tracked and has ended when `shutdown` returns.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use quinn::{Endpoint, RecvStream, SendStream};
@@ -152,6 +153,12 @@ impl Net {
         for removed in self.shared().members.set(members) {
             self.shared().cut_off(removed);
         }
+    }
+
+    /// Certificates of these users, made before the given time or at it, are worth nothing from now on; connections that came
+    /// with them end.
+    pub fn set_revoked_users(&self, users: BTreeMap<String, SystemTime>) {
+        self.shared().members.set_revoked_users(users);
     }
 
     /// Whether `caller`, which proved to hold the key of its certificate on another port, may speak now, or why not.

@@ -21,11 +21,13 @@ const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\
 /// What the outsider shows when it is asked who it is.
 pub enum Papers {
     None,
-    /// A node's certificate that another cluster's authority signed.
-    Foreign(Box<Identity>),
+    /// A node's key and certificate.
+    Node(Box<Identity>),
 }
 
 impl Papers {
+    /// A node's certificate that another cluster's authority signed.
+    ///
     /// # Panics
     /// If keys cannot be made.
     #[must_use]
@@ -33,7 +35,7 @@ impl Papers {
         let now = SystemTime::now();
         let authority = Authority::create(ClusterId::generate(), now).expect("an authority can be made");
         let identity = Identity::issue(&authority, 77, name, &[], NODE_LIFETIME, now);
-        Self::Foreign(Box::new(identity.expect("an identity can be issued")))
+        Self::Node(Box::new(identity.expect("an identity can be issued")))
     }
 
     fn tls(&self, protocol: &str) -> ClientConfig {
@@ -44,7 +46,7 @@ impl Papers {
             .with_custom_certificate_verifier(Arc::new(BelievesAll));
         let mut config = match self {
             Self::None => builder.with_no_client_auth(),
-            Self::Foreign(identity) => {
+            Self::Node(identity) => {
                 let key = PrivateKeyDer::from_pem_slice(identity.key().to_pem().as_bytes()).expect("keys are PEM");
                 let chain = vec![identity.certificate().clone(), identity.authorities()[0].clone()];
                 builder.with_client_auth_cert(chain, key).expect("key and certificate fit")

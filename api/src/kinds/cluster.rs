@@ -1,10 +1,12 @@
 //! The cluster itself: its id, its certificate authority, and the version that its members agree on.
 //!
-//! Invariant: there is one, named [`NAME`]; the authority's key is sealed before it gets here.
+//! Invariant: there is one, named [`NAME`]; authorities' keys are sealed before they get here.
+
+use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Serialize};
 
 use super::{BuiltIn, Info, Scope};
@@ -33,8 +35,41 @@ pub struct ClusterSpec {
     pub id: String,
     /// PEM.
     pub ca_certificate: String,
-    /// The authority's key in its sealing envelope.
+    /// The authority that signs, with its key, in its sealing envelope.
     pub sealed_ca: ByteString,
+    /// The replacement of the authority, while it is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rotation: Option<CaRotation>,
+    /// Users whose certificates of before that time are worth nothing any more.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub revoked_users: BTreeMap<String, Time>,
+}
+
+/// How the authority is replaced.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CaRotation {
+    pub phase: CaPhase,
+    pub started_at: Time,
+    pub phase_since: Time,
+    /// How long both authorities are trusted once the new one signs.
+    pub overlap_seconds: i64,
+    /// The other authority, PEM: the new one in `Spread`, the old one in `Renew`.
+    pub ca_certificate: String,
+    /// The new authority in its sealing envelope, until it signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sealed_ca: Option<ByteString>,
+    /// The new authority's certificate, signed by the old one. PEM.
+    pub bridge: String,
+}
+
+/// What the nodes are doing about a new authority.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CaPhase {
+    /// They learn to trust it. The old one signs.
+    Spread,
+    /// They get certificates from it. It signs; both are trusted.
+    Renew,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

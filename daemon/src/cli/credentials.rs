@@ -7,13 +7,14 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use super::DONE;
 use super::output::parse_duration;
 use super::session::{Session, ask};
-use crate::proto::IssueCertificateRequest;
+use crate::proto::{IssueCertificateRequest, RevokeUserRequest};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   flotilla credentials alice > alice.pem
   flotilla credentials ci --ttl 90d > ci.pem
+  flotilla credentials alice --revoke
   flotilla nodes --server node-1:6443 --credentials alice.pem")]
 pub struct CredentialsArgs {
     /// Whom the cluster shall see: the certificate's user
@@ -24,9 +25,17 @@ pub struct CredentialsArgs {
     /// How long the certificate is good
     #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_duration)]
     ttl: u64,
+    /// End all certificates that this user has so far, instead of making one
+    #[arg(long, conflicts_with_all = ["groups", "ttl"])]
+    revoke: bool,
 }
 
 pub async fn make(session: &Session, args: &CredentialsArgs) -> anyhow::Result<u8> {
+    if args.revoke {
+        session.cluster().revoke_user(ask(RevokeUserRequest { user: args.name.clone() })).await?;
+        session.say(format!("the certificates of {} are revoked", args.name))?;
+        return Ok(DONE);
+    }
     let key = KeyPair::generate().context("cannot make a key")?;
     let request = IssueCertificateRequest {
         csr: signing_request(&key, &args.name)?,

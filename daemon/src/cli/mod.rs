@@ -6,6 +6,7 @@
 //! asked for was done, 2 if the command line made no sense, and that of the command under `exec`.
 
 mod apply;
+mod ca;
 mod cluster;
 mod completion;
 mod credentials;
@@ -161,8 +162,10 @@ enum Command {
     Leave(nodes::LeaveArgs),
     /// Pull, import, list and remove images of one machine
     Image(image::ImageArgs),
-    /// Make a key and a certificate for --server
+    /// Make a key and a certificate for --server, or revoke them
     Credentials(credentials::CredentialsArgs),
+    /// Replace the cluster's certificate authority, or look at it
+    Ca(ca::CaArgs),
     /// Print a script that completes commands in a shell
     Completion(completion::CompletionArgs),
     /// Make a cluster of several nodes on this machine, to try things out
@@ -222,6 +225,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Leave(args) => nodes::leave(&session, &args).await,
         Command::Image(args) => image::image(&session, &args).await,
         Command::Credentials(args) => credentials::make(&session, &args).await,
+        Command::Ca(args) => ca::ca(&session, &args).await,
         Command::Up(_) | Command::Version(_) | Command::Completion(_) | Command::Dev(_) => Ok(DONE),
     }
 }

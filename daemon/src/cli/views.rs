@@ -9,7 +9,8 @@ use super::jobs::type_of;
 use super::secrets::state as state_of_key;
 use crate::convert;
 use crate::proto::{
-    ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, SecretsKey, TokenSummary,
+    CaNode, CaStatus, ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, SecretsKey,
+    TokenSummary,
 };
 
 /// A struct of borrowed fields, made of the message that has the same ones.
@@ -80,6 +81,22 @@ view!(ClusterView of ClusterStatus {
     voters: &'a [String] = |m| &m.voters,
     learners: &'a [String] = |m| &m.learners,
     problems: &'a [String] = |m| &m.problems,
+});
+
+view!(CaView of CaStatus {
+    phase: &'a str = |m| &m.phase,
+    fingerprint: &'a str = |m| &m.fingerprint,
+    expires: &'a str = |m| &m.expires,
+    other_fingerprint: &'a str = |m| &m.other_fingerprint,
+    started: &'a str = |m| &m.started,
+    until: &'a str = |m| &m.until,
+    nodes: Vec<CaNodeView<'a>> = |m| m.nodes.iter().map(CaNodeView::from).collect(),
+});
+
+view!(CaNodeView of CaNode {
+    name: &'a str = |m| &m.name,
+    certified_by: &'a str = |m| &m.certified_by,
+    waited_for: bool = |m| m.waited_for,
 });
 
 view!(PodView of PodSummary {

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use flotilla_api::Status;
 use flotilla_api::kinds::Builtin;
+use flotilla_api::kinds::cluster::CaPhase;
 use flotilla_api::quantity;
+use jiff::Timestamp;
 use serde_json::Value;
 use tonic::{Request, Response};
 
@@ -16,6 +18,7 @@ use crate::gate::{DeleteOptions, ListQuery, User};
 use crate::members::ID_ANNOTATION;
 use crate::node::Node;
 use crate::proto::{self, cluster_server::Cluster};
+use crate::trust::CaStatus;
 use crate::usage::Usage;
 
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
@@ -239,6 +242,59 @@ impl Cluster for Service {
             ca: issued.ca,
             expires: issued.expires.strftime("%Y-%m-%dT%H:%M:%SZ").to_string(),
         }))
+    }
+
+    async fn revoke_user(
+        &self,
+        request: Request<proto::RevokeUserRequest>,
+    ) -> Result<Response<proto::RevokeUserResponse>, tonic::Status> {
+        let user = master(&request, "revoke users' certificates")?;
+        self.node.trust.revoke_user(&user, &request.into_inner().user).await.map_err(refuse)?;
+        Ok(Response::new(proto::RevokeUserResponse {}))
+    }
+
+    async fn rotate_ca(
+        &self,
+        request: Request<proto::RotateCaRequest>,
+    ) -> Result<Response<proto::CaStatus>, tonic::Status> {
+        let user = master(&request, "replace the certificate authority")?;
+        let overlap = request.into_inner().overlap_seconds.map(Duration::from_secs);
+        self.node.trust.rotate_ca(&user, overlap).await.map_err(refuse)?;
+        let status = self.node.trust.ca_status().await.map_err(refuse)?;
+        Ok(Response::new(ca_status(status)))
+    }
+
+    async fn get_ca_status(
+        &self,
+        request: Request<proto::CaStatusRequest>,
+    ) -> Result<Response<proto::CaStatus>, tonic::Status> {
+        master(&request, "look at the certificate authority")?;
+        let status = self.node.trust.ca_status().await.map_err(refuse)?;
+        Ok(Response::new(ca_status(status)))
+    }
+}
+
+fn ca_status(status: CaStatus) -> proto::CaStatus {
+    let time = |at: Timestamp| at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    let phase = status.rotation.as_ref().map(|rotation| rotation.phase);
+    let nodes = status.nodes.into_iter().map(|node| proto::CaNode {
+        name: node.name,
+        certified_by: node.certified_by,
+        waited_for: node.waited_for,
+    });
+    proto::CaStatus {
+        phase: match phase {
+            None => "steady",
+            Some(CaPhase::Spread) => "spreading",
+            Some(CaPhase::Renew) => "renewing",
+        }
+        .into(),
+        fingerprint: status.signer,
+        expires: Timestamp::try_from(status.expires).map(time).unwrap_or_default(),
+        other_fingerprint: status.other.unwrap_or_default(),
+        started: status.rotation.map(|rotation| time(rotation.started_at.0)).unwrap_or_default(),
+        until: status.until.map(time).unwrap_or_default(),
+        nodes: nodes.collect(),
     }
 }
 

@@ -1,6 +1,8 @@
 //! Who belongs: the cluster's authority, the tokens that admit machines, and the certificates of nodes and people.
 
 mod admit;
+mod ca;
+mod rotation;
 mod tokens;
 
 use std::collections::BTreeMap;
@@ -10,17 +12,19 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use flotilla_api::Builtin;
 use flotilla_api::k8s_openapi::ByteString;
-use flotilla_api::kinds::cluster::{self, ClusterObject, ClusterSpec};
-use flotilla_api::{Key, Reason, Status, object};
+use flotilla_api::kinds::cluster::{ClusterObject, ClusterSpec};
+use flotilla_api::{Key, Reason, Status};
 use flotilla_net::{
-    Authority, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal, SealKey,
+    Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal, SealKey,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::VERSION;
-use crate::gate::{self, Gate, User, WriteOptions};
+use crate::gate::{Gate, User, WriteOptions};
 use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, Members};
+
+pub use rotation::{CaNode, CaStatus, lead as lead_rotation};
 
 /// A person's certificate that names no other time.
 const DEFAULT_CLIENT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -64,6 +68,8 @@ impl Trust {
             id: self.cluster.to_string(),
             ca_certificate: flotilla_net::certificate_pem(authority.certificate()),
             sealed_ca: ByteString(sealed.to_vec()),
+            rotation: None,
+            revoked_users: BTreeMap::new(),
         };
         let mut objects =
             vec![(Builtin::Cluster, serde_json::to_value(ClusterObject::new(spec)).map_err(Status::internal)?)];
@@ -95,26 +101,16 @@ impl Trust {
     pub fn issue(&self, csr_der: &[u8], user: &str, groups: &[String], ttl: Duration) -> Result<Issued, Status> {
         let ttl = if ttl.is_zero() { DEFAULT_CLIENT_LIFETIME } else { ttl };
         let now = SystemTime::now();
-        let authority = self.authority()?;
-        let certificate = authority
+        let authorities = self.authorities()?;
+        let certificate = authorities
+            .lasting()
             .sign_client(csr_der, user, groups, ttl, now)
             .map_err(|error| Status::bad_request(chain(&error)))?;
         Ok(Issued {
             certificate: flotilla_net::certificate_pem(&certificate),
-            ca: flotilla_net::certificate_pem(authority.certificate()),
+            ca: authorities.trusted.iter().map(|one| flotilla_net::certificate_pem(one)).collect(),
             expires: Timestamp::try_from(now + ttl).map_err(Status::bad_request)?,
         })
-    }
-
-    /// The authority, from this replica's state.
-    fn authority(&self) -> Result<Authority, Status> {
-        let key = Key::new(&Builtin::Cluster.collection(), "", cluster::NAME);
-        let stored = self.gate.store().get(&key).map_err(gate::read_status)?;
-        let stored = stored.ok_or_else(|| {
-            Status::new(Reason::ServiceUnavailable, "this node has not caught up with its cluster yet; try again")
-        })?;
-        let cluster: ClusterObject = object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)?;
-        Authority::unseal(&self.seal_key, &cluster.spec.sealed_ca.0).map_err(Status::internal)
     }
 
     /// Whether the node is a member under this id and with this key.
@@ -134,14 +130,19 @@ impl Trust {
     }
 
     fn sign(&self, id: u64, name: &str, csr: &[u8], addresses: &[SocketAddr]) -> Result<RenewGrant, Refusal> {
-        let authority = self.authority().map_err(|status| Refusal(status.message))?;
+        let authorities = self.authorities().map_err(|status| Refusal(status.message))?;
         let addresses: Vec<_> = addresses.iter().map(SocketAddr::ip).collect();
         let names = NodeNames { id, name, addresses: &addresses };
-        let certificate = authority
+        let certificate = authorities
+            .signer
             .sign_node(csr, &names, self.lifetime, SystemTime::now())
             .map_err(|error| Refusal(chain(&error)))?;
-        let authorities = vec![authority.certificate().to_vec()];
-        Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new() })
+        let der = |all: &[CertificateDer<'_>]| all.iter().map(|one| one.to_vec()).collect();
+        Ok(RenewGrant {
+            certificate: certificate.to_vec(),
+            authorities: der(&authorities.trusted),
+            bridges: der(&authorities.bridges),
+        })
     }
 }
 

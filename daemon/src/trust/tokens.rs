@@ -37,9 +37,10 @@ impl Trust {
         }
         let lifetime = SignedDuration::try_from(ttl).map_err(Status::bad_request)?;
         let expires = Timestamp::now().saturating_add(lifetime).map_err(Status::bad_request)?;
-        let authority = self.authority()?;
+        let authorities = self.authorities()?;
         let addresses = self.addresses();
-        let token = Token::generate(self.cluster, authority.fingerprint(), Some(SystemTime::now() + ttl), addresses)
+        let pinned = authorities.lasting().fingerprint();
+        let token = Token::generate(self.cluster, pinned, Some(SystemTime::now() + ttl), addresses)
             .map_err(Status::internal)?;
         let spec = JoinTokenSpec {
             secret_hash: ByteString(token.secret_hash().as_bytes().to_vec()),

@@ -275,4 +275,16 @@ impl Cluster for World {
     ) -> Result<Response<IssueCertificateResponse>, Status> {
         nothing()
     }
+
+    async fn revoke_user(&self, _: Request<RevokeUserRequest>) -> Result<Response<RevokeUserResponse>, Status> {
+        nothing()
+    }
+
+    async fn rotate_ca(&self, _: Request<RotateCaRequest>) -> Result<Response<CaStatus>, Status> {
+        nothing()
+    }
+
+    async fn get_ca_status(&self, _: Request<CaStatusRequest>) -> Result<Response<CaStatus>, Status> {
+        nothing()
+    }
 }

@@ -1,0 +1,104 @@
+//! `ca rotate|status`: the cluster's certificate authority.
+
+use clap::{Args, Subcommand};
+
+use super::DONE;
+use super::output::{Cell, Format, Table, parse_duration};
+use super::session::{Session, ask};
+use super::views::CaView;
+use crate::proto::{CaStatus, CaStatusRequest, RotateCaRequest};
+
+/// Of a fingerprint, in tables.
+const SHOWN_DIGITS: usize = 16;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  flotilla ca rotate
+  flotilla ca rotate --overlap 0s
+  flotilla ca status")]
+pub struct CaArgs {
+    #[command(subcommand)]
+    command: CaCommand,
+}
+
+#[derive(Debug, Subcommand)]
+enum CaCommand {
+    /// Replace the certificate authority while everything goes on
+    Rotate(RotateArgs),
+    /// Show the certificate authority, and how far its replacement has come
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Join tokens and client credentials that were made before stop working when the old authority is dropped: when every node
+has a certificate of the new one, and the overlap is over.
+
+Examples:
+  flotilla ca rotate
+  flotilla ca rotate --overlap 7d
+  flotilla ca rotate --overlap 0s")]
+struct RotateArgs {
+    /// How long tokens and credentials of the old authority go on working; 0s if its key may be in wrong hands
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
+    overlap: u64,
+}
+
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  flotilla ca status -o yaml")]
+struct StatusArgs {
+    /// How to write the status
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+}
+
+pub async fn ca(session: &Session, args: &CaArgs) -> anyhow::Result<u8> {
+    match &args.command {
+        CaCommand::Rotate(args) => rotate(session, args).await,
+        CaCommand::Status(args) => status(session, args).await,
+    }
+}
+
+async fn rotate(session: &Session, args: &RotateArgs) -> anyhow::Result<u8> {
+    let request = RotateCaRequest { overlap_seconds: Some(args.overlap) };
+    let status = session.cluster().rotate_ca(ask(request)).await?.into_inner();
+    session.say(format!("the certificate authority {} is being replaced", shown(&status.fingerprint)))?;
+    eprintln!(
+        "'flotilla ca status' tells how far it is. Join tokens and client credentials made before now stop working at its \
+         end: make new ones with 'flotilla token create' and 'flotilla credentials'."
+    );
+    Ok(DONE)
+}
+
+async fn status(session: &Session, args: &StatusArgs) -> anyhow::Result<u8> {
+    let status = session.cluster().get_ca_status(ask(CaStatusRequest {})).await?.into_inner();
+    if args.output == Format::Table {
+        session.say(words(&status))?;
+    }
+    session.out.show(args.output, &CaView::from(&status), || table(&status))?;
+    Ok(DONE)
+}
+
+fn words(status: &CaStatus) -> String {
+    let signs = format!("{} signs, until {}", shown(&status.fingerprint), status.expires);
+    let other = shown(&status.other_fingerprint);
+    match status.phase.as_str() {
+        "spreading" => format!("{signs}; the nodes learn to trust {other}, until {} at the latest", status.until),
+        "renewing" => format!("{signs}; {other} is trusted until all have renewed, and dropped by {}", status.until),
+        _ => signs,
+    }
+}
+
+fn table(status: &CaStatus) -> Table {
+    let mut table = Table::new(["NODE", "CERTIFIED BY", "WAITED FOR"]);
+    for node in &status.nodes {
+        let waited_for = if node.waited_for { "yes" } else { "no" };
+        table.row([Cell::from(&node.name), Cell::from(shown(&node.certified_by)), Cell::from(waited_for)]);
+    }
+    table
+}
+
+fn shown(fingerprint: &str) -> &str {
+    fingerprint.get(..SHOWN_DIGITS).unwrap_or(fingerprint)
+}

@@ -1,0 +1,181 @@
+//! Whom the cluster believes changes while it runs: a removed node, a revoked user, a replaced authority.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use flotilla::client::Target;
+use flotilla::proto::objects_client::ObjectsClient;
+use flotilla::proto::{CaStatus, CaStatusRequest, CreateTokenRequest, WatchEvent, WatchObjectsRequest};
+use flotilla_net::{Alpn, Identity};
+use flotilla_tests::outsider::{Papers, knock_quic, knock_tcp};
+use flotilla_tests::writer::Writer;
+use flotilla_tests::{Cluster, cli, eventually, figure};
+use tonic::Streaming;
+use tonic::transport::Channel;
+
+const REFUSED_LIMIT: Duration = Duration::from_secs(1);
+const ANSWER_WAIT: Duration = Duration::from_secs(10);
+const ROTATION_WAIT: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_was_removed_or_revoked_is_refused_within_a_second_everywhere() {
+    let cluster = Cluster::start(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let alice = credentials(&cluster, "alice", dir.path());
+    let mut hers = watch(&dial(&cluster, "node-2", &alice).await.unwrap()).await;
+    cli::ok(&cluster, "node-1", &["credentials", "alice", "--revoke"]);
+    ends_within_a_second("a revoked user", &mut hers).await;
+    refused(&cluster, "node-2", &alice).await;
+
+    // The machine goes on running: nobody tells it that it was removed.
+    let identity = cluster.dev.places().data("node-3").join("identity");
+    let papers = identity.join("identity.pem");
+    let mut open = watch(&dial(&cluster, "node-1", &papers).await.unwrap()).await;
+    cli::ok(&cluster, "node-2", &["delete", "node", "node-3"]);
+    ends_within_a_second("a removed node", &mut open).await;
+    for node in ["node-1", "node-2"] {
+        refused(&cluster, node, &papers).await;
+        let at = address(&cluster, node);
+        for alpn in Alpn::ALL.into_iter().filter(|alpn| !alpn.admits_strangers()) {
+            let held = Identity::load(&identity).unwrap().expect("the machine keeps its identity");
+            let answer = knock_quic(at, alpn, &Papers::Node(Box::new(held))).await;
+            let reason = answer.expect_err("a removed node is not answered");
+            assert!(reason.contains("not a member of this cluster"), "{node} {alpn}: {reason}");
+        }
+        let held = Identity::load(&identity).unwrap().expect("the machine keeps its identity");
+        assert!(knock_tcp(at, &Papers::Node(Box::new(held))).await.is_err(), "{node}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_authority_is_replaced_under_load_while_a_leader_dies() {
+    let mut cluster = Cluster::start(3).await;
+    let dir = tempfile::tempdir().unwrap();
+    let old = ca(&cluster, "node-1").await.unwrap();
+    assert_eq!((old.phase.as_str(), old.nodes.len()), ("steady", 3));
+    let alice = credentials(&cluster, "alice", dir.path());
+    let mut hers = watch(&dial(&cluster, "node-1", &alice).await.unwrap()).await;
+    let request = CreateTokenRequest { ttl_seconds: 0, uses: 0 };
+    let token = cluster.cluster("node-1").create_token(request).await.unwrap().into_inner().token;
+
+    let writer = Writer::start(&cluster, "while-the-ca-was-replaced", &cluster.nodes());
+    writer.wait_acknowledged(10).await;
+    let began = Instant::now();
+    cli::ok(&cluster, "node-1", &["ca", "rotate", "--overlap", "0s"]);
+    let leader = cluster.leader("node-1").await.unwrap();
+    cluster.dev.kill_daemon(&leader).unwrap();
+    cluster.restart(&leader).await;
+    let replaced = || async {
+        let status = ca(&cluster, "node-2").await?;
+        let all = status.nodes.iter().all(|node| node.certified_by == status.fingerprint);
+        let over = status.phase == "steady" && status.fingerprint != old.fingerprint && all;
+        if over { Ok(()) } else { Err(format!("{status:?}")) }
+    };
+    eventually(ROTATION_WAIT, "every node has a certificate of the new authority", replaced).await;
+    let took = began.elapsed();
+
+    let written = writer.stop().await;
+    let lost = written.missing(&cluster, "node-3").await.unwrap();
+    assert_eq!(lost, Vec::<String>::new(), "acknowledged and lost");
+    let gap = written.longest_gap(began);
+    figure(
+        "the authority was replaced",
+        &format!(
+            "on three nodes, with a leader killed meanwhile, in {:.1} s; writes paused for {:.2} s at most",
+            took.as_secs_f64(),
+            gap.as_secs_f64()
+        ),
+    );
+
+    // What the old authority certified is worth nothing, open or new; what the new one does is.
+    ends_within_a_second("a user of the old authority", &mut hers).await;
+    refused(&cluster, "node-1", &alice).await;
+    let bob = credentials(&cluster, "bob", dir.path());
+    for node in cluster.nodes() {
+        watch(&dial(&cluster, &node, &bob).await.unwrap()).await;
+    }
+    let node = cluster.dev.add_node().unwrap();
+    if let Ok(daemon) = cluster.dev.start(&node, Some(&token)) {
+        assert!(daemon.wait_gone(ANSWER_WAIT), "a token of the old authority is neither taken nor refused");
+    }
+    let said = cluster.log(&node).unwrap();
+    assert!(said.contains("replaced since the token was made"), "{said}");
+    let request = CreateTokenRequest { ttl_seconds: 0, uses: 0 };
+    let fresh = cluster.cluster("node-1").create_token(request).await.unwrap().into_inner().token;
+    cluster.dev.start(&node, Some(&fresh)).unwrap();
+    cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_off_while_the_authority_was_replaced_comes_back() {
+    let mut cluster = Cluster::start(3).await;
+    cluster.dev.stop_daemon("node-3").unwrap();
+    let dead = || async {
+        let status = cluster.status("node-1").await?;
+        if status.problems.iter().any(|one| one.contains("node-3")) { Ok(()) } else { Err("not noticed".to_owned()) }
+    };
+    eventually(ANSWER_WAIT, "node-3 counts as dead", dead).await;
+    let old = ca(&cluster, "node-1").await.unwrap();
+    cli::ok(&cluster, "node-1", &["ca", "rotate", "--overlap", "0s"]);
+    let replaced = || async {
+        let status = ca(&cluster, "node-1").await?;
+        let over = status.phase == "steady" && status.fingerprint != old.fingerprint;
+        if over { Ok(status) } else { Err(format!("{status:?}")) }
+    };
+    let new = eventually(ROTATION_WAIT, "the authority is replaced without it", replaced).await;
+    cluster.restart("node-3").await;
+    let followed = || async {
+        let status = ca(&cluster, "node-3").await?;
+        let behind: Vec<_> = status.nodes.iter().filter(|node| node.certified_by != new.fingerprint).collect();
+        if behind.is_empty() { Ok(()) } else { Err(format!("{behind:?}")) }
+    };
+    eventually(ROTATION_WAIT, "node-3 has a certificate of the new authority", followed).await;
+    cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
+}
+
+fn address(cluster: &Cluster, node: &str) -> SocketAddr {
+    SocketAddr::new(cluster.dev.address(node).unwrap().into(), 6443)
+}
+
+/// A file with what `flotilla credentials` prints.
+fn credentials(cluster: &Cluster, user: &str, dir: &Path) -> PathBuf {
+    let file = dir.join(format!("{user}.pem"));
+    fs::write(&file, cli::ok(cluster, "node-1", &["credentials", user])).unwrap();
+    file
+}
+
+async fn dial(cluster: &Cluster, node: &str, papers: &Path) -> Result<Channel, String> {
+    let target = Target::new(Some(&address(cluster, node).to_string()), Some(papers), Path::new("/none"));
+    target.unwrap().connect().await.map_err(|error| error.to_string())
+}
+
+async fn refused(cluster: &Cluster, node: &str, papers: &Path) {
+    let error = dial(cluster, node, papers).await.expect_err("these papers are worth nothing");
+    println!("{node}: {error}");
+}
+
+/// A stream that has begun and would go on for ever.
+async fn watch(channel: &Channel) -> Streaming<WatchEvent> {
+    let request = WatchObjectsRequest { kind: "nodes".into(), ..WatchObjectsRequest::default() };
+    let mut stream = ObjectsClient::new(channel.clone()).watch(request).await.unwrap().into_inner();
+    let first = tokio::time::timeout(ANSWER_WAIT, stream.message()).await.expect("in time").unwrap();
+    assert!(first.is_some(), "there are nodes");
+    stream
+}
+
+async fn ends_within_a_second(whose: &str, stream: &mut Streaming<WatchEvent>) {
+    let began = Instant::now();
+    let ended = async { while let Ok(Some(_)) = stream.message().await {} };
+    tokio::time::timeout(REFUSED_LIMIT, ended).await.unwrap_or_else(|_| panic!("{whose} is still heard"));
+    figure(
+        &format!("the open stream of {whose} ended"),
+        &format!("{} ms later (limit 1 s)", began.elapsed().as_millis()),
+    );
+}
+
+async fn ca(cluster: &Cluster, node: &str) -> Result<CaStatus, String> {
+    let answer = cluster.cluster(node).get_ca_status(CaStatusRequest {}).await;
+    answer.map(tonic::Response::into_inner).map_err(|status| status.message().to_owned())
+}
