@@ -1,16 +1,19 @@
 //! Becoming a node: found a cluster, join one with a token, or be what the data directory says.
 //!
 //! Invariant: the identity is written last. A daemon that dies on the way starts over; nothing half-made is believed.
+//! Invariant: what a machine asks to be is on disk before it asks. One that dies before it hears the answer asks for the
+//! same again, and is the same node.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
-use flotilla_net::{AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, SealKey, Token};
+use flotilla_net::{AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, NodeKey, SealKey, Token};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tracing::info;
 
@@ -95,24 +98,75 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
 async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
     let token: Token = token.parse().context("the token given with --join cannot be used")?;
     info!(cluster = %token.cluster(), node = config.name()?, "joining a cluster");
+    let draft = Draft::take_up(dir, &token, &config.name()?)?;
     let parts = JoinParts {
-        name: config.name()?,
-        id: new_id(),
+        name: draft.name,
+        id: draft.id,
+        key: NodeKey::from_pem(&draft.key)?,
         addresses: advertise.to_vec(),
         version: VERSION.to_owned(),
         replica: true,
     };
-    let joined = flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now())
-        .await
-        .context("cannot join the cluster")?;
+    let joined = match flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now()).await {
+        Ok(joined) => joined,
+        Err(error) => {
+            if !error.is_open() {
+                Draft::discard(dir)?;
+            }
+            return Err(error).context("cannot join the cluster");
+        }
+    };
     let seal_key = joined.seal_key.context("the cluster gave no seal key")?;
     let records: Vec<AddressRecord> = joined.members.iter().filter_map(|member| member.record.clone()).collect();
     let seed: Vec<Member> = joined.members.into_iter().map(|m| Member { id: m.id, name: m.name, key: m.key }).collect();
     seal_key.store(dir)?;
     write_beginning(dir, &Beginning { members: seed.clone(), records: records.clone(), authority: None })?;
     joined.identity.store(dir)?;
+    Draft::discard(dir)?;
     info!(members = seed.len(), "joined");
     Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None })
+}
+
+/// What a machine asks to be, until it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Draft {
+    pub cluster: String,
+    pub name: String,
+    pub id: u64,
+    /// PEM.
+    pub key: String,
+}
+
+impl Draft {
+    const FILE: &str = "joining.json";
+
+    /// The draft that an earlier start left, if it was for the same cluster and name, or else a new one.
+    fn take_up(dir: &Path, token: &Token, name: &str) -> anyhow::Result<Self> {
+        let cluster = token.cluster().to_string();
+        let left: Option<Self> = read_json(dir, Self::FILE)?;
+        if let Some(left) = left.filter(|left| left.cluster == cluster && left.name == name) {
+            info!(id = left.id, "asking again, as the node of an earlier start");
+            return Ok(left);
+        }
+        let draft = Self { cluster, name: name.to_owned(), id: new_id(), key: NodeKey::generate()?.to_pem() };
+        draft.keep(dir)?;
+        Ok(draft)
+    }
+
+    /// # Errors
+    /// If it cannot be written.
+    pub fn keep(&self, dir: &Path) -> anyhow::Result<()> {
+        write_json(dir, Self::FILE, self)
+    }
+
+    fn discard(dir: &Path) -> anyhow::Result<()> {
+        match fs::remove_file(dir.join(Self::FILE)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(error).context("joining.json cannot be removed")
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 /// A random id that is never 0 and is exact in JSON.
@@ -140,19 +194,29 @@ pub fn directory(config: &Config) -> PathBuf {
 const BEGINNING: &str = "beginning.json";
 
 fn read_beginning(dir: &Path) -> anyhow::Result<Beginning> {
-    match fs::read(dir.join(BEGINNING)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).context("beginning.json is damaged"),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Beginning::default()),
-        Err(error) => Err(error).context("beginning.json cannot be read"),
-    }
+    Ok(read_json(dir, BEGINNING)?.unwrap_or_default())
 }
 
 fn write_beginning(dir: &Path, beginning: &Beginning) -> anyhow::Result<()> {
-    let scratch = dir.join(format!("{BEGINNING}.new"));
+    write_json(dir, BEGINNING, beginning)
+}
+
+fn read_json<T: DeserializeOwned>(dir: &Path, name: &str) -> anyhow::Result<Option<T>> {
+    match fs::read(dir.join(name)) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{name} is damaged")).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).with_context(|| format!("{name} cannot be read")),
+    }
+}
+
+/// Replaces `dir/name`, for the owner alone, whole or not at all.
+fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    let scratch = dir.join(format!("{name}.new"));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch)?;
-    file.write_all(&serde_json::to_vec(beginning)?)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
     file.sync_all()?;
-    fs::rename(&scratch, dir.join(BEGINNING))?;
+    fs::rename(&scratch, dir.join(name))?;
     fs::File::open(dir)?.sync_all()?;
     Ok(())
 }

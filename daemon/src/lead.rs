@@ -326,7 +326,7 @@ mod tests {
             let expires_at = expires_at.map(|second| Time(Timestamp::from_second(second).unwrap()));
             JoinTokenObject::new(
                 "a",
-                JoinTokenSpec { secret_hash: ByteString(vec![0; 32]), expires_at, max_uses: None },
+                JoinTokenSpec { secret_hash: ByteString(vec![0; 32]), expires_at, ..JoinTokenSpec::default() },
             )
         };
         assert!(is_forgettable(&token(Some(1_000_000 - 3_600)), now));

@@ -11,7 +11,7 @@ pub mod config;
 pub mod convert;
 pub mod dev;
 mod drain;
-mod enrol;
+pub mod enrol;
 mod gate;
 mod grpc;
 mod lead;

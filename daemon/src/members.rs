@@ -24,6 +24,8 @@ pub const KEY_ANNOTATION: &str = "flotilla.dev/key";
 pub const CA_ANNOTATION: &str = "flotilla.dev/ca";
 /// On a Node: the fingerprints of the authorities that it trusts, with commas between them.
 pub const TRUSTED_CAS_ANNOTATION: &str = "flotilla.dev/trusted-cas";
+/// On a Node: the labels that its token gave it, with commas between them. The node may not change them.
+pub const TOKEN_LABELS_ANNOTATION: &str = "flotilla.dev/token-labels";
 
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";

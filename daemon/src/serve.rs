@@ -27,7 +27,7 @@ use crate::members::{self, Member};
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::streams::Streams;
-use crate::trust::Trust;
+use crate::trust::{TokenWish, Trust};
 use crate::{VERSION, grpc, lead};
 
 /// How long stopping may take before the daemon goes without finishing.
@@ -206,7 +206,7 @@ async fn invite(node: &Node) {
     println!("This machine is the first node of a new cluster.");
     let token = match std::env::var_os("INVOCATION_ID") {
         Some(_) => None,
-        None => node.trust.create_token(&User::root(), Duration::ZERO, 0).await.ok(),
+        None => node.trust.create_token(&User::root(), &TokenWish::default()).await.ok(),
     };
     match token {
         Some((token, _)) => println!("To add a machine, run there within a day:\n\n  flotilla up --join {token}\n"),

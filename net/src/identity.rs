@@ -83,6 +83,13 @@ impl NodeKey {
         self.0.serialize_pem()
     }
 
+    /// The key that [`NodeKey::to_pem`] wrote.
+    pub fn from_pem(text: &str) -> Result<Self, IdentityError> {
+        let key =
+            PrivatePkcs8KeyDer::from_pem_slice(text.as_bytes()).map_err(|_| IdentityError::File("no private key"))?;
+        Ok(NodeKey(Arc::new(KeyPair::try_from(&key)?)))
+    }
+
     pub(crate) fn sign(&self, message: &[u8]) -> Result<Vec<u8>, IdentityError> {
         Ok(rcgen::SigningKey::sign(&*self.0, message)?)
     }

@@ -69,6 +69,8 @@ pub enum JoinError {
 pub struct JoinParts {
     pub name: String,
     pub id: NodeId,
+    /// A machine that asks again with the same id and key, since it did not hear the answer, is admitted again.
+    pub key: NodeKey,
     /// Where it will listen (UDP).
     pub addresses: Vec<SocketAddr>,
     pub version: String,
@@ -88,6 +90,13 @@ pub struct JoinTimeouts {
 impl Default for JoinTimeouts {
     fn default() -> Self {
         JoinTimeouts { connect: Duration::from_secs(5), answer: Duration::from_secs(15) }
+    }
+}
+
+impl JoinError {
+    /// Whether the cluster may have admitted the machine all the same: nobody heard it say no.
+    pub fn is_open(&self) -> bool {
+        matches!(self, JoinError::Unreachable(_) | JoinError::Broken(_) | JoinError::Local(_))
     }
 }
 
@@ -125,12 +134,11 @@ pub async fn join(
     if token.expires().is_some_and(|expires| expires <= now) {
         return Err(JoinError::Expired);
     }
-    let key = NodeKey::generate()?;
-    let question = question(token, parts, &key)?;
+    let question = question(token, parts)?;
     let (mut failures, mut stranger) = (Vec::new(), None);
     for address in token.addresses() {
         match ask(token, *address, &question, timeouts).await {
-            Ok(grant) => return accept(token, parts, key, grant),
+            Ok(grant) => return accept(token, parts, grant),
             // The question is the same again, and the cluster knows it again: a lost answer costs no second admission.
             Err(JoinError::Unreachable(reason) | JoinError::Broken(reason)) => failures.push(reason),
             Err(error @ (JoinError::WrongCluster(_) | JoinError::Replaced(_))) => stranger = Some(error),
@@ -140,13 +148,13 @@ pub async fn join(
     Err(stranger.unwrap_or_else(|| JoinError::Unreachable(failures.join("; "))))
 }
 
-fn question(token: &Token, parts: &JoinParts, key: &NodeKey) -> Result<Vec<u8>, JoinError> {
+fn question(token: &Token, parts: &JoinParts) -> Result<Vec<u8>, JoinError> {
     let question = Question {
         token_id: token.id(),
         secret: token.secret().clone(),
         name: parts.name.clone(),
         id: parts.id,
-        csr: key.request()?,
+        csr: parts.key.request()?,
         addresses: parts.addresses.clone(),
         version: parts.version.clone(),
         replica: parts.replica,
@@ -218,7 +226,7 @@ pub(crate) async fn exchange(connection: &Connection, question: &[u8]) -> Result
 }
 
 /// Checks that what was granted is what was asked for.
-fn accept(token: &Token, parts: &JoinParts, key: NodeKey, grant: JoinGrant) -> Result<Joined, JoinError> {
+fn accept(token: &Token, parts: &JoinParts, grant: JoinGrant) -> Result<Joined, JoinError> {
     if grant.cluster != token.cluster() {
         return Err(JoinError::Misfit("another cluster"));
     }
@@ -226,7 +234,7 @@ fn accept(token: &Token, parts: &JoinParts, key: NodeKey, grant: JoinGrant) -> R
         return Err(JoinError::Misfit("another authority"));
     }
     let JoinGrant { certificate, authorities, bridges, .. } = grant;
-    let identity = RenewGrant { certificate, authorities, bridges }.into_identity(key)?;
+    let identity = RenewGrant { certificate, authorities, bridges }.into_identity(parts.key.clone())?;
     if identity.cluster() != token.cluster() || identity.id() != parts.id || identity.name() != parts.name {
         return Err(JoinError::Misfit("a certificate for another node"));
     }

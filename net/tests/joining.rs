@@ -72,7 +72,8 @@ fn token(desk: &Desk, addresses: Vec<SocketAddr>, expires: Option<SystemTime>) -
 
 fn parts(id: NodeId) -> JoinParts {
     let addresses = vec!["127.0.0.1:7400".parse().expect("an address")];
-    JoinParts { name: name(id), id, addresses, version: "0.1.0".into(), replica: true }
+    let key = NodeKey::generate().expect("a key");
+    JoinParts { name: name(id), id, key, addresses, version: "0.1.0".into(), replica: true }
 }
 
 fn quick() -> JoinTimeouts {
@@ -161,6 +162,32 @@ async fn another_clusters_token_is_not_shown_to_this_cluster() {
         assert!(error.to_string().contains("nothing was sent"), "{error}");
     }
     assert_eq!(desk.asked.load(Ordering::SeqCst), 0);
+    first.net.shutdown().await;
+}
+
+/// A token outlives its authority for as long as nodes show the bridge. Then it is told apart from another cluster's.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_of_a_replaced_authority_is_good_over_the_bridge_and_then_named_as_such() {
+    let (first, desk) = first_node().await;
+    let token = token(&desk, vec![first.net.local_addr().expect("bound")], None);
+    let (new, bridge) = desk.authority.succeed(SystemTime::now()).expect("a successor");
+    let key = first.net.credentials().identity().key().clone();
+    let names = NodeNames { id: 1, name: &name(1), addresses: &[] };
+    let csr = key.request().expect("a request");
+    let certificate = new.sign_node(&csr, &names, LIFETIME, SystemTime::now()).expect("signs");
+    let both = vec![new.certificate().clone(), desk.authority.certificate().clone()];
+    let overlapping = Identity::new(key.clone(), certificate.clone(), both).expect("fits together");
+    let overlapping = overlapping.with_bridges(vec![bridge]).expect("bridges");
+    first.net.replace_identity(overlapping).await.expect("is used");
+    join(&token, &parts(2), quick(), SystemTime::now()).await.expect("joins over the bridge");
+
+    let alone = Identity::new(key, certificate, vec![new.certificate().clone()]).expect("fits together");
+    first.net.replace_identity(alone).await.expect("is used");
+    let asked = desk.asked.load(Ordering::SeqCst);
+    let error = refusal(&token, &parts(3)).await;
+    assert!(matches!(error, JoinError::Replaced(_)), "{error}");
+    assert!(error.to_string().contains("replaced since the token was made"), "{error}");
+    assert_eq!(desk.asked.load(Ordering::SeqCst), asked, "nothing was sent");
     first.net.shutdown().await;
 }
 

@@ -220,6 +220,49 @@ async fn a_user_calls_any_node_and_is_known_by_name() {
     assert!(over_tcp(server, user(&support::authority())).await.is_err(), "a user trusts its own cluster only");
 }
 
+/// What a node with a certificate of `signer` is, that trusts `trusted` and shows `bridges`.
+fn following(
+    signer: &Authority,
+    trusted: &[&Authority],
+    bridges: Vec<CertificateDer<'static>>,
+) -> (tempfile::TempDir, Identity) {
+    let made = identity(signer, 1);
+    let trusted = trusted.iter().map(|one| one.certificate().clone()).collect();
+    let identity = Identity::new(made.key().clone(), made.certificate().clone(), trusted).expect("fits together");
+    let dir = tempfile::tempdir().expect("a directory");
+    identity.with_bridges(bridges).expect("bridges").store(dir.path()).expect("stores");
+    let read = Identity::load(dir.path()).expect("reads").expect("is there");
+    (dir, read)
+}
+
+#[tokio::test]
+async fn a_user_of_the_authority_before_is_served_over_the_bridge_until_that_authority_is_dropped() {
+    let old = authority();
+    let (new, bridge) = old.succeed(SystemTime::now()).expect("a successor");
+    assert_eq!(new.cluster(), old.cluster());
+    let (_dir, both) = following(&new, &[&new, &old], vec![bridge.clone()]);
+    assert_eq!((both.authorities().len(), both.bridges()), (2, &[bridge][..]), "kept apart on disk");
+    assert_eq!(both.issuer(), Some(new.certificate()));
+    let credentials = Credentials::new(both).expect("credentials");
+    let server = server_tls(&credentials, &["h2"], ClientAuth::Required).expect("a configuration");
+    let user = |authority: &Authority| {
+        let (key, certificate) = client(authority, "anna", &[]);
+        let key = PrivateKeyDer::from(pem_key(&key));
+        user_tls(&[authority.certificate().clone()], vec![certificate], key, &["h2"]).expect("a configuration")
+    };
+    for authority in [&old, &new] {
+        let peer = over_tcp(server.clone(), user(authority)).await.expect("talk").expect("a certificate");
+        assert_eq!(peer.user, "anna");
+    }
+    let (_dir, alone) = following(&new, &[&new], Vec::new());
+    let same = Identity::new(credentials.identity().key().clone(), credentials.identity().certificate().clone(), {
+        alone.authorities().to_vec()
+    });
+    credentials.replace(same.expect("fits together")).expect("the same node");
+    assert!(over_tcp(server.clone(), user(&old)).await.is_err(), "dropped");
+    over_tcp(server, user(&new)).await.expect("talk");
+}
+
 fn pem_key(key: &NodeKey) -> rustls::pki_types::PrivatePkcs8KeyDer<'static> {
     use rustls::pki_types::pem::PemObject;
     rustls::pki_types::PrivatePkcs8KeyDer::from_pem_slice(key.to_pem().as_bytes()).expect("PEM")

@@ -76,7 +76,7 @@ fn is_refusal(answer: &Result<Vec<u8>, String>) -> bool {
 }
 
 async fn token(cluster: &Cluster, ttl_seconds: u64, uses: u32) -> String {
-    let request = CreateTokenRequest { ttl_seconds, uses };
+    let request = CreateTokenRequest { ttl_seconds, uses, ..CreateTokenRequest::default() };
     cluster.cluster("node-1").create_token(request).await.unwrap().into_inner().token
 }
 

@@ -3,12 +3,13 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use flotilla::client::Target;
+use flotilla::enrol::Draft;
 use flotilla::proto::objects_client::ObjectsClient;
 use flotilla::proto::{CaStatus, CaStatusRequest, CreateTokenRequest, WatchEvent, WatchObjectsRequest};
-use flotilla_net::{Alpn, Identity};
+use flotilla_net::{Alpn, Identity, JoinParts, JoinTimeouts, NodeKey, Token};
 use flotilla_tests::outsider::{Papers, knock_quic, knock_tcp};
 use flotilla_tests::writer::Writer;
 use flotilla_tests::{Cluster, cli, eventually, figure};
@@ -57,7 +58,7 @@ async fn the_authority_is_replaced_under_load_while_a_leader_dies() {
     assert_eq!((old.phase.as_str(), old.nodes.len()), ("steady", 3));
     let alice = credentials(&cluster, "alice", dir.path());
     let mut hers = watch(&dial(&cluster, "node-1", &alice).await.unwrap()).await;
-    let request = CreateTokenRequest { ttl_seconds: 0, uses: 0 };
+    let request = CreateTokenRequest::default();
     let token = cluster.cluster("node-1").create_token(request).await.unwrap().into_inner().token;
 
     let writer = Writer::start(&cluster, "while-the-ca-was-replaced", &cluster.nodes());
@@ -102,7 +103,7 @@ async fn the_authority_is_replaced_under_load_while_a_leader_dies() {
     }
     let said = cluster.log(&node).unwrap();
     assert!(said.contains("replaced since the token was made"), "{said}");
-    let request = CreateTokenRequest { ttl_seconds: 0, uses: 0 };
+    let request = CreateTokenRequest::default();
     let fresh = cluster.cluster("node-1").create_token(request).await.unwrap().into_inner().token;
     cluster.dev.start(&node, Some(&fresh)).unwrap();
     cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
@@ -133,6 +134,45 @@ async fn a_node_that_was_off_while_the_authority_was_replaced_comes_back() {
     };
     eventually(ROTATION_WAIT, "node-3 has a certificate of the new authority", followed).await;
     cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_decides_on_labels_and_a_machine_that_died_while_it_joined_joins_again() {
+    let mut cluster = Cluster::start(1).await;
+    let made =
+        ["token", "create", "--uses", "1", "--label", "zone=a", "--taint", "dedicated=db:NoSchedule", "-o", "json"];
+    let made: serde_json::Value = serde_json::from_str(&cli::ok(&cluster, "node-1", &made)).unwrap();
+    let text = made["token"].as_str().unwrap().to_owned();
+    let token: Token = text.parse().unwrap();
+
+    // A machine is admitted, and dies before it has stored anything but what it asked for.
+    let node = cluster.dev.add_node().unwrap();
+    let key = NodeKey::generate().unwrap();
+    let draft = Draft { cluster: token.cluster().to_string(), name: node.clone(), id: 4711, key: key.to_pem() };
+    let parts = JoinParts {
+        name: node.clone(),
+        id: draft.id,
+        key,
+        addresses: Vec::new(),
+        version: "0.1.0".into(),
+        replica: true,
+    };
+    flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now()).await.unwrap();
+    let other = JoinParts { key: NodeKey::generate().unwrap(), ..parts };
+    let refused = flotilla_net::join(&token, &other, JoinTimeouts::default(), SystemTime::now()).await.unwrap_err();
+    assert!(refused.to_string().contains("used up"), "{refused}");
+    draft.keep(&cluster.dev.places().data(&node).join("identity")).unwrap();
+    cluster.dev.start(&node, Some(&text)).unwrap();
+    cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
+
+    let nodes = cluster.node_summaries("node-1").await.unwrap();
+    assert_eq!(nodes.iter().find(|one| one.name == node).map(|one| one.id), Some(4711), "{nodes:?}");
+    let object = cli::ok(&cluster, "node-1", &["get", "node", &node, "-o", "json"]);
+    let object: serde_json::Value = serde_json::from_str(&object).unwrap();
+    assert_eq!(object["metadata"]["labels"]["zone"], "a");
+    let taints = object["spec"]["taints"].as_array().unwrap();
+    assert!(taints.iter().any(|taint| taint["key"] == "dedicated" && taint["value"] == "db"), "{taints:?}");
+    assert!(!cluster.dev.places().data(&node).join("identity/joining.json").exists(), "the draft has served");
 }
 
 fn address(cluster: &Cluster, node: &str) -> SocketAddr {

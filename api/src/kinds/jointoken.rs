@@ -2,14 +2,18 @@
 //!
 //! Invariant: the secret itself is never stored, only its hash.
 
+use std::collections::BTreeMap;
+
 use jiff::Timestamp;
 use k8s_openapi::ByteString;
+use k8s_openapi::api::core::v1::Taint;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use serde::{Deserialize, Serialize};
 
 use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
+use crate::validate;
 
 /// The length of a SHA-256 digest.
 const HASH_BYTES: usize = 32;
@@ -28,7 +32,7 @@ pub struct JoinTokenObject {
     pub status: Option<JoinTokenStatus>,
 }
 
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JoinTokenSpec {
     /// SHA-256 of the secret.
@@ -39,7 +43,18 @@ pub struct JoinTokenSpec {
     /// `None`: as many as there are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_uses: Option<i32>,
+    /// SHA-256 of the authority that the token pins, in hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_fingerprint: Option<String>,
+    /// What a node gets that joins with it; the node cannot change these.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub taints: Vec<Taint>,
 }
+
+/// Labels by which a node itself says what it is.
+const OWN_LABELS: [&str; 3] = ["kubernetes.io/hostname", "kubernetes.io/os", "kubernetes.io/arch"];
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
@@ -102,6 +117,11 @@ impl BuiltIn for JoinToken {
         if let Some(uses) = token.spec.max_uses.filter(|uses| *uses <= 0) {
             errors.invalid(&path.child("maxUses"), uses, "must be greater than 0");
         }
+        validate::metadata::labels(Some(&token.spec.labels), &path.child("labels"), errors);
+        for label in token.spec.labels.keys().filter(|label| OWN_LABELS.contains(&label.as_str())) {
+            errors.invalid(&path.child("labels"), label.as_str(), "is for the node itself to say");
+        }
+        validate::scheduling::taints(&token.spec.taints, &path.child("taints"), errors);
     }
 
     fn validate_update(old: &JoinTokenObject, new: &JoinTokenObject, errors: &mut Errors) {

@@ -12,6 +12,7 @@ use tracing::{debug, info, warn};
 
 use crate::VERSION;
 use crate::gate::WriteOptions;
+use crate::members::TOKEN_LABELS_ANNOTATION;
 use crate::node::Node;
 use crate::trust::arch;
 use crate::usage::{self, Meter};
@@ -73,7 +74,7 @@ pub async fn announce(node: &Node, addresses: &[SocketAddr]) {
     }
 }
 
-/// Puts the labels of this node's configuration on its Node.
+/// Puts the labels of this node's configuration on its Node, but for those that its token decided.
 pub async fn label(node: &Node) {
     if node.config.labels.is_empty() {
         return;
@@ -87,7 +88,9 @@ pub async fn label(node: &Node) {
                 if !object["metadata"]["labels"].is_object() {
                     object["metadata"]["labels"] = json!({});
                 }
-                for (key, value) in &node.config.labels {
+                let given = object["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION].as_str().unwrap_or_default();
+                let given: Vec<String> = given.split(',').map(str::to_owned).collect();
+                for (key, value) in node.config.labels.iter().filter(|(key, _)| !given.contains(key)) {
                     object["metadata"]["labels"][key] = json!(value);
                 }
                 Ok(())

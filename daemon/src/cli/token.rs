@@ -36,6 +36,7 @@ enum TokenCommand {
 Examples:
   flotilla token create
   flotilla token create --ttl 1h --uses 1
+  flotilla token create --label zone=a --taint dedicated=db:NoSchedule
   flotilla token create -o json")]
 struct CreateArgs {
     /// How long machines may join with it
@@ -44,6 +45,12 @@ struct CreateArgs {
     /// How many machines may join with it; 0: any number
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
     uses: u32,
+    /// A label that nodes get which join with it; may be repeated
+    #[arg(long = "label", value_name = "KEY=VALUE", value_parser = parse_label)]
+    labels: Vec<(String, String)>,
+    /// A taint that nodes get which join with it; may be repeated
+    #[arg(long = "taint", value_name = "KEY[=VALUE]:EFFECT")]
+    taints: Vec<String>,
     /// How to write the token
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
@@ -80,7 +87,12 @@ pub async fn token(session: &Session, args: &TokenArgs) -> anyhow::Result<u8> {
 }
 
 async fn create(session: &Session, args: &CreateArgs) -> anyhow::Result<u8> {
-    let request = CreateTokenRequest { ttl_seconds: args.ttl, uses: args.uses };
+    let request = CreateTokenRequest {
+        ttl_seconds: args.ttl,
+        uses: args.uses,
+        labels: args.labels.iter().cloned().collect(),
+        taints: args.taints.clone(),
+    };
     let created = session.cluster().create_token(ask(request)).await?.into_inner();
     if args.output == Format::Table {
         session.say(&created.token)?;
@@ -90,6 +102,11 @@ async fn create(session: &Session, args: &CreateArgs) -> anyhow::Result<u8> {
         session.out.show(args.output, &view, Table::default)?;
     }
     Ok(DONE)
+}
+
+fn parse_label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not a label: write KEY=VALUE"))?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 fn join_words(created: &CreateTokenResponse, uses: u32) -> String {

@@ -3,6 +3,8 @@
 //! Invariant: fields are only ever added here; `docs/cli.md` lists them. Absent text is an empty string, times are
 //! RFC 3339.
 
+use std::collections::BTreeMap;
+
 use serde::Serialize;
 
 use super::jobs::type_of;
@@ -54,6 +56,8 @@ view!(TokenView of TokenSummary {
     max_uses: u32 = |m| m.max_uses,
     created: &'a str = |m| &m.created,
     expires: &'a str = |m| &m.expires,
+    labels: BTreeMap<&'a str, &'a str> = |m| m.labels.iter().map(|(key, value)| (&**key, &**value)).collect(),
+    taints: &'a [String] = |m| &m.taints,
 });
 
 view!(SecretsKeyView of SecretsKey {

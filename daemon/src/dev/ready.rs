@@ -85,7 +85,7 @@ impl Cluster {
     pub async fn create_token(&self, uses: u32) -> Result<String, DevError> {
         let mut last = DevError::Missing { name: self.places.name().into() };
         for node in self.node_names() {
-            let request = CreateTokenRequest { ttl_seconds: TOKEN_TTL_SECONDS, uses };
+            let request = CreateTokenRequest { ttl_seconds: TOKEN_TTL_SECONDS, uses, ..CreateTokenRequest::default() };
             let mut client = ClusterClient::new(self.channel(&node)?);
             match bounded(client.create_token(request)).await {
                 Ok(response) => return Ok(response.token),

@@ -6,6 +6,7 @@ use flotilla_api::{GroupResource, Kind, Reason, Status};
 use serde_json::Value;
 
 use super::{Gate, User, Verb};
+use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION};
 
 /// One request, as the rules see it.
 pub(super) struct Attempt<'a> {
@@ -63,6 +64,29 @@ impl Gate {
             is_bound_to(Some(&pod), node)
                 && pod.get("spec").is_some_and(|spec| refers_to(spec, &attempt.kind.plural, attempt.name))
         })
+    }
+}
+
+/// What a node may not change of itself: who it is, its taints, and what its token gave it.
+///
+/// # Errors
+/// `Forbidden`, naming the first of these.
+pub(super) fn restrict_node(user: &User, kind: &Kind, old: &Value, new: &Value) -> Result<(), Status> {
+    let Some(node) = user.as_node().filter(|_| kind.group.is_empty() && kind.plural == "nodes") else { return Ok(()) };
+    let annotation = |node: &Value, name: &str| node["metadata"]["annotations"][name].clone();
+    let label = |node: &Value, name: &str| node["metadata"]["labels"][name].clone();
+    let fixed = [ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION];
+    let given = annotation(old, TOKEN_LABELS_ANNOTATION);
+    let given = given.as_str().unwrap_or_default().split(',').filter(|label| !label.is_empty());
+    let changed = fixed.into_iter().find(|name| annotation(old, name) != annotation(new, name));
+    let changed = changed.or_else(|| given.into_iter().find(|name| label(old, name) != label(new, name)));
+    let changed = changed.or_else(|| (old["spec"]["taints"] != new["spec"]["taints"]).then_some("spec.taints"));
+    match changed {
+        None => Ok(()),
+        Some(what) => Err(Status::new(
+            Reason::Forbidden,
+            format!("nodes \"{node}\" is forbidden: node \"{node}\" is not allowed to modify {what} of itself"),
+        )),
     }
 }
 
@@ -134,6 +158,31 @@ mod tests {
             assert!(refers_to(&spec, plural, name), "{plural} {name}");
         }
         assert!(!refers_to(&spec, "configmaps", "a") && !refers_to(&spec, "secrets", "b"));
+    }
+
+    #[test]
+    fn a_node_does_not_change_who_it_is_nor_what_its_token_gave_it() {
+        let registry = flotilla_api::Registry::builtin();
+        let kind = registry.built_in(flotilla_api::Builtin::Node).unwrap();
+        let old = json!({
+            "metadata": {
+                "labels": {"zone": "a", "own": "1"},
+                "annotations": {ID_ANNOTATION: "7", KEY_ANNOTATION: "k", TOKEN_LABELS_ANNOTATION: "zone,disk"},
+            },
+            "spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]},
+        });
+        let may = |user: &User, path: &str, value: Value| {
+            let mut new = old.clone();
+            *new.pointer_mut(path).unwrap() = value;
+            restrict_node(user, &kind, &old, &new).is_ok()
+        };
+        let node = User::node("n");
+        assert!(may(&node, "/metadata/labels/own", json!("2")));
+        assert!(!may(&node, "/metadata/labels/zone", json!("b")));
+        assert!(!may(&node, "/metadata/labels", json!({"zone": "a", "disk": "fast"})), "added though the token's");
+        assert!(!may(&node, "/metadata/annotations/flotilla.dev~1node-id", json!("8")));
+        assert!(!may(&node, "/spec/taints", json!([])));
+        assert!(may(&User::root(), "/spec/taints", json!([])));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
 use flotilla_raft::ProposeError;
 use serde_json::Value;
 
-use super::authorize::Attempt;
+use super::authorize::{Attempt, restrict_node};
 use super::{Gate, MAX_ATTEMPTS, User, Verb, object, pause, propose_status};
 
 #[derive(Clone, Debug)]
@@ -100,6 +100,7 @@ impl Gate {
             let old = self.open(kind, &key, old)?;
             let mut new = old.clone();
             edit(&mut new)?;
+            restrict_node(user, kind, &old, &new)?;
             if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
                 return Err(overtaken(kind, name));
             }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use flotilla_api::Status;
+use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::Builtin;
 use flotilla_api::kinds::cluster::CaPhase;
 use flotilla_api::quantity;
@@ -18,7 +19,7 @@ use crate::gate::{DeleteOptions, ListQuery, User};
 use crate::members::ID_ANNOTATION;
 use crate::node::Node;
 use crate::proto::{self, cluster_server::Cluster};
-use crate::trust::CaStatus;
+use crate::trust::{CaStatus, TokenWish};
 use crate::usage::Usage;
 
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
@@ -136,8 +137,13 @@ impl Cluster for Service {
     ) -> Result<Response<proto::CreateTokenResponse>, tonic::Status> {
         let user = user(&request)?;
         let request = request.into_inner();
-        let ttl = Duration::from_secs(request.ttl_seconds);
-        let (token, expires) = self.node.trust.create_token(&user, ttl, request.uses).await.map_err(refuse)?;
+        let wanted = TokenWish {
+            ttl: Duration::from_secs(request.ttl_seconds),
+            uses: request.uses,
+            labels: request.labels.into_iter().collect(),
+            taints: request.taints,
+        };
+        let (token, expires) = self.node.trust.create_token(&user, &wanted).await.map_err(refuse)?;
         Ok(Response::new(proto::CreateTokenResponse {
             id: token.id().to_string(),
             token: token.to_string(),
@@ -163,9 +169,12 @@ impl Cluster for Service {
             state: match info.refusal {
                 None => "valid",
                 Some(why) if why.contains("expired") => "expired",
+                Some(why) if why.contains("CA") => "replaced CA",
                 Some(_) => "used up",
             }
             .into(),
+            labels: info.token.spec.labels.clone().into_iter().collect(),
+            taints: info.token.spec.taints.iter().map(taint_text).collect(),
         });
         Ok(Response::new(proto::ListTokensResponse { tokens: tokens.collect() }))
     }
@@ -272,6 +281,11 @@ impl Cluster for Service {
         let status = self.node.trust.ca_status().await.map_err(refuse)?;
         Ok(Response::new(ca_status(status)))
     }
+}
+
+fn taint_text(taint: &Taint) -> String {
+    let value = taint.value.as_ref().map(|value| format!("={value}")).unwrap_or_default();
+    format!("{}{value}:{}", taint.key, taint.effect)
 }
 
 fn ca_status(status: CaStatus) -> proto::CaStatus {

@@ -3,7 +3,6 @@
 //! Invariant: a machine is admitted in one Change that spends the token and creates its Node; if that Change is
 //! refused, nothing is left behind.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -13,11 +12,13 @@ use flotilla_api::{Builtin, Change, Key, object};
 use flotilla_net::{Admission, JoinGrant, JoinRequest, Member, Refusal, RenewGrant, SecretHash, Subject, TokenId};
 use flotilla_raft::{ProposeError, ReadError};
 use jiff::Timestamp;
+use serde_json::json;
 use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::{MANAGER, Trust, hex, node_object};
 use crate::gate::{self, User};
+use crate::members::TOKEN_LABELS_ANNOTATION;
 
 /// Replicas that a cluster has at most.
 const MAX_REPLICAS: usize = 15;
@@ -99,7 +100,12 @@ impl Trust {
         status.last_node = Some(request.name.clone());
         status.last_used_at = Some(Time(now));
 
-        let node = node_object(&request.name, request.id, key, &request.addresses, &BTreeMap::new());
+        let (labels, taints) = (&token.spec.labels, &token.spec.taints);
+        let mut node = node_object(&request.name, request.id, key, &request.addresses, labels, taints);
+        if !labels.is_empty() {
+            let given: Vec<&str> = labels.keys().map(String::as_str).collect();
+            node["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION] = json!(given.join(","));
+        }
         let kind = self.gate.built_in(Builtin::Node).map_err(|status| never(status.message))?;
         let (node_key, node) = gate::prepare(&kind, node).map_err(|status| never(status.message))?;
         let encode = |error: serde_json::Error| never(error.to_string());

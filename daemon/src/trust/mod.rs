@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 use async_trait::async_trait;
 use flotilla_api::Builtin;
 use flotilla_api::k8s_openapi::ByteString;
+use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::cluster::{ClusterObject, ClusterSpec};
 use flotilla_api::{Key, Reason, Status};
 use flotilla_net::{
@@ -24,7 +25,8 @@ use crate::VERSION;
 use crate::gate::{Gate, User, WriteOptions};
 use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, Members};
 
-pub use rotation::{CaNode, CaStatus, lead as lead_rotation};
+pub use rotation::{CaStatus, lead as lead_rotation};
+pub use tokens::TokenWish;
 
 /// A person's certificate that names no other time.
 const DEFAULT_CLIENT_LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -82,7 +84,7 @@ impl Trust {
         let keyring = self.gate.sealer().found();
         objects.push((Builtin::Keyring, serde_json::to_value(keyring).map_err(Status::internal)?));
         let key = hex(&identity.key().fingerprint());
-        objects.push((Builtin::Node, node_object(identity.name(), identity.id(), &key, addresses, labels)));
+        objects.push((Builtin::Node, node_object(identity.name(), identity.id(), &key, addresses, labels, &[])));
         for (kind, object) in objects {
             let kind = self.gate.built_in(kind)?;
             match self.gate.create(&User::root(), &kind, object, &WriteOptions::by(MANAGER)).await {
@@ -166,7 +168,14 @@ impl Renewal for Trust {
 }
 
 /// A Node as it is before its agent has said anything: not ready.
-fn node_object(name: &str, id: u64, key: &str, addresses: &[SocketAddr], labels: &BTreeMap<String, String>) -> Value {
+fn node_object(
+    name: &str,
+    id: u64,
+    key: &str,
+    addresses: &[SocketAddr],
+    labels: &BTreeMap<String, String>,
+    taints: &[Taint],
+) -> Value {
     let mut all = BTreeMap::from([
         ("kubernetes.io/hostname".to_owned(), name.to_owned()),
         ("kubernetes.io/os".to_owned(), "linux".to_owned()),
@@ -185,7 +194,7 @@ fn node_object(name: &str, id: u64, key: &str, addresses: &[SocketAddr], labels:
             "labels": all,
             "annotations": {ID_ANNOTATION: id.to_string(), KEY_ANNOTATION: key},
         },
-        "spec": {"providerID": format!("flotilla://{id}")},
+        "spec": {"providerID": format!("flotilla://{id}"), "taints": taints},
         "status": {"addresses": listed, "nodeInfo": {"kubeletVersion": format!("v{VERSION}")}},
     })
 }

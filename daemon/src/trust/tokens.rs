@@ -1,17 +1,19 @@
 //! Join tokens: made and listed. Only the hash of a secret is ever stored.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use flotilla_api::k8s_openapi::ByteString;
+use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use flotilla_api::kinds::jointoken::{JoinTokenObject, JoinTokenSpec};
 use flotilla_api::{Builtin, Status, object};
-use flotilla_net::Token;
+use flotilla_net::{Token, fingerprint};
 use flotilla_raft::Range;
 use jiff::{SignedDuration, Timestamp};
 
-use super::{MANAGER, Trust};
+use super::{MANAGER, Trust, hex};
 use crate::gate::{self, User, WriteOptions};
 
 /// A token that names no other time.
@@ -25,13 +27,34 @@ pub struct TokenInfo {
     pub refusal: Option<&'static str>,
 }
 
+/// What a token shall be good for.
+#[derive(Clone, Debug, Default)]
+pub struct TokenWish {
+    /// Zero: one day.
+    pub ttl: Duration,
+    /// How many machines it admits; 0: any number.
+    pub uses: u32,
+    /// What the nodes get that join with it.
+    pub labels: BTreeMap<String, String>,
+    /// `KEY[=VALUE]:EFFECT`.
+    pub taints: Vec<String>,
+}
+
+/// A taint as upstream's command line writes it.
+fn taint(text: &str) -> Result<Taint, Status> {
+    let (key, effect) = text
+        .rsplit_once(':')
+        .ok_or_else(|| Status::bad_request(format!("taint {text:?}: must be KEY:EFFECT or KEY=VALUE:EFFECT")))?;
+    let (key, value) = key.split_once('=').map_or((key, None), |(key, value)| (key, Some(value.to_owned())));
+    Ok(Taint { key: key.to_owned(), value, effect: effect.to_owned(), time_added: None })
+}
+
 impl Trust {
-    /// Makes a token that admits `uses` machines (0: any number) for `ttl` (zero: one day).
-    ///
     /// # Errors
-    /// If the store does not take it.
-    pub async fn create_token(&self, user: &User, ttl: Duration, uses: u32) -> Result<(Token, Timestamp), Status> {
-        let ttl = if ttl.is_zero() { DEFAULT_TOKEN_LIFETIME } else { ttl };
+    /// `Invalid` with what is wrong, or if the store does not take it.
+    pub async fn create_token(&self, user: &User, wanted: &TokenWish) -> Result<(Token, Timestamp), Status> {
+        let TokenWish { ttl, uses, labels, taints } = wanted;
+        let ttl = if ttl.is_zero() { DEFAULT_TOKEN_LIFETIME } else { *ttl };
         if ttl > MAX_TOKEN_LIFETIME {
             return Err(Status::bad_request("ttl: a token lives a year at most"));
         }
@@ -45,7 +68,10 @@ impl Trust {
         let spec = JoinTokenSpec {
             secret_hash: ByteString(token.secret_hash().as_bytes().to_vec()),
             expires_at: Some(Time(expires)),
-            max_uses: (uses > 0).then_some(i32::try_from(uses).unwrap_or(i32::MAX)),
+            max_uses: (*uses > 0).then_some(i32::try_from(*uses).unwrap_or(i32::MAX)),
+            ca_fingerprint: Some(hex(&pinned)),
+            labels: labels.clone(),
+            taints: taints.iter().map(|text| taint(text)).collect::<Result<_, _>>()?,
         };
         let object = JoinTokenObject::new(&token.id().to_string(), spec);
         let kind = self.gate.built_in(Builtin::JoinToken)?;
@@ -61,8 +87,15 @@ impl Trust {
         let prefix = Builtin::JoinToken.collection().prefix();
         let listing = self.gate.store().range(Range::prefix(prefix)).map_err(gate::read_status)?;
         let now = Timestamp::now();
+        let trusted: Vec<String> = self.authorities()?.trusted.iter().map(|one| hex(&fingerprint(one))).collect();
         let tokens = listing.items.iter().filter_map(|kv| object::decode(&kv.value, kv.mod_revision).ok());
-        Ok(tokens.map(|token: JoinTokenObject| TokenInfo { refusal: token.refusal(now), token }).collect())
+        Ok(tokens
+            .map(|token: JoinTokenObject| {
+                let pinned = token.spec.ca_fingerprint.as_ref();
+                let replaced = pinned.filter(|pinned| !trusted.contains(pinned)).map(|_| "its CA was replaced");
+                TokenInfo { refusal: token.refusal(now).or(replaced), token }
+            })
+            .collect())
     }
 
     /// Where machines that join find this cluster: every member's first address, this node's first.
@@ -77,5 +110,19 @@ impl Trust {
         }
         addresses.truncate(flotilla_net::MAX_TOKEN_ADDRESSES);
         addresses
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn taints_are_written_as_upstream_writes_them() {
+        let parsed = taint("dedicated=db:NoSchedule").unwrap();
+        assert_eq!((&*parsed.key, parsed.value.as_deref(), &*parsed.effect), ("dedicated", Some("db"), "NoSchedule"));
+        let parsed = taint("gpu:NoExecute").unwrap();
+        assert_eq!((&*parsed.key, parsed.value.as_deref(), &*parsed.effect), ("gpu", None, "NoExecute"));
+        assert!(taint("gpu").unwrap_err().message.contains("KEY:EFFECT"));
     }
 }
