@@ -3,6 +3,7 @@
 //! Everything that decides, stores, talks or runs lives in the other crates; this one wires them together and
 //! shows them to people.
 
+mod addresses;
 mod agent;
 mod blobs;
 pub mod cli;

@@ -1,7 +1,7 @@
 //! The daemon from start to stop: enrol, open the store, join the others, serve, run pods.
 
 use std::fs::File;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,7 +28,7 @@ use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
-use crate::{VERSION, grpc, lead};
+use crate::{VERSION, addresses, grpc, lead};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,7 +43,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     let config = Arc::new(config);
     prepare_directories(&config)?;
     let _lock = lock(&config.data_dir)?;
-    let advertise = advertised(&config)?;
+    let advertise = addresses::advertised(&config)?;
     let stop = CancellationToken::new();
     let started = tokio::select! {
         started = start(&config, &advertise, &stop) => started?,
@@ -160,7 +160,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
     let settings = Settings { cluster_cidr, node_cidr_prefix: node_prefix(cluster_cidr.1), ..Settings::default() };
     spawn(&tasks, "lead", lead::run(node.gate.clone(), members, settings, stop.clone()));
-    spawn(&tasks, "agent", agent::run(node.clone(), advertise.to_vec()));
+    spawn(&tasks, "agent", agent::run(node.clone()));
+    spawn(&tasks, "addresses", addresses::follow(config.clone(), net.clone(), stop.clone()));
 
     trust.tell_revoked_users();
     let follower = trust.clone();
@@ -261,38 +262,6 @@ fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| {
         anyhow::anyhow!("another daemon uses {}; stop it, or choose another --data-dir", data_dir.display())
     })
-}
-
-/// Where others reach this node: as configured, or all global addresses.
-fn advertised(config: &Config) -> anyhow::Result<Vec<SocketAddr>> {
-    if !config.advertise.is_empty() {
-        return Ok(config.advertise.clone());
-    }
-    let port = config.listen.port();
-    if !config.listen.ip().is_unspecified() {
-        return Ok(vec![config.listen]);
-    }
-    let mut found = Vec::new();
-    for interface in nix::ifaddrs::getifaddrs().context("the network interfaces cannot be listed")? {
-        let Some(address) = interface.address else { continue };
-        let ip = match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
-            (Some(v4), _) => IpAddr::V4(v4.ip()),
-            (_, Some(v6)) if config.listen.is_ipv6() => IpAddr::V6(v6.ip()),
-            _ => continue,
-        };
-        let link_local = match ip {
-            IpAddr::V4(v4) => v4.is_link_local(),
-            IpAddr::V6(v6) => v6.is_unicast_link_local(),
-        };
-        if !ip.is_loopback() && !link_local && interface.interface_name != config.bridge {
-            found.push(SocketAddr::new(ip, port));
-        }
-    }
-    if found.is_empty() {
-        // A machine without a network is still a cluster of one.
-        found.push(SocketAddr::new(IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), port));
-    }
-    Ok(found)
 }
 
 fn parse_cidr(text: &str) -> anyhow::Result<(std::net::Ipv4Addr, u8)> {

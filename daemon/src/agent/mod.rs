@@ -23,7 +23,6 @@ mod volumes;
 mod worker;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,9 +43,9 @@ use worker::Worker;
 const RETRY: Duration = Duration::from_secs(1);
 
 /// Runs the agent until the daemon stops. Containers go on running.
-pub async fn run(node: Node, advertise: Vec<SocketAddr>) {
+pub async fn run(node: Node) {
     let stop = node.stop.clone();
-    let status = node::publish(&node, &advertise);
+    let status = node::publish(&node);
     let pods = async {
         let cidr = node::pod_cidr(&node).await;
         if let Err(error) = node.local.start(&cidr).await {
@@ -54,7 +53,7 @@ pub async fn run(node: Node, advertise: Vec<SocketAddr>) {
             return std::future::pending().await;
         }
         info!(cidr, "running pods");
-        node::announce(&node, &advertise).await;
+        node::announce(&node).await;
         node::label(&node).await;
         tokio::join!(supervise(&node), tidy::run(&node));
     };

@@ -30,8 +30,8 @@ const STARTING: Duration = Duration::from_secs(10);
 const LOOK: Duration = Duration::from_secs(10);
 
 /// Keeps the Node's status and the heartbeats' payload right.
-pub async fn publish(node: &Node, addresses: &[SocketAddr]) {
-    tokio::join!(measure(node), keep_status(node, addresses));
+pub async fn publish(node: &Node) {
+    tokio::join!(measure(node), keep_status(node));
 }
 
 async fn measure(node: &Node) {
@@ -46,11 +46,11 @@ async fn measure(node: &Node) {
     }
 }
 
-async fn keep_status(node: &Node, addresses: &[SocketAddr]) {
+async fn keep_status(node: &Node) {
     let key = own_key(node);
     let begun = Instant::now();
     loop {
-        if let Err(status) = put_status(node, addresses, begun.elapsed() < STARTING).await {
+        if let Err(status) = put_status(node, begun.elapsed() < STARTING).await {
             debug!(error = status.message, "the node's status is not published yet");
             tokio::time::sleep(Duration::from_millis(200)).await;
             continue;
@@ -68,8 +68,8 @@ async fn keep_status(node: &Node, addresses: &[SocketAddr]) {
 }
 
 /// Says at once how the node is; if that fails, [`publish`] says it later.
-pub async fn announce(node: &Node, addresses: &[SocketAddr]) {
-    if let Err(status) = put_status(node, addresses, false).await {
+pub async fn announce(node: &Node) {
+    if let Err(status) = put_status(node, false).await {
         debug!(error = status.message, "the node's status is not published yet");
     }
 }
@@ -103,7 +103,9 @@ pub async fn label(node: &Node) {
 }
 
 /// Says how the node is, if the store says something else.
-async fn put_status(node: &Node, addresses: &[SocketAddr], starting: bool) -> Result<(), Status> {
+async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
+    let record = node.net.own_record();
+    let addresses = record.as_ref().map(|record| record.addresses()).unwrap_or_default();
     let ready = node.local.pods().is_some();
     let user = crate::gate::User::node(node.members.own_name());
     let kind = node.gate.built_in(Builtin::Node)?;

@@ -25,7 +25,7 @@ impl Cluster {
         let too_many = DevError::TooManyNodes { asked: count, max: MAX_NODES };
         let number = u8::try_from(count).ok().filter(|_| count <= MAX_NODES).ok_or(too_many)?;
         let name = format!("node-{number}");
-        self.record.nodes.push(NodeRecord { number, name: name.clone(), space: None, daemon: None });
+        self.record.nodes.push(NodeRecord { number, name: name.clone(), space: None, daemon: None, roaming: false });
         self.places.save(&self.record)?;
         Ok(name)
     }
@@ -79,12 +79,24 @@ impl Cluster {
         }
         command.arg("up").arg("--config").arg(places.config());
         command.arg("--data-dir").arg(places.data(node)).arg("--run-dir").arg(places.node_run(node));
-        command.args(["--name", node, "--listen", &address, "--advertise", &address]);
+        command.args(["--name", node]);
+        match self.node(node)?.roaming {
+            true => command.args(["--listen", &format!("0.0.0.0:{DEFAULT_PORT}")]),
+            false => command.args(["--listen", &address, "--advertise", &address]),
+        };
         command.args(["--cgroup-parent", &places.node_cgroup(node)]);
         // A secret among the arguments could be read by everyone on the machine.
         command.envs(join.map(|token| ("FLOTILLA_JOIN", token)));
         command.current_dir("/").stdin(Stdio::null()).stdout(log).stderr(errors);
         Ok(command)
+    }
+
+    /// From its next start on, the daemon of a node finds out the machine's addresses by itself.
+    ///
+    /// # Errors
+    /// If there is no such node.
+    pub fn let_roam(&mut self, node: &str) -> Result<(), DevError> {
+        self.change(node, |record| record.roaming = true)
     }
 
     /// SIGKILL for the daemon alone; its containers run on.

@@ -37,6 +37,9 @@ pub struct NodeRecord {
     /// `None` before it was first switched on.
     pub space: Option<Space>,
     pub daemon: Option<Process>,
+    /// Its daemon finds out the machine's addresses by itself, instead of being told.
+    #[serde(default)]
+    pub roaming: bool,
 }
 
 /// The directories of one cluster.
