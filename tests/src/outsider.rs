@@ -1,11 +1,13 @@
 //! Somebody who is not of the cluster, and tries each door.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use flotilla_net::{Alpn, Authority, ClusterId, Identity, NODE_LIFETIME, provider};
 use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{Connection, Endpoint};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -62,9 +64,7 @@ impl Papers {
 /// # Errors
 /// How it was turned away.
 pub async fn knock_quic(at: SocketAddr, alpn: Alpn, papers: &Papers) -> Result<Vec<u8>, String> {
-    let crypto = QuicClientConfig::try_from(papers.tls(alpn.as_str())).map_err(|error| error.to_string())?;
-    let mut endpoint = quinn::Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(|error| error.to_string())?;
-    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    let endpoint = endpoint(alpn, papers)?;
     let talk = async {
         let connecting = endpoint.connect(at, "flotilla").map_err(|error| error.to_string())?;
         let connection = connecting.await.map_err(|error| error.to_string())?;
@@ -76,6 +76,44 @@ pub async fn knock_quic(at: SocketAddr, alpn: Alpn, papers: &Papers) -> Result<V
     let answer = tokio::time::timeout(PATIENCE, talk).await.map_err(|_| "silence".to_owned())?;
     endpoint.close(0_u8.into(), b"");
     answer
+}
+
+/// Dials a node's UDP port for one protocol and says nothing. What comes back is to be held.
+///
+/// # Errors
+/// How it was turned away.
+pub async fn hold_quic(at: SocketAddr, alpn: Alpn, papers: &Papers) -> Result<(Endpoint, Connection), String> {
+    let endpoint = endpoint(alpn, papers)?;
+    let connecting = endpoint.connect(at, "flotilla").map_err(|error| error.to_string())?;
+    let connection = tokio::time::timeout(PATIENCE, connecting).await.map_err(|_| "silence".to_owned())?;
+    connection.map(|connection| (endpoint, connection)).map_err(|error| error.to_string())
+}
+
+/// What so many clients send first, caught on a socket that does not answer.
+///
+/// # Panics
+/// If there are no sockets.
+pub async fn first_packets(count: usize) -> Vec<Vec<u8>> {
+    let deaf = tokio::net::UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("a socket");
+    let at = deaf.local_addr().expect("it is bound");
+    let mut packets = BTreeMap::new();
+    while packets.len() < count {
+        let mut packet = vec![0; 2048];
+        tokio::select! {
+            held = hold_quic(at, Alpn::Rpc, &Papers::None) => drop(held),
+            received = deaf.recv(&mut packet) => packet.truncate(received.expect("loopback works")),
+        }
+        // By connection id: what is sent again is not counted, nor what is said on giving up.
+        packets.entry(packet[6..14].to_vec()).or_insert(packet);
+    }
+    packets.into_values().collect()
+}
+
+fn endpoint(alpn: Alpn, papers: &Papers) -> Result<Endpoint, String> {
+    let crypto = QuicClientConfig::try_from(papers.tls(alpn.as_str())).map_err(|error| error.to_string())?;
+    let mut endpoint = Endpoint::client((Ipv4Addr::UNSPECIFIED, 0).into()).map_err(|error| error.to_string())?;
+    endpoint.set_default_client_config(quinn::ClientConfig::new(Arc::new(crypto)));
+    Ok(endpoint)
 }
 
 /// Dials a node's TCP port, speaks HTTP/2, and returns what comes back.

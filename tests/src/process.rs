@@ -23,3 +23,14 @@ fn is_first(pid: i32) -> bool {
 fn host_name(pid: i32) -> String {
     fs::read_to_string(format!("/proc/{pid}/root/etc/hostname")).unwrap_or_default().trim().to_owned()
 }
+
+/// What a process holds in memory.
+///
+/// # Errors
+/// If it is gone.
+pub fn memory_bytes(pid: i32) -> std::io::Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let kib = line.split_ascii_whitespace().next().and_then(|number| number.parse::<u64>().ok());
+    kib.map(|kib| kib << 10).ok_or_else(|| std::io::Error::other("no VmRSS"))
+}

@@ -2,17 +2,28 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::time::{Duration, SystemTime};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime};
 
-use flotilla::proto::{CreateTokenRequest, ListTokensRequest, RevokeTokenRequest};
+use flotilla::client::Target;
+use flotilla::proto::cluster_client::ClusterClient;
+use flotilla::proto::{ClusterStatusRequest, CreateTokenRequest, ListTokensRequest, RevokeTokenRequest};
 use flotilla_net::{Alpn, Authority, ClusterId, Token};
-use flotilla_tests::outsider::{Papers, knock_quic, knock_tcp};
-use flotilla_tests::{Cluster, eventually};
+use flotilla_tests::outsider::{Papers, first_packets, hold_quic, knock_quic, knock_tcp};
+use flotilla_tests::{Cluster, cli, eventually, figure, process};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 const REFUSAL_WAIT: Duration = Duration::from_secs(30);
 /// Where strangers may ask, nonsense is answered with one line.
 const LINE_BYTES: usize = 600;
 const EXPIRY_WAIT: Duration = Duration::from_secs(10);
+/// Connections that say nothing, in so many rounds; and packets.
+const FLOOD: usize = 10_000;
+const ROUNDS: usize = 5;
+const FIRST_PACKETS: usize = 64;
+const SILENT: usize = 100;
+const MAX_GROWTH_BYTES: u64 = 48 << 20;
+const CLIENT_LIMIT: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_token_that_is_not_good_is_refused_in_one_clear_line() {
@@ -68,6 +79,87 @@ async fn strangers_are_turned_away_at_every_door() {
     let after = cluster.status("node-1").await.unwrap();
     assert_eq!((after.voters, after.term), (before.voters, before.term));
     assert_eq!(cluster.node_summaries("node-1").await.unwrap().len(), 1);
+}
+
+/// What strangers can do at once, while a client works. The bounds are those of a debug build.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flood_at_every_door_costs_little_memory_and_keeps_no_client_out() {
+    let cluster = Cluster::start(1).await;
+    let at = SocketAddr::new(cluster.dev.address("node-1").unwrap().into(), 6443);
+    let dir = tempfile::tempdir().unwrap();
+    let papers = dir.path().join("alice.pem");
+    fs::write(&papers, cli::ok(&cluster, "node-1", &["credentials", "alice"])).unwrap();
+    let daemon = cluster.dev.daemon("node-1").unwrap();
+    works(at, &papers).await;
+    let before = process::memory_bytes(daemon.pid).unwrap();
+    let mut peak = before;
+    let mut slowest = Duration::ZERO;
+
+    // Connections that say nothing, or the beginning of a handshake and then a byte now and again.
+    let mut held = Vec::new();
+    for _ in 0..ROUNDS {
+        for number in 0..FLOOD / ROUNDS {
+            let mut stream = tokio::net::TcpStream::connect(at).await.unwrap();
+            if number % 2 == 0 {
+                // The length of a record that never comes whole. A server that has hung up already is as good.
+                _ = stream.write_all(&[0x16, 0x03, 0x01, 0x40, 0x00, 0x01]).await;
+            }
+            held.push(stream);
+        }
+        slowest = slowest.max(works(at, &papers).await);
+        peak = peak.max(process::memory_bytes(daemon.pid).unwrap());
+        println!("{} silent TCP connections, {} MiB", held.len(), peak >> 20);
+    }
+    // First packets of QUIC, true ones and such that only look like some.
+    let packets = first_packets(FIRST_PACKETS).await;
+    let flood = tokio::net::UdpSocket::bind("0.0.0.0:0").await.unwrap();
+    for number in 0..FLOOD as u32 {
+        let mut packet = packets[number as usize % packets.len()].clone();
+        if number as usize >= packets.len() {
+            packet[6..10].copy_from_slice(&number.to_be_bytes());
+        }
+        // A full buffer drops it, as a network would.
+        _ = flood.try_send_to(&packet, at);
+        if number % 128 == 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+    // Those who may ask one question, and do not; and a record of TLS that is too large.
+    let silent = futures::future::join_all((0..SILENT).map(|_| hold_quic(at, Alpn::Join, &Papers::None))).await;
+    let mut oversized = tokio::net::TcpStream::connect(at).await.unwrap();
+    oversized.write_all(&[0x16, 0x03, 0x03, 0xff, 0xff]).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(5), oversized.read_to_end(&mut Vec::new())).await;
+    assert!(ended.is_ok(), "a record that is too large ends the connection");
+    slowest = slowest.max(works(at, &papers).await);
+    peak = peak.max(process::memory_bytes(daemon.pid).unwrap());
+    drop((held, silent));
+
+    let grown = peak.saturating_sub(before);
+    figure(
+        "a flood of strangers",
+        &format!(
+            "{FLOOD} silent TCP connections and {FLOOD} first packets of QUIC cost {} KiB (limit {} MiB); a client's new connection was answered within {} ms",
+            grown >> 10,
+            MAX_GROWTH_BYTES >> 20,
+            slowest.as_millis()
+        ),
+    );
+    assert!(grown <= MAX_GROWTH_BYTES, "{} KiB", grown >> 10);
+    assert!(slowest <= CLIENT_LIMIT, "{slowest:?}");
+}
+
+/// A new connection of a good client is answered; how long that takes.
+async fn works(at: SocketAddr, papers: &Path) -> Duration {
+    let began = Instant::now();
+    let target = Target::new(Some(&at.to_string()), Some(papers), Path::new("/none")).unwrap();
+    let answered = async {
+        let channel = target.connect().await.map_err(|error| error.to_string())?;
+        let asked = ClusterClient::new(channel).status(ClusterStatusRequest {}).await;
+        asked.map_err(|status| status.message().to_owned())
+    };
+    let answer = tokio::time::timeout(CLIENT_LIMIT, answered).await;
+    assert!(matches!(answer, Ok(Ok(_))), "a client is kept out: {answer:?}");
+    began.elapsed()
 }
 
 /// Turned away with a reason. No answer at all would leave a peer waiting; an answer would be worse.

@@ -15,7 +15,7 @@ use std::time::Duration;
 use flotilla_net::{Caller, Net};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -25,12 +25,11 @@ use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::debug;
 
+use super::handshakes::Handshakes;
 use crate::gate::User;
 
 /// A client that does not finish its handshake in this time is hung up on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Handshakes under way at once; further clients wait to be accepted.
-const MAX_HANDSHAKES: usize = 256;
 /// Connections accepted and not yet taken up by the server.
 const BACKLOG: usize = 64;
 /// Streams a client may have open on one connection.
@@ -91,12 +90,11 @@ pub async fn serve_tcp(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let acceptor = TlsAcceptor::from(tls);
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
+    let handshakes = Handshakes::default();
     let tracker = TaskTracker::new();
     let (send, accepted) = mpsc::channel(BACKLOG);
     let accept = async {
         loop {
-            let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
             let (stream, remote) = match listener.accept().await {
                 Ok(connection) => connection,
                 Err(error) => {
@@ -105,9 +103,14 @@ pub async fn serve_tcp(
                 }
             };
             let (acceptor, net, send) = (acceptor.clone(), net.clone(), send.clone());
+            let place = handshakes.begin(remote.ip().to_canonical());
             tracker.spawn(async move {
-                let _permit = permit;
-                match tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&acceptor, &net, stream)).await {
+                let shaken = tokio::select! {
+                    shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shake_hands(&acceptor, &net, stream)) => shaken,
+                    () = place.given_up() => return debug!(%remote, "a handshake made room for newer ones"),
+                };
+                drop(place);
+                match shaken {
                     Ok(Ok(accepted)) => _ = send.send(Ok(accepted)).await,
                     Ok(Err(error)) => debug!(%remote, %error, "refused a connection"),
                     Err(_) => debug!(%remote, "a client did not finish its handshake"),

@@ -3,6 +3,7 @@
 //! Invariant: a method learns who asks from the connection, never from the message.
 
 mod cluster;
+mod handshakes;
 mod images;
 mod jobs;
 mod listen;
