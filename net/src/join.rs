@@ -234,7 +234,7 @@ fn accept(token: &Token, parts: &JoinParts, grant: JoinGrant) -> Result<Joined, 
         return Err(JoinError::Misfit("another authority"));
     }
     let JoinGrant { certificate, authorities, bridges, .. } = grant;
-    let identity = RenewGrant { certificate, authorities, bridges }.into_identity(parts.key.clone())?;
+    let identity = RenewGrant { certificate, authorities, bridges, revision: 0 }.into_identity(parts.key.clone())?;
     if identity.cluster() != token.cluster() || identity.id() != parts.id || identity.name() != parts.name {
         return Err(JoinError::Misfit("a certificate for another node"));
     }

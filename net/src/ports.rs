@@ -104,6 +104,8 @@ pub struct RenewGrant {
     pub authorities: Vec<Vec<u8>>,
     /// What leads to the authority that signs from the one that it replaces, DER.
     pub bridges: Vec<Vec<u8>>,
+    /// As of when the signer knows the authorities: higher is later.
+    pub revision: u64,
 }
 
 impl RenewGrant {

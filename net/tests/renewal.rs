@@ -16,6 +16,7 @@ struct Signer {
     /// How old and how long-lived its certificates are when they are made.
     age: Duration,
     lifetime: Duration,
+    revision: u64,
     signed: AtomicUsize,
     last: Mutex<Option<RenewRequest>>,
 }
@@ -26,9 +27,14 @@ impl Signer {
     }
 
     fn of_age(authority: &Authority, age: Duration, lifetime: Duration) -> Arc<Signer> {
+        Arc::new(Signer { age, lifetime, ..Signer::as_of(authority, 0) })
+    }
+
+    fn as_of(authority: &Authority, revision: u64) -> Signer {
         let key = SealKey::generate();
         let authority = Authority::unseal(&key, &authority.seal(&key).expect("seals")).expect("opens");
-        Arc::new(Signer { authority, age, lifetime, signed: AtomicUsize::new(0), last: Mutex::default() })
+        let (signed, last) = (AtomicUsize::new(0), Mutex::default());
+        Signer { authority, age: Duration::ZERO, lifetime: LIFETIME, revision, signed, last }
     }
 }
 
@@ -43,7 +49,7 @@ impl Renewal for Signer {
         self.signed.fetch_add(1, Ordering::SeqCst);
         *self.last.lock().expect("unpoisoned") = Some(request);
         let authorities = vec![self.authority.certificate().to_vec()];
-        Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new() })
+        Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new(), revision: self.revision })
     }
 }
 
@@ -158,5 +164,41 @@ async fn a_stream_stays_open_while_certificates_end_and_are_renewed() {
     introduce(&[&nodes[0], &nodes[1], &fresh]);
     assert_eq!(call(&fresh, 1, Alpn::Stream, "new").await.expect("answers"), "node-3:new");
     nodes.push(fresh);
+    stop(nodes).await;
+}
+
+/// While one node was off, the other went over to a new authority and dropped the old one. They know each other's keys, and
+/// that is enough; and it is the one that was off that follows.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_slept_through_a_change_of_authorities_follows_one_whose_key_is_listed() {
+    let old = authority();
+    let mut nodes = cluster(&old, 2).await;
+    let listed: Vec<_> = nodes
+        .iter()
+        .map(|node| Listed {
+            id: node.id,
+            name: node.name.clone(),
+            key: Some(node.net.credentials().identity().key().fingerprint()),
+        })
+        .collect();
+    let (new, _) = old.succeed(SystemTime::now()).expect("a successor");
+    let key = nodes[0].net.credentials().identity().key().clone();
+    let names = NodeNames { id: 1, name: "node-1", addresses: &[] };
+    let certificate = new.sign_node(&key.request().expect("a request"), &names, LIFETIME, SystemTime::now());
+    let identity = Identity::new(key, certificate.expect("signs"), vec![new.certificate().clone()]);
+    nodes[0].net.replace_identity(identity.expect("fits together")).await.expect("is used");
+    nodes[0].net.renew_with(Arc::new(Signer::as_of(&new, 7)));
+    nodes[0].net.set_members(listed.clone());
+
+    let back = nodes.pop().expect("a second node").restart().await;
+    back.net.renew_with(Arc::new(Signer::as_of(&old, 6)));
+    back.net.register(Alpn::Rpc, echo());
+    back.net.set_members(listed);
+    let follows = [new.certificate().clone()];
+    until("it follows", || async { back.net.credentials().identity().authorities() == follows }).await;
+    await_state(&nodes[0], 2, Liveness::Alive).await;
+    assert_eq!(call(&nodes[0], 2, Alpn::Rpc, "back").await.expect("answers"), "node-1:back");
+    assert_eq!(nodes[0].net.credentials().identity().authorities(), follows, "the other did not go back");
+    nodes.push(back);
     stop(nodes).await;
 }

@@ -68,10 +68,14 @@ pub async fn knock_quic(at: SocketAddr, alpn: Alpn, papers: &Papers) -> Result<V
     let talk = async {
         let connecting = endpoint.connect(at, "flotilla").map_err(|error| error.to_string())?;
         let connection = connecting.await.map_err(|error| error.to_string())?;
-        let (mut send, mut receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
-        send.write_all(GREETING).await.map_err(|error| error.to_string())?;
-        send.finish().map_err(|error| error.to_string())?;
-        receive.read_to_end(MAX_ANSWER_BYTES).await.map_err(|error| error.to_string())
+        let exchange = async {
+            let (mut send, mut receive) = connection.open_bi().await.map_err(|error| error.to_string())?;
+            send.write_all(GREETING).await.map_err(|error| error.to_string())?;
+            send.finish().map_err(|error| error.to_string())?;
+            receive.read_to_end(MAX_ANSWER_BYTES).await.map_err(|error| error.to_string())
+        };
+        // The reason for closing says more than what it did to a stream.
+        exchange.await.map_err(|error| connection.close_reason().map_or(error, |reason| reason.to_string()))
     };
     let answer = tokio::time::timeout(PATIENCE, talk).await.map_err(|_| "silence".to_owned())?;
     endpoint.close(0_u8.into(), b"");

@@ -20,7 +20,7 @@ async fn a_node_with_a_new_address_is_found_without_a_person() {
     let [a, b, c, d] = old.octets();
     let new = Ipv4Addr::new(a, b, c, d + 100);
 
-    let script = format!("ip addr add {new}/24 dev eth0 && ip addr del {old}/24 dev eth0");
+    let script = format!("ip addr del {old}/24 dev eth0 && ip addr add {new}/24 dev eth0");
     let moved = cluster.space(node).command("/bin/sh").unwrap().args(["-c", &script]).status().unwrap();
     assert!(moved.success(), "{script}");
     let (_, took) = within(MOVE_LIMIT, "every node knows the new address", || found(&cluster, node, new)).await;
@@ -58,7 +58,7 @@ async fn reached_through(cluster: &Cluster, asked: &str, node: &str) {
         );
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), manifest).unwrap();
-        cli::ok(cluster, asked, &["submit", &file.path().display().to_string()]);
+        let _ = cli::ok(cluster, asked, &["submit", &file.path().display().to_string()]);
     }
     let answered = || async {
         let pods = cli::ok(cluster, asked, &["pods"]);

@@ -28,6 +28,8 @@ const MEASURE: Duration = Duration::from_secs(2);
 const STARTING: Duration = Duration::from_secs(10);
 /// How often the Node is looked at besides when it changes.
 const LOOK: Duration = Duration::from_secs(10);
+/// How often the node's own addresses are compared with those in its status.
+const ADDRESS_LOOK: Duration = Duration::from_millis(500);
 
 /// Keeps the Node's status and the heartbeats' payload right.
 pub async fn publish(node: &Node) {
@@ -50,6 +52,7 @@ async fn keep_status(node: &Node) {
     let key = own_key(node);
     let begun = Instant::now();
     loop {
+        let told = addresses(node);
         if let Err(status) = put_status(node, begun.elapsed() < STARTING).await {
             debug!(error = status.message, "the node's status is not published yet");
             tokio::time::sleep(Duration::from_millis(200)).await;
@@ -60,11 +63,27 @@ async fn keep_status(node: &Node) {
             continue;
         };
         // Somebody may have judged this node while it could not answer.
-        _ = tokio::time::timeout(LOOK, async {
-            while !matches!(watch.next().await, Some(WatchItem::Events(..)) | None) {}
-        })
-        .await;
+        let judged = async { while !matches!(watch.next().await, Some(WatchItem::Events(..)) | None) {} };
+        let looked = async {
+            tokio::select! {
+                () = judged => {}
+                () = moved(node, &told) => {}
+            }
+        };
+        _ = tokio::time::timeout(LOOK, looked).await;
     }
+}
+
+/// Waits until this node is found elsewhere.
+async fn moved(node: &Node, told: &[SocketAddr]) {
+    while addresses(node) == told {
+        tokio::time::sleep(ADDRESS_LOOK).await;
+    }
+}
+
+/// Where this node says it is found.
+fn addresses(node: &Node) -> Vec<SocketAddr> {
+    node.net.own_record().map(|record| record.addresses().to_vec()).unwrap_or_default()
 }
 
 /// Says at once how the node is; if that fails, [`publish`] says it later.
@@ -104,8 +123,7 @@ pub async fn label(node: &Node) {
 
 /// Says how the node is, if the store says something else.
 async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
-    let record = node.net.own_record();
-    let addresses = record.as_ref().map(|record| record.addresses()).unwrap_or_default();
+    let addresses = addresses(node);
     let ready = node.local.pods().is_some();
     let user = crate::gate::User::node(node.members.own_name());
     let kind = node.gate.built_in(Builtin::Node)?;
@@ -119,7 +137,7 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
             let pods = max_pods(object.pointer("/spec/podCIDR").and_then(Value::as_str));
             status["capacity"] = resources(cpu_millis, memory_bytes, pods);
             status["allocatable"] = resources(cpu_millis, allocatable, pods);
-            status["addresses"] = listed(addresses, node.members.own_name());
+            status["addresses"] = listed(&addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
             if ready || !(starting && is_ready(&status)) {

@@ -128,7 +128,7 @@ impl Trust {
     }
 
     fn grant(&self, request: &JoinRequest) -> Result<JoinGrant, Refusal> {
-        let RenewGrant { certificate, authorities, bridges } =
+        let RenewGrant { certificate, authorities, bridges, .. } =
             self.sign(request.id, &request.name, &request.csr, &request.addresses)?;
         let records = self.net.peers();
         let member = |(name, id): (&String, &u64)| Member {

@@ -33,6 +33,8 @@ pub(super) struct Authorities {
     pub trusted: Vec<CertificateDer<'static>>,
     /// What leads to the signer from the authority that it replaces.
     pub bridges: Vec<CertificateDer<'static>>,
+    /// As of which change of the store.
+    pub revision: u64,
     /// The authority that will sign.
     heir: Option<Authority>,
 }
@@ -51,20 +53,26 @@ impl Trust {
 
     /// The cluster, from this replica's state.
     pub(super) fn cluster_object(&self) -> Result<ClusterObject, Status> {
+        self.cluster_as_of().map(|(cluster, _)| cluster)
+    }
+
+    /// The same, with the revision of its last change.
+    fn cluster_as_of(&self) -> Result<(ClusterObject, u64), Status> {
         let stored = self.gate.store().get(&Self::cluster_key()).map_err(gate::read_status)?;
         let stored = stored.ok_or_else(|| {
             Status::new(Reason::ServiceUnavailable, "this node has not caught up with its cluster yet; try again")
         })?;
-        object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)
+        let cluster = object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)?;
+        Ok((cluster, stored.mod_revision))
     }
 
     /// The authorities, from this replica's state.
     pub(super) fn authorities(&self) -> Result<Authorities, Status> {
         let unseal = |sealed: &[u8]| Authority::unseal(&self.seal_key, sealed).map_err(Status::internal);
-        let spec = self.cluster_object()?.spec;
+        let (ClusterObject { spec, .. }, revision) = self.cluster_as_of()?;
         let signer = unseal(&spec.sealed_ca.0)?;
         let trusted = vec![signer.certificate().clone()];
-        let mut all = Authorities { signer, trusted, bridges: Vec::new(), heir: None };
+        let mut all = Authorities { signer, trusted, bridges: Vec::new(), revision, heir: None };
         if let Some(rotation) = &spec.rotation {
             all.trusted.push(certificate(&rotation.ca_certificate)?);
             match rotation.phase {

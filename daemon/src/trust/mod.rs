@@ -144,6 +144,7 @@ impl Trust {
             certificate: certificate.to_vec(),
             authorities: der(&authorities.trusted),
             bridges: der(&authorities.bridges),
+            revision: authorities.revision,
         })
     }
 }
