@@ -30,6 +30,8 @@ pub struct Enrolment {
     pub records: Vec<AddressRecord>,
     /// The sealed authority, until the founder has stored it in the cluster.
     pub founding: Option<Vec<u8>>,
+    /// The cluster was restored here, and does not know this machine yet.
+    pub restored: bool,
 }
 
 /// What stays beside the identity.
@@ -39,6 +41,9 @@ struct Beginning {
     records: Vec<AddressRecord>,
     /// Sealed; only on the founder, and only until the cluster has it.
     authority: Option<Vec<u8>>,
+    /// Only where a backup was restored, and only until the cluster knows this machine.
+    #[serde(default)]
+    restored: bool,
 }
 
 /// Reads the identity of the data directory, or gets one.
@@ -63,6 +68,7 @@ pub async fn enrol(config: &Config, advertise: &[SocketAddr]) -> anyhow::Result<
             seed: beginning.members,
             records: beginning.records,
             founding: beginning.authority,
+            restored: beginning.restored,
         });
     }
     match &config.join {
@@ -71,14 +77,31 @@ pub async fn enrol(config: &Config, advertise: &[SocketAddr]) -> anyhow::Result<
     }
 }
 
-/// The founder's authority is in the cluster now.
+/// What this machine had for the cluster is in the cluster now.
 ///
 /// # Errors
 /// If the file cannot be written.
 pub fn founded(config: &Config) -> anyhow::Result<()> {
     let dir = directory(config);
     let beginning = read_beginning(&dir)?;
-    write_beginning(&dir, &Beginning { authority: None, ..beginning })
+    write_beginning(&dir, &Beginning { authority: None, restored: false, ..beginning })
+}
+
+/// Makes this machine, in `dir`, the first node of a cluster that has an authority already.
+///
+/// # Errors
+/// If the identity cannot be made or written.
+pub fn settle(
+    config: &Config,
+    dir: &Path,
+    id: u64,
+    authority: &Authority,
+    advertise: &[SocketAddr],
+) -> anyhow::Result<()> {
+    let (name, addresses, lifetime) = (config.name()?, ips(advertise), config.certificate_lifetime());
+    let identity = Identity::issue(authority, id, &name, &addresses, lifetime, SystemTime::now())?;
+    write_beginning(dir, &Beginning { restored: true, ..Beginning::default() })?;
+    Ok(identity.store(dir)?)
 }
 
 fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
@@ -92,7 +115,7 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
     seal_key.store(dir)?;
     write_beginning(dir, &Beginning { authority: Some(sealed.clone()), ..Beginning::default() })?;
     identity.store(dir)?;
-    Ok(Enrolment { identity, seal_key, seed: Vec::new(), records: Vec::new(), founding: Some(sealed) })
+    Ok(Enrolment { identity, seal_key, seed: Vec::new(), records: Vec::new(), founding: Some(sealed), restored: false })
 }
 
 async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
@@ -120,11 +143,11 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
     let records: Vec<AddressRecord> = joined.members.iter().filter_map(|member| member.record.clone()).collect();
     let seed: Vec<Member> = joined.members.into_iter().map(|m| Member { id: m.id, name: m.name, key: m.key }).collect();
     seal_key.store(dir)?;
-    write_beginning(dir, &Beginning { members: seed.clone(), records: records.clone(), authority: None })?;
+    write_beginning(dir, &Beginning { members: seed.clone(), records: records.clone(), ..Beginning::default() })?;
     joined.identity.store(dir)?;
     Draft::discard(dir)?;
     info!(members = seed.len(), "joined");
-    Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None })
+    Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None, restored: false })
 }
 
 /// What a machine asks to be, until it is.
@@ -170,7 +193,7 @@ impl Draft {
 }
 
 /// A random id that is never 0 and is exact in JSON.
-fn new_id() -> u64 {
+pub fn new_id() -> u64 {
     rand::random_range(1..1 << 53)
 }
 

@@ -20,6 +20,7 @@ mod members;
 mod node;
 mod peers;
 pub mod proto;
+pub mod revive;
 mod secrets;
 pub mod serve;
 mod streams;

@@ -27,6 +27,9 @@ pub const TRUSTED_CAS_ANNOTATION: &str = "flotilla.dev/trusted-cas";
 /// On a Node: the labels that its token gave it, with commas between them. The node may not change them.
 pub const TOKEN_LABELS_ANNOTATION: &str = "flotilla.dev/token-labels";
 
+/// On a Node: the cluster epoch in which it became one, in decimal.
+pub const EPOCH_ANNOTATION: &str = "flotilla.dev/epoch";
+
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";
 
@@ -63,6 +66,8 @@ pub struct Roll {
     pub by_name: BTreeMap<String, NodeId>,
     pub keys: BTreeMap<NodeId, Fingerprint>,
     pub leaving: BTreeSet<NodeId>,
+    /// The cluster epoch in which each became a member: a replica of an earlier one is of no use in this.
+    pub epochs: BTreeMap<NodeId, u64>,
 }
 
 impl Roll {
@@ -151,7 +156,8 @@ impl Members {
         let wanted: BTreeSet<NodeId> = roll.by_name.values().filter(|id| !roll.leaving.contains(id)).copied().collect();
         let status = store.status().borrow().clone();
         let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
-        for id in wanted.difference(&replicas) {
+        let of_this_epoch = |id: &&NodeId| roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch);
+        for id in wanted.difference(&replicas).filter(of_this_epoch) {
             info!(id, "a replica is added");
             store.add_replica(*id).await?;
         }
@@ -215,6 +221,8 @@ impl Keeper {
             if node.pointer("/metadata/annotations").is_some_and(|all| all.get(LEAVING_ANNOTATION).is_some()) {
                 roll.leaving.insert(member.id);
             }
+            let epoch = node.pointer("/metadata/annotations").and_then(|all| all.get(EPOCH_ANNOTATION)?.as_str());
+            roll.epochs.extend(epoch.and_then(|epoch| epoch.parse().ok()).map(|epoch| (member.id, epoch)));
             roll.add(member);
         }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.

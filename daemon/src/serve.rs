@@ -32,8 +32,8 @@ use crate::{VERSION, addresses, grpc, lead};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the store may take to find a leader before the daemon says that it is waiting.
-const READY_NOTICE: Duration = Duration::from_secs(10);
+/// How long the store may take to find a leader before the daemon asks whether there is one.
+const READY_NOTICE: Duration = Duration::from_secs(5);
 
 /// Runs the daemon until a signal stops it.
 ///
@@ -93,7 +93,7 @@ impl Started {
 
 async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &CancellationToken) -> anyhow::Result<Started> {
     let enrolment = enrol::enrol(config, advertise).await?;
-    let Enrolment { identity, seal_key, seed, records, founding } = enrolment;
+    let Enrolment { identity, seal_key, seed, records, founding, restored } = enrolment;
     let key = Some(identity.key().fingerprint());
     let own = Member { id: identity.id(), name: identity.name().to_owned(), key };
     info!(node = own.name, id = own.id, cluster = %identity.cluster(), version = VERSION, "starting");
@@ -137,7 +137,11 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         trust.found(&sealed, &identity, advertise, &config.labels).await?;
         enrol::founded(config)?;
     }
-    wait_for_leader(&store).await;
+    wait_for_leader(&store).await?;
+    if restored {
+        trust.resettle(&identity, advertise, &config.labels).await?;
+        enrol::founded(config)?;
+    }
 
     let host_ip = advertise.first().map_or_else(String::new, |address| address.ip().to_string());
     let local = Arc::new(Local::open(config, gate.clone(), &own.name, host_ip).await?);
@@ -229,18 +233,34 @@ async fn report(what: &'static str, stop: CancellationToken, face: impl Future<O
     }
 }
 
-async fn wait_for_leader(store: &Store) {
+/// Waits until somebody leads. A leader that was restarted believes that it still does until a quorum says so.
+async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
     let mut status = store.status();
-    let mut ready = std::pin::pin!(status.wait_for(|status| status.leader.is_some()));
     loop {
-        match tokio::time::timeout(READY_NOTICE, &mut ready).await {
-            Ok(_) => return,
-            Err(_) => info!("waiting for a quorum of the cluster's voters"),
+        let ready = status.wait_for(|status| status.leader.is_some());
+        _ = tokio::time::timeout(READY_NOTICE, ready).await;
+        let confirmed = store.barrier().await.is_ok();
+        let now = status.borrow().clone();
+        if confirmed || now.leader.is_some_and(|leader| leader != now.id) {
+            return Ok(());
         }
+        if let Some(epoch) = now.superseded_by {
+            bail!(
+                "the cluster has gone on without this node, which belongs to its epoch {} and not to {epoch}; to join anew, \
+                 make a token on a node of the cluster, delete this Node there, remove the data directory here, and run \
+                 'flotilla up --join TOKEN'; containers go on running",
+                now.epoch
+            );
+        }
+        info!("waiting for a quorum of the cluster's voters");
     }
 }
 
-fn prepare_directories(config: &Config) -> anyhow::Result<()> {
+/// Makes the daemon's directories.
+///
+/// # Errors
+/// If we are not root, or they cannot be made.
+pub fn prepare_directories(config: &Config) -> anyhow::Result<()> {
     use std::os::unix::fs::DirBuilderExt;
     if !nix::unistd::geteuid().is_root() {
         bail!("the daemon must run as root: it makes network namespaces, mounts and cgroups");
@@ -256,7 +276,10 @@ fn prepare_directories(config: &Config) -> anyhow::Result<()> {
 }
 
 /// One daemon a data directory.
-fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {
+///
+/// # Errors
+/// If one has it.
+pub fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {
     let path = data_dir.join("lock");
     let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|(_, _)| {

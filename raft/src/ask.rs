@@ -11,7 +11,7 @@ use crate::codec;
 use crate::inner::Inner;
 use crate::transport::TransportError;
 use crate::types::NodeId;
-use crate::wire::{Refusal, Reply, Request};
+use crate::wire::{Addressed, Refusal, Reply, Request};
 
 /// Between two attempts to find a leader, unless one shows up.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
@@ -76,9 +76,14 @@ impl Inner {
     }
 
     async fn ask_peer(&self, leader: NodeId, request: &Request, bound: Duration) -> Result<Reply, Refusal> {
-        let message = codec::encode(request).map_err(|e| Refusal::Failed(e.to_string()))?;
+        let message = Addressed { epoch: self.epoch.own(), body: request };
+        let message = codec::encode(&message).map_err(|e| Refusal::Failed(e.to_string()))?;
         match self.transport.call(leader, message.into(), bound).await {
             Ok(reply) => match codec::decode(&reply) {
+                Ok(Reply::Refused(Refusal::Epoch(epoch))) => {
+                    self.epoch.heard(leader, epoch);
+                    Err(Refusal::NotLeader(None))
+                }
                 Ok(Reply::Refused(refusal)) => Err(refusal),
                 Ok(reply) => Ok(reply),
                 Err(error) => Err(Refusal::Unknown(error.to_string())),

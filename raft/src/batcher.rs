@@ -51,6 +51,7 @@ impl Batcher {
             held: None,
             slots: Arc::new(Semaphore::new(ENTRIES_UNDER_WAY)),
             tasks: tasks.clone(),
+            closing: closing.clone(),
         };
         tasks.spawn(async move {
             tokio::select! {
@@ -89,6 +90,7 @@ struct Run {
     held: Option<Item>,
     slots: Arc<Semaphore>,
     tasks: TaskTracker,
+    closing: CancellationToken,
 }
 
 /// Who waits for an entry.
@@ -112,8 +114,12 @@ impl Run {
             let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
             let (batch, waiting) = self.gather(first);
             let answer = self.submit(batch).await;
+            let closing = self.closing.clone();
             self.tasks.spawn(async move {
-                waiting.tell(answer.await);
+                // Without a quorum no answer comes; who waits is told that the outcome is unknown.
+                if let Some(answer) = closing.run_until_cancelled(answer).await {
+                    waiting.tell(answer);
+                }
                 drop(slot);
             });
         }

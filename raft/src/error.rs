@@ -77,6 +77,7 @@ impl From<Refusal> for Error {
             Refusal::Unknown(why) => Self::Unknown(why),
             Refusal::Failed(why) | Refusal::Invalid(why) => Self::Refused(why),
             Refusal::NoSpace => Self::Refused("the disk of a voter is nearly full".into()),
+            Refusal::Epoch(epoch) => Self::Refused(format!("the leader is of another epoch, {epoch}")),
             Refusal::NotLeader(_) => Self::Refused("not the leader".into()),
         }
     }

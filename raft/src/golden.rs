@@ -8,13 +8,15 @@ use flotilla_api::{Change, Expect, GroupResource, Key};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use crate::backup::{BackupHeader, Piece};
 use crate::codec::{self, EntryForm, LogIdForm, MembershipForm, PayloadForm, StoredMembershipForm, VoteForm};
 use crate::command::{Batch, EventBounds};
 use crate::disk::StoreMeta;
 use crate::outcome::{Applied, Outcome};
+use crate::state::Record;
 use crate::wire::{
-    Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotFile, SnapshotHeader, SnapshotReply, Transfer,
-    VoteAnswer, VoteAsk,
+    Addressed, Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotFile, SnapshotHeader, SnapshotReply,
+    Transfer, VoteAnswer, VoteAsk,
 };
 
 const GOLDEN: &str = include_str!("../tests/golden.txt");
@@ -70,7 +72,7 @@ fn formats_are_as_they_were() {
 
     let mut lines = String::new();
     let l = &mut lines;
-    pinned(l, "store-meta", &StoreMeta::new("c", Some(1)));
+    pinned(l, "store-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", Some(1)) });
     pinned(l, "vote", &vote);
     pinned(l, "log-id", &id);
     pinned(l, "entry-blank", &entry(PayloadForm::Blank));
@@ -102,16 +104,37 @@ fn formats_are_as_they_were() {
     pinned(l, "refused-invalid", &Reply::Refused(Refusal::Invalid("x".into())));
     pinned(l, "refused-unknown", &Reply::Refused(Refusal::Unknown("x".into())));
     pinned(l, "refused-failed", &Reply::Refused(Refusal::Failed("x".into())));
-    pinned(l, "opening-log", &Opening::Log);
-    pinned(l, "opening-snapshot", &Opening::Snapshot(header));
+    pinned(l, "refused-epoch", &Reply::Refused(Refusal::Epoch(2)));
+    pinned(l, "addressed-request", &Addressed { epoch: 2, body: Request::ReadIndex });
+    pinned(l, "opening-log", &Addressed { epoch: 2, body: Opening::Log });
+    pinned(l, "opening-snapshot", &Addressed { epoch: 2, body: Opening::Snapshot(header) });
     pinned(l, "append", &append);
     pinned(l, "snapshot-vote", &SnapshotReply::Vote(vote));
     pinned(l, "snapshot-failed", &SnapshotReply::Failed("x".into()));
     crate::state::pin(l, stored);
+    let backup = BackupHeader {
+        cluster: "c".into(),
+        epoch: 2,
+        revision: 12,
+        applied: id,
+        now_ms: 1_700_000_000_000,
+        taken_ms: 1_700_000_000_001,
+    };
+    let record = Record {
+        key: change().writes[0].key().clone(),
+        create_revision: 1,
+        mod_revision: 12,
+        time_ms: 5,
+        value: "{}".into(),
+    };
+    pinned(l, "backup-header", &Piece::Header(backup));
+    pinned(l, "backup-objects", &Piece::Objects(vec![record]));
+    pinned(l, "backup-end", &Piece::End(1));
+    println!("{lines}");
     for (found, golden) in lines.lines().zip(GOLDEN.lines()) {
         assert_eq!(found, golden);
     }
-    assert_eq!(lines.lines().count(), GOLDEN.lines().count(), "in full:\n{lines}");
+    assert_eq!(lines.lines().count(), GOLDEN.lines().count(), "not as many formats");
 }
 
 #[test]

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use crate::batcher::Batcher;
+use crate::epoch::Epoch;
 use crate::limits;
 use crate::log::Log;
 use crate::machine::Machine;
@@ -43,6 +44,7 @@ pub(crate) struct Inner {
     pub transport: Arc<dyn Transport>,
     pub space: Arc<Space>,
     pub low_space: Arc<LowSpace>,
+    pub epoch: Arc<Epoch>,
     pub status: watch::Receiver<Status>,
     pub tasks: TaskTracker,
     /// Held while a snapshot is received.

@@ -7,6 +7,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::epoch::Epoch;
 use crate::inner::Inner;
 use crate::log::Log;
 use crate::machine::Machine;
@@ -25,15 +26,18 @@ pub(crate) struct Sources {
     pub log: Log,
     pub machine: Arc<Machine>,
     pub space: Arc<Space>,
+    pub epoch: Arc<Epoch>,
 }
 
 /// Keeps the published status current until the store closes.
 pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>) {
-    let Sources { raft, log, machine, space } = from;
-    let mut metrics = raft.metrics();
+    let Sources { raft, log, machine, space, epoch } = from;
+    let (mut metrics, mut standing) = (raft.metrics(), epoch.standing());
     loop {
         let (revision, log_bytes) = (machine.hub().revision(), log.retained_bytes());
-        let next = Status::from_metrics(&metrics.borrow_and_update(), revision, log_bytes, space.is_low());
+        let standing_now = *standing.borrow_and_update();
+        let next =
+            Status::from_metrics(&metrics.borrow_and_update(), standing_now, revision, log_bytes, space.is_low());
         status.send_if_modified(|current| {
             let changed = *current != next;
             *current = next;
@@ -42,6 +46,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
         tokio::select! {
             biased;
             () = machine.closing().cancelled() => return,
+            changed = standing.changed() => if changed.is_err() { return },
             changed = metrics.changed() => if changed.is_err() { return },
         }
     }

@@ -8,11 +8,13 @@
 //! Invariant: membership holds ids only; where a peer is, is the [`Transport`]'s business.
 
 mod ask;
+mod backup;
 mod batcher;
 mod codec;
 mod command;
 mod courier;
 mod disk;
+mod epoch;
 mod error;
 mod frame;
 #[cfg(test)]
@@ -28,6 +30,7 @@ mod network;
 mod options;
 mod outcome;
 mod reads;
+mod recover;
 mod runtime;
 mod serve;
 mod snapshot;
@@ -40,6 +43,7 @@ mod types;
 mod watch;
 mod wire;
 
+pub use backup::{Backup, BackupError, BackupInfo, restore, verify as verify_backup};
 pub use command::EventBounds;
 pub use disk::{DbError, DiskError};
 pub use error::{Error, HandleError, OpenError, ProposeError};
@@ -47,6 +51,7 @@ pub use kv::{Event, KeyValue, Listing, Range};
 pub use limits::{MAX_CHANGE_BYTES, MAX_KEY_BYTES, MAX_PRECONDITIONS, MAX_VALUE_BYTES};
 pub use options::Options;
 pub use outcome::Applied;
+pub use recover::{RecoverError, Remains, inspect, recover};
 pub use space::SpaceFloor;
 pub use state::{HistoryBounds, ReadError};
 pub use status::Status;

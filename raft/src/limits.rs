@@ -54,7 +54,7 @@ pub(crate) fn check(change: &Change) -> Result<(), String> {
     at_most("bytes of change", change_bytes(change), MAX_CHANGE_BYTES)
 }
 
-fn check_key(key: &Key) -> Result<(), String> {
+pub(crate) fn check_key(key: &Key) -> Result<(), String> {
     at_most("bytes of key", key.as_str().len(), MAX_KEY_BYTES)?;
     match Key::parse(key.as_str()) {
         Some(_) => Ok(()),

@@ -37,8 +37,8 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub fn open(root: &Path, cluster: &str, disk: Disk) -> Result<Self, DiskError> {
-        let state = Arc::new(State::open(&snapshot::current_state(root, &disk)?, cluster, &disk)?);
+    pub fn open(root: &Path, state: &Path, cluster: &str, disk: Disk) -> Result<Self, DiskError> {
+        let state = Arc::new(State::open(state, cluster, &disk)?);
         let hub = Hub::new(state.header().revision);
         let (root, cluster) = (root.to_owned(), cluster.to_owned());
         Ok(Self {

@@ -21,11 +21,14 @@ use tokio::sync::mpsc;
 
 use crate::codec::{self, LogIdForm, VoteForm};
 use crate::courier;
+use crate::epoch::Epoch;
 use crate::frame::{self, FrameError, within};
 use crate::snapshot::SnapshotData;
 use crate::transport::{Reader, Transport, TransportError, Writer};
 use crate::types::{LogId, NodeId, Types, Vote};
-use crate::wire::{Append, AppendResult, Opening, Reply, Request, SnapshotHeader, SnapshotReply, Transfer, VoteAsk};
+use crate::wire::{
+    Addressed, Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotHeader, SnapshotReply, Transfer, VoteAsk,
+};
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 type Rpc<T> = Result<T, RPCError<Types>>;
@@ -62,6 +65,7 @@ pub(crate) struct Network {
     pub id: NodeId,
     pub transport: Arc<dyn Transport>,
     pub low_space: Arc<LowSpace>,
+    pub epoch: Arc<Epoch>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -119,10 +123,16 @@ fn append_result(result: AppendResult) -> StreamAppendResult<Types> {
 
 impl Peer {
     async fn call(&self, request: &Request, bound: Duration) -> Rpc<Reply> {
-        let message = codec::encode(request).map_err(broken)?;
+        let message = codec::encode(&Addressed { epoch: self.network.epoch.own(), body: request }).map_err(broken)?;
         let called = self.network.transport.call(self.target, message.into(), bound).await;
         let reply = called.map_err(transport_error(self.network.id, self.target, bound))?;
-        codec::decode(&reply).map_err(broken)
+        let reply = codec::decode(&reply).map_err(broken)?;
+        if let Reply::Refused(Refusal::Epoch(epoch)) = reply {
+            self.network.epoch.heard(self.target, epoch);
+            let error = std::io::Error::other(format!("the peer is of epoch {epoch}"));
+            return Err(RPCError::Unreachable(Unreachable::new(&error)));
+        }
+        Ok(reply)
     }
 
     async fn append(&self, request: &AppendEntriesRequest<Types>) -> Rpc<StreamAppendResult<Types>> {
@@ -148,7 +158,8 @@ impl Peer {
         let opened = tokio::time::timeout(CALL_TIMEOUT, self.network.transport.open_stream(self.target)).await;
         let opened = opened.unwrap_or(Err(TransportError::Timeout));
         let (reader, mut writer) = opened.map_err(transport_error(self.network.id, self.target, CALL_TIMEOUT))?;
-        within(CALL_TIMEOUT, frame::write_message(&mut writer, opening)).await.map_err(broken)?;
+        let opening = Addressed { epoch: self.network.epoch.own(), body: opening };
+        within(CALL_TIMEOUT, frame::write_message(&mut writer, &opening)).await.map_err(broken)?;
         Ok((reader, writer))
     }
 

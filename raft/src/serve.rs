@@ -13,6 +13,7 @@ use openraft::raft::{
 
 use crate::codec::{self, LogIdForm, VoteForm};
 use crate::courier::{self, CourierError};
+use crate::epoch;
 use crate::error::HandleError;
 use crate::frame::{self, FrameError, within};
 use crate::inner::Inner;
@@ -20,8 +21,8 @@ use crate::snapshot::SnapshotData;
 use crate::transport::{Reader, Writer};
 use crate::types::{Entry, LogId, NodeId, Types, Vote};
 use crate::wire::{
-    Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotHeader, SnapshotReply, Transfer, VoteAnswer,
-    VoteAsk,
+    Addressed, Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotHeader, SnapshotReply, Transfer,
+    VoteAnswer, VoteAsk,
 };
 
 /// A stream that does not say what it is for within this time is closed.
@@ -31,11 +32,23 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 impl Inner {
     pub async fn handle(&self, from: NodeId, message: &[u8]) -> Result<Bytes, HandleError> {
         let malformed = |e: codec::CodecError| HandleError::Malformed { from, detail: e.to_string() };
-        let request: Request = codec::decode(message).map_err(malformed)?;
-        let answered = tokio::time::timeout(self.options.request_timeout, self.answer(from, request)).await;
+        let request: Addressed<Request> = codec::decode(message).map_err(malformed)?;
+        let answer = async {
+            self.admit(from, request.epoch, request.body.is_leaders()).await?;
+            self.answer(from, request.body).await
+        };
+        let answered = tokio::time::timeout(self.options.request_timeout, answer).await;
         let reply = answered.unwrap_or_else(|_| Err(Refusal::Unknown("no answer in time".into())));
         let reply = reply.unwrap_or_else(Reply::Refused);
         codec::encode(&reply).map(Bytes::from).map_err(malformed)
+    }
+
+    /// Refuses another epoch; an empty replica takes that of its first leader.
+    async fn admit(&self, from: NodeId, epoch: u64, is_leaders: bool) -> Result<(), Refusal> {
+        if self.epoch.own() == 0 && epoch != 0 && is_leaders {
+            epoch::adopt(&self.epoch, epoch, &self.log, &self.machine).await.map_err(fatal)?;
+        }
+        self.epoch.check(from, epoch)
     }
 
     pub async fn answer(&self, from: NodeId, request: Request) -> Result<Reply, Refusal> {
@@ -109,10 +122,14 @@ impl Inner {
 
     pub async fn handle_stream(&self, from: NodeId, mut reader: Reader, mut writer: Writer) -> Result<(), HandleError> {
         let broken = |e: FrameError| HandleError::Broken { from, detail: e.to_string() };
-        match within(OPENING_TIMEOUT, frame::read_message(&mut reader)).await.map_err(broken)? {
-            None => Ok(()),
-            Some(Opening::Log) => self.follow(from, reader, writer).await,
-            Some(Opening::Snapshot(header)) => {
+        let opening = within(OPENING_TIMEOUT, frame::read_message(&mut reader)).await.map_err(broken)?;
+        let Some(Addressed { epoch, body }) = opening else { return Ok(()) };
+        if let Err(refusal) = self.admit(from, epoch, true).await {
+            return Err(HandleError::Broken { from, detail: format!("refused: {refusal:?}") });
+        }
+        match body {
+            Opening::Log => self.follow(from, reader, writer).await,
+            Opening::Snapshot(header) => {
                 let reply = match self.receive(from, &header, &mut reader).await {
                     Ok(vote) => SnapshotReply::Vote((&vote).into()),
                     Err(why) => {

@@ -1,7 +1,7 @@
 //! Copies of the state on disk: where they live, and how one takes the state's place.
 //!
-//! The directory `state-N` that the file `state.current` names is the state. A received snapshot is
-//! staged beside it and takes over by replacing that file.
+//! The file `state.current` names the directory `state-N` of the state, and on a second line that of the
+//! log. A received snapshot is staged beside them and takes over by replacing that file.
 //!
 //! Invariant: `state.current` is replaced by a rename, after everything it names is on disk.
 //! Invariant: a copy's directory is removed with its handle, and leftovers are removed at start.
@@ -14,6 +14,8 @@ use crate::state::State;
 use crate::types::{LogId, SnapshotMeta};
 
 const POINTER: &str = "state.current";
+const LOG: &str = "log";
+const LOG_PREFIX: &str = "log-";
 const STATE_PREFIX: &str = "state-";
 const COPY_PREFIX: &str = "copy-";
 const MAX_POINTER_BYTES: u64 = 256;
@@ -47,9 +49,14 @@ impl SnapshotDir {
         Ok(Self::keep(staging, covered(state)))
     }
 
-    /// Opens what was staged, to see that it is a state of this cluster and what it covers.
-    pub fn verify(staging: Staging, cluster: &str) -> Result<Self, DiskError> {
-        let meta = covered(&State::open(&staging.path, cluster, &staging.disk)?);
+    /// Opens what was staged, to see that it is a state of this cluster and epoch and what it covers.
+    pub fn verify(staging: Staging, cluster: &str, epoch: u64) -> Result<Self, DiskError> {
+        let state = State::open(&staging.path, cluster, &staging.disk)?;
+        if state.epoch() != epoch {
+            return Err(DiskError::damaged(&staging.path, format!("of epoch {}, not {epoch}", state.epoch())));
+        }
+        let meta = covered(&state);
+        drop(state);
         Ok(Self::keep(staging, meta))
     }
 
@@ -72,11 +79,18 @@ impl SnapshotDir {
 
     /// Makes this copy the state that the next start opens, and returns where it is now.
     pub fn promote(self, root: &Path) -> Result<PathBuf, DiskError> {
-        let path = fresh(root, STATE_PREFIX);
+        let log = Places::find(root, &self.disk)?.log;
+        self.promote_with(root, log)
+    }
+
+    /// The same, together with another log.
+    pub fn promote_with(self, root: &Path, log: PathBuf) -> Result<PathBuf, DiskError> {
+        let state = fresh(root, STATE_PREFIX);
         sync_all(&self.disk, &self.path)?;
-        self.disk.rename(&self.path, &path).map_err(DiskError::io(&self.path))?;
-        point(&self.disk, root, &path)?;
-        Ok(path)
+        self.disk.rename(&self.path, &state).map_err(DiskError::io(&self.path))?;
+        let places = Places { state, log };
+        places.point(root, &self.disk)?;
+        Ok(places.state)
     }
 }
 
@@ -136,38 +150,60 @@ fn fresh(root: &Path, prefix: &str) -> PathBuf {
     root.join(format!("{prefix}{:016x}", runtime::random()))
 }
 
-/// The directory of the state, made known if there is none, with everything else like it removed.
-pub(crate) fn current_state(root: &Path, disk: &Disk) -> Result<PathBuf, DiskError> {
-    let pointer = root.join(POINTER);
-    let current = match disk.read(&pointer, MAX_POINTER_BYTES).map_err(DiskError::io(&pointer))? {
-        Some(bytes) => match std::str::from_utf8(&bytes) {
-            Ok(name) if name.starts_with(STATE_PREFIX) && !name.contains('/') => root.join(name),
-            _ => return Err(DiskError::damaged(&pointer, format!("names {:?}", bytes.escape_ascii().to_string()))),
-        },
-        None => {
-            let path = fresh(root, STATE_PREFIX);
-            point(disk, root, &path)?;
-            path
-        }
-    };
-    for item in disk.list(root).map_err(DiskError::io(root))? {
-        let path = root.join(&item.name);
-        let copy = item.name.starts_with(STATE_PREFIX) || item.name.starts_with(COPY_PREFIX);
-        if path != current && item.is_dir && copy {
-            remove(disk, &path);
-        }
-    }
-    Ok(current)
+/// Where a replica's databases are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Places {
+    pub state: PathBuf,
+    pub log: PathBuf,
 }
 
-fn point(disk: &Disk, root: &Path, state: &Path) -> Result<(), DiskError> {
-    let name = state.file_name().and_then(|n| n.to_str()).unwrap_or_default();
-    let (pointer, next) = (root.join(POINTER), root.join("state.next"));
-    let mut file = disk.writer(&next).map_err(DiskError::io(&next))?;
-    file.write_all(name.as_bytes()).and_then(|()| file.flush()).map_err(DiskError::io(&next))?;
-    disk.sync(&next).map_err(DiskError::io(&next))?;
-    disk.rename(&next, &pointer).map_err(DiskError::io(&pointer))?;
-    disk.sync(root).map_err(DiskError::io(root))
+impl Places {
+    /// The directories in use, made known if there are none.
+    pub fn find(root: &Path, disk: &Disk) -> Result<Self, DiskError> {
+        let pointer = root.join(POINTER);
+        let Some(bytes) = disk.read(&pointer, MAX_POINTER_BYTES).map_err(DiskError::io(&pointer))? else {
+            let places = Self { state: fresh(root, STATE_PREFIX), log: root.join(LOG) };
+            places.point(root, disk)?;
+            return Ok(places);
+        };
+        let places = std::str::from_utf8(&bytes).ok().and_then(|text| Self::parse(root, text));
+        places.ok_or_else(|| DiskError::damaged(&pointer, format!("names {:?}", bytes.escape_ascii().to_string())))
+    }
+
+    fn parse(root: &Path, text: &str) -> Option<Self> {
+        let (state, log) = text.split_once('\n').unwrap_or((text, LOG));
+        let known = |name: &str, prefix: &str| name.starts_with(prefix) && !name.contains(['/', '\n']);
+        (known(state, STATE_PREFIX) && (log == LOG || known(log, LOG_PREFIX)))
+            .then(|| Self { state: root.join(state), log: root.join(log) })
+    }
+
+    /// A directory for another log.
+    pub fn fresh_log(root: &Path) -> PathBuf {
+        fresh(root, LOG_PREFIX)
+    }
+
+    /// Removes everything that looks like a state or a log and is not in use.
+    pub fn tidy(&self, root: &Path, disk: &Disk) -> Result<(), DiskError> {
+        for item in disk.list(root).map_err(DiskError::io(root))? {
+            let path = root.join(&item.name);
+            let ours = [STATE_PREFIX, COPY_PREFIX, LOG_PREFIX].iter().any(|prefix| item.name.starts_with(prefix));
+            if item.is_dir && (ours || item.name == LOG) && path != self.state && path != self.log {
+                remove(disk, &path);
+            }
+        }
+        Ok(())
+    }
+
+    fn point(&self, root: &Path, disk: &Disk) -> Result<(), DiskError> {
+        let name = |path: &Path| path.file_name().and_then(|n| n.to_str()).unwrap_or_default().to_owned();
+        let text = format!("{}\n{}", name(&self.state), name(&self.log));
+        let (pointer, next) = (root.join(POINTER), root.join("state.next"));
+        let mut file = disk.writer(&next).map_err(DiskError::io(&next))?;
+        file.write_all(text.as_bytes()).and_then(|()| file.flush()).map_err(DiskError::io(&next))?;
+        disk.sync(&next).map_err(DiskError::io(&next))?;
+        disk.rename(&next, &pointer).map_err(DiskError::io(&pointer))?;
+        disk.sync(root).map_err(DiskError::io(root))
+    }
 }
 
 fn sync_all(disk: &Disk, dir: &Path) -> Result<(), DiskError> {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use crate::epoch::Standing;
 use crate::types::{NodeId, Types};
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,6 +10,10 @@ pub struct Status {
     pub id: NodeId,
     pub leader: Option<NodeId>,
     pub term: u64,
+    /// The life of the cluster that this replica belongs to; 0 until it belongs to one.
+    pub epoch: u64,
+    /// The cluster has begun this epoch without this replica, which therefore has to join anew.
+    pub superseded_by: Option<u64>,
     pub is_leader: bool,
     pub voters: BTreeSet<NodeId>,
     pub learners: BTreeSet<NodeId>,
@@ -28,6 +33,7 @@ pub struct Status {
 impl Status {
     pub(crate) fn from_metrics(
         metrics: &openraft::RaftMetrics<Types>,
+        standing: Standing,
         revision: u64,
         log_bytes: u64,
         low_space: bool,
@@ -37,6 +43,8 @@ impl Status {
             id: metrics.id,
             leader: metrics.current_leader,
             term: metrics.current_term,
+            epoch: standing.own,
+            superseded_by: standing.superseded_by,
             is_leader: metrics.state.is_leader() && metrics.current_leader == Some(metrics.id),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),

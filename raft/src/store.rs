@@ -12,8 +12,10 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::backup::{self, Backup};
 use crate::batcher::Batcher;
 use crate::disk::{Disk, DiskError, StoreMeta};
+use crate::epoch::{self, Epoch, FIRST_EPOCH};
 use crate::error::{Error, HandleError, OpenError, ProposeError};
 use crate::inner::Inner;
 use crate::keeper::{self, Sources};
@@ -27,6 +29,7 @@ use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
 use crate::runtime;
+use crate::snapshot::Places;
 use crate::space::Space;
 use crate::state::ReadError;
 use crate::status::Status;
@@ -54,16 +57,27 @@ impl Store {
             return Err(OpenError::ZeroId);
         }
         let config = Arc::new(raft_config(&options)?);
-        let (log, machine, space) = open_disk(&options, Disk::default()).await?;
+        let Opened { log, machine, space, epoch } = open_disk(&options, Disk::default()).await?;
         let low_space = Arc::new(LowSpace::default());
-        let network = Network { id: options.id, transport: transport.clone(), low_space: low_space.clone() };
+        let network = Network {
+            id: options.id,
+            transport: transport.clone(),
+            low_space: low_space.clone(),
+            epoch: epoch.clone(),
+        };
         let raft = Raft::new(options.id, config, network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|e| OpenError::Raft(e.to_string()))?;
         machine.started();
 
         let tasks = TaskTracker::new();
-        let (publish, status) = watch::channel(Status { id: options.id, ..Status::default() });
-        let sources = Sources { raft: raft.clone(), log: log.clone(), machine: machine.clone(), space: space.clone() };
+        let (publish, status) = watch::channel(Status { id: options.id, epoch: epoch.own(), ..Status::default() });
+        let sources = Sources {
+            raft: raft.clone(),
+            log: log.clone(),
+            machine: machine.clone(),
+            space: space.clone(),
+            epoch: epoch.clone(),
+        };
         tasks.spawn(keeper::publish_status(sources, publish));
         let (reads, asker) = Reads::new();
         let batcher = Batcher::start(raft.clone(), options.events, &tasks, machine.closing().clone());
@@ -77,6 +91,7 @@ impl Store {
             transport,
             space,
             low_space,
+            epoch,
             status,
             tasks,
             receiving: Mutex::new(()),
@@ -89,6 +104,9 @@ impl Store {
 
     /// Makes this replica the sole voter of a new cluster. Does nothing if it is in a cluster.
     pub async fn bootstrap(&self) -> Result<(), Error> {
+        let inner = &self.inner;
+        let adopted = epoch::adopt(&inner.epoch, FIRST_EPOCH, &inner.log, &inner.machine).await;
+        adopted.map_err(|e| Error::Refused(e.to_string()))?;
         match self.inner.raft.initialize(BTreeSet::from([self.inner.id()])).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
             Err(error) => Err(Error::Refused(error.to_string())),
@@ -107,6 +125,7 @@ impl Store {
             Refusal::Invalid(why) => ProposeError::Invalid(why),
             Refusal::Unknown(why) => ProposeError::Unknown(why),
             Refusal::Failed(why) => ProposeError::Failed(why),
+            Refusal::Epoch(epoch) => ProposeError::Failed(format!("the leader is of another epoch, {epoch}")),
         })?;
         match reply {
             Reply::Propose(Outcome::Applied(applied)) => Ok(applied),
@@ -186,6 +205,15 @@ impl Store {
         self.inner.machine.state().header().compacted
     }
 
+    /// Begins a backup of everything that was acknowledged before it was called; with `stale`, of what this replica has,
+    /// which also works without a leader.
+    pub async fn backup(&self, stale: bool) -> Result<Backup, ReadError> {
+        if !stale {
+            self.barrier().await?;
+        }
+        Ok(backup::start(&self.inner))
+    }
+
     /// The last revision applied here.
     pub fn revision(&self) -> u64 {
         self.inner.machine.hub().revision()
@@ -257,16 +285,27 @@ impl Store {
     }
 }
 
-async fn open_disk(options: &Options, disk: Disk) -> Result<(Log, Arc<Machine>, Arc<Space>), OpenError> {
+/// What a replica has on its disk.
+struct Opened {
+    log: Log,
+    machine: Arc<Machine>,
+    space: Arc<Space>,
+    epoch: Arc<Epoch>,
+}
+
+async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
     let options = options.clone();
     let opened = runtime::blocking(move || {
         let dir = &options.dir;
         disk.create_dir(dir).map_err(DiskError::io(dir))?;
-        let log = Log::open(&dir.join("log"), &StoreMeta::new(&options.cluster, Some(options.id)), &disk)?;
+        let places = Places::find(dir, &disk)?;
+        places.tidy(dir, &disk)?;
+        let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), &disk)?;
         let space = Arc::new(Space::new(options.space_floor));
         space.look(&disk, dir);
-        let machine = Arc::new(Machine::open(dir, &options.cluster, disk)?);
-        Ok::<_, DiskError>((log, machine, space))
+        let machine = Arc::new(Machine::open(dir, &places.state, &options.cluster, disk)?);
+        let epoch = Arc::new(Epoch::open(&log, &machine)?);
+        Ok::<_, DiskError>(Opened { log, machine, space, epoch })
     });
     Ok(opened.await.map_err(|e| OpenError::Raft(e.to_string()))??)
 }

@@ -10,6 +10,13 @@ use serde::{Deserialize, Serialize};
 use crate::codec::{EntryForm, LogIdForm, StoredMembershipForm, VoteForm};
 use crate::outcome::Outcome;
 
+/// A request, or the opening of a stream, and the epoch of the cluster that its sender belongs to.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Addressed<T> {
+    pub epoch: u64,
+    pub body: T,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Request {
     /// Heartbeats, and entries when no stream is used.
@@ -50,6 +57,15 @@ pub(crate) enum Refusal {
     Unknown(String),
     /// Nothing happened, for this reason.
     Failed(String),
+    /// Nothing happened: the sender belongs to another epoch than this one.
+    Epoch(u64),
+}
+
+impl Request {
+    /// Whether only a leader sends it.
+    pub fn is_leaders(&self) -> bool {
+        matches!(self, Request::Append(append) if append.vote.committed)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

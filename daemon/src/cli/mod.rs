@@ -6,6 +6,7 @@
 //! asked for was done, 2 if the command line made no sense, and that of the command under `exec`.
 
 mod apply;
+mod backup;
 mod ca;
 mod cluster;
 mod completion;
@@ -23,6 +24,7 @@ mod logs;
 mod manifest;
 mod nodes;
 mod output;
+mod revive;
 mod secrets;
 mod session;
 mod stop;
@@ -162,6 +164,12 @@ enum Command {
     Leave(nodes::LeaveArgs),
     /// Pull, import, list and remove images of one machine
     Image(image::ImageArgs),
+    /// Write the whole store to a file, while the cluster runs
+    Backup(backup::BackupArgs),
+    /// Make this machine the first node of the cluster that a backup is of
+    Restore(Box<revive::RestoreArgs>),
+    /// Go on with this machine alone, when most voters are gone for good
+    Recover(Box<revive::RecoverArgs>),
     /// Make a key and a certificate for --server, or revoke them
     Credentials(credentials::CredentialsArgs),
     /// Replace the cluster's certificate authority, or look at it
@@ -179,6 +187,8 @@ pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Up(args) => up::start(*args, daemon).map(|()| ExitCode::SUCCESS),
+        Command::Restore(args) => revive::restore(*args).map(ExitCode::from),
+        Command::Recover(args) => revive::recover(*args).map(ExitCode::from),
         Command::Completion(args) => completion::print(&args).map(ExitCode::from),
         Command::Dev(args) => on_one_thread(dev::run(args)),
         command => on_one_thread(dispatch(cli.global, command)).map(ExitCode::from),
@@ -224,8 +234,10 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Drain(args) => nodes::drain(&session, &args).await,
         Command::Leave(args) => nodes::leave(&session, &args).await,
         Command::Image(args) => image::image(&session, &args).await,
+        Command::Backup(args) => backup::backup(&session, &args).await,
         Command::Credentials(args) => credentials::make(&session, &args).await,
         Command::Ca(args) => ca::ca(&session, &args).await,
+        Command::Restore(_) | Command::Recover(_) => Ok(DONE),
         Command::Up(_) | Command::Version(_) | Command::Completion(_) | Command::Dev(_) => Ok(DONE),
     }
 }

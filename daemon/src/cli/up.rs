@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::config::{Config, Layer};
+use crate::config::{Config, ConfigError, Layer};
 
 /// Variables of the command line that the daemon's configuration has no key for.
 const CLIENT_VARIABLES: [&str; 1] = ["FLOTILLA_SOCKET"];
@@ -18,11 +18,8 @@ Examples:
 
 Every option is also a key of the configuration file (with _ for -) and a variable: FLOTILLA_DATA_DIR.")]
 pub struct UpArgs {
-    /// The configuration file [default: /etc/flotilla/flotilla.toml if there is one]
-    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
-    config: Option<PathBuf>,
     #[command(flatten)]
-    layer: Layer,
+    place: PlaceArgs,
 }
 
 /// Reads the configuration and hands it to `daemon`, which runs until it is told to stop.
@@ -30,6 +27,24 @@ pub struct UpArgs {
 /// # Errors
 /// If the configuration is wrong or the daemon fails.
 pub fn start(args: UpArgs, daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    let environment = std::env::vars().filter(|(name, _)| !CLIENT_VARIABLES.contains(&name.as_str()));
-    daemon(Config::load(args.config.as_deref(), environment, args.layer)?)
+    daemon(args.place.load()?)
+}
+
+/// Which daemon of this machine is meant, and how it is configured.
+#[derive(Debug, Args)]
+pub struct PlaceArgs {
+    /// The configuration file [default: /etc/flotilla/flotilla.toml if there is one]
+    #[arg(long, env = "FLOTILLA_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(flatten)]
+    layer: Layer,
+}
+
+impl PlaceArgs {
+    /// # Errors
+    /// If the configuration is wrong.
+    pub fn load(self) -> Result<Config, ConfigError> {
+        let environment = std::env::vars().filter(|(name, _)| !CLIENT_VARIABLES.contains(&name.as_str()));
+        Config::load(self.config.as_deref(), environment, self.layer)
+    }
 }

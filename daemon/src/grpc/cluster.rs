@@ -15,11 +15,11 @@ use super::watch::{Answer, finished, stream};
 use super::{master, refuse, text, user};
 use crate::VERSION;
 use crate::drain::{self, Drain};
-use crate::gate::{DeleteOptions, ListQuery, User};
+use crate::gate::{self, DeleteOptions, ListQuery, User};
 use crate::members::ID_ANNOTATION;
 use crate::node::Node;
 use crate::proto::{self, cluster_server::Cluster};
-use crate::trust::{CaStatus, TokenWish};
+use crate::trust::{CaStatus, TokenWish, chain};
 use crate::usage::Usage;
 
 const DEFAULT_DRAIN_TIMEOUT: Duration = Duration::from_secs(300);
@@ -90,6 +90,7 @@ impl Service {
             revision: self.node.gate.store().revision(),
             voters: raft.voters.iter().map(name).collect(),
             learners: raft.learners.iter().map(name).collect(),
+            epoch: raft.epoch,
             version: VERSION.into(),
             problems: self.problems(&raft),
         }
@@ -99,6 +100,11 @@ impl Service {
         let mut problems = Vec::new();
         if raft.leader.is_none() {
             problems.push("no leader: more than half of the voters must run and reach each other".to_owned());
+        }
+        if let Some(epoch) = raft.superseded_by {
+            problems.push(format!(
+                "a part of the cluster has gone on as epoch {epoch} without this node, which has to join it anew"
+            ));
         }
         if let Some(error) = &raft.fatal {
             problems.push(format!("the store of this node has stopped: {error}; free its disk and restart the daemon"));
@@ -129,6 +135,25 @@ impl Cluster for Service {
         let user = user(&request)?;
         let nodes = Service::nodes(self, &user).await.map_err(refuse)?;
         Ok(Response::new(proto::NodesResponse { nodes }))
+    }
+
+    type BackupStream = Answer<proto::BackupChunk>;
+
+    async fn backup(
+        &self,
+        request: Request<proto::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, tonic::Status> {
+        master(&request, "back the store up")?;
+        let store = self.node.gate.store();
+        let backup = store.backup(request.into_inner().stale).await;
+        let mut backup = backup.map_err(|error| refuse(gate::read_status(error)))?;
+        Ok(Response::new(stream(|send| async move {
+            while let Some(piece) = backup.next().await {
+                let data = piece.map_err(|error| refuse(Status::internal(chain(&error))))?.to_vec();
+                _ = send.send(Ok(proto::BackupChunk { data })).await;
+            }
+            Ok(())
+        })))
     }
 
     async fn create_token(

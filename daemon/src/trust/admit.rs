@@ -101,7 +101,8 @@ impl Trust {
         status.last_used_at = Some(Time(now));
 
         let (labels, taints) = (&token.spec.labels, &token.spec.taints);
-        let mut node = node_object(&request.name, request.id, key, &request.addresses, labels, taints);
+        let epoch = store.status().borrow().epoch;
+        let mut node = node_object(&request.name, request.id, key, epoch, &request.addresses, labels, taints);
         if !labels.is_empty() {
             let given: Vec<&str> = labels.keys().map(String::as_str).collect();
             node["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION] = json!(given.join(","));

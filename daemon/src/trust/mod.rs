@@ -14,7 +14,7 @@ use flotilla_api::Builtin;
 use flotilla_api::k8s_openapi::ByteString;
 use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::cluster::{ClusterObject, ClusterSpec};
-use flotilla_api::{Key, Reason, Status};
+use flotilla_api::{Change, Key, Reason, Status, object};
 use flotilla_net::{
     Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal, SealKey,
 };
@@ -22,8 +22,8 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::VERSION;
-use crate::gate::{Gate, User, WriteOptions};
-use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, Members};
+use crate::gate::{self, Gate, User, WriteOptions};
+use crate::members::{EPOCH_ANNOTATION, ID_ANNOTATION, KEY_ANNOTATION, Members};
 
 pub use rotation::{CaStatus, lead as lead_rotation};
 pub use tokens::TokenWish;
@@ -83,8 +83,7 @@ impl Trust {
         }
         let keyring = self.gate.sealer().found();
         objects.push((Builtin::Keyring, serde_json::to_value(keyring).map_err(Status::internal)?));
-        let key = hex(&identity.key().fingerprint());
-        objects.push((Builtin::Node, node_object(identity.name(), identity.id(), &key, addresses, labels, &[])));
+        objects.push((Builtin::Node, self.own_node(identity, addresses, labels)));
         for (kind, object) in objects {
             let kind = self.gate.built_in(kind)?;
             match self.gate.create(&User::root(), &kind, object, &WriteOptions::by(MANAGER)).await {
@@ -94,6 +93,38 @@ impl Trust {
             }
         }
         Ok(())
+    }
+
+    fn own_node(&self, identity: &Identity, addresses: &[SocketAddr], labels: &BTreeMap<String, String>) -> Value {
+        let epoch = self.gate.store().status().borrow().epoch;
+        let key = hex(&identity.key().fingerprint());
+        node_object(identity.name(), identity.id(), &key, epoch, addresses, labels, &[])
+    }
+
+    /// Makes the machine that restored the cluster its Node, in the place of the one that had its name before.
+    ///
+    /// # Errors
+    /// If the store does not take it.
+    pub async fn resettle(
+        &self,
+        identity: &Identity,
+        addresses: &[SocketAddr],
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), Status> {
+        let store = self.gate.store();
+        store.barrier().await.map_err(gate::read_status)?;
+        if self.is_listed(identity.name(), identity.id(), &hex(&identity.key().fingerprint())) {
+            return Ok(());
+        }
+        let kind = self.gate.built_in(Builtin::Node)?;
+        let (key, node) = gate::prepare(&kind, self.own_node(identity, addresses, labels))?;
+        let node = object::encode(&node).map_err(Status::internal)?;
+        let change = Change::new(User::root().name, MANAGER);
+        let change = match store.get(&key).map_err(gate::read_status)? {
+            Some(former) => change.update(key, former.mod_revision, node),
+            None => change.create(key, node),
+        };
+        store.propose(change).await.map(|_| ()).map_err(Status::internal)
     }
 
     /// Signs a certificate for a person or program.
@@ -173,6 +204,7 @@ fn node_object(
     name: &str,
     id: u64,
     key: &str,
+    epoch: u64,
     addresses: &[SocketAddr],
     labels: &BTreeMap<String, String>,
     taints: &[Taint],
@@ -193,7 +225,11 @@ fn node_object(
         "metadata": {
             "name": name,
             "labels": all,
-            "annotations": {ID_ANNOTATION: id.to_string(), KEY_ANNOTATION: key},
+            "annotations": {
+                ID_ANNOTATION: id.to_string(),
+                KEY_ANNOTATION: key,
+                EPOCH_ANNOTATION: epoch.to_string(),
+            },
         },
         "spec": {"providerID": format!("flotilla://{id}"), "taints": taints},
         "status": {"addresses": listed, "nodeInfo": {"kubeletVersion": format!("v{VERSION}")}},
@@ -214,6 +250,6 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 /// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

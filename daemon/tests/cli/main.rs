@@ -270,3 +270,17 @@ async fn images_are_pulled_and_imported() {
     let (code, _, error) = parts(&output);
     assert!(code == 1 && error.starts_with("error: cannot read "), "{error}");
 }
+
+#[tokio::test]
+async fn a_backup_that_is_not_whole_is_none() {
+    let (daemon, dir) = (Daemon::start(), tempfile::tempdir().unwrap());
+    let file = dir.path().join("flotilla.backup");
+    std::fs::write(&file, "an earlier one").unwrap();
+    let output = run(&daemon, &format!("backup {}", file.display())).await;
+    let (code, out, error) = parts(&output);
+    assert!((code, out) == (1, "") && error.contains("is cut off after 8 bytes"), "{error}");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), "an earlier one");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing else is left");
+    let output = run(&daemon, &format!("backup {}", dir.path().display())).await;
+    assert!(parts(&output).2.contains("is a directory"));
+}

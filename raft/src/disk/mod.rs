@@ -1,4 +1,4 @@
-//! What a replica needs of its disk, as a port, and who a database on it belongs to.
+//! What a replica needs of its disk, as a port, and whom a database on it belongs to.
 //!
 //! RocksDB over the file system is one medium (`rocks`); the simulation brings another, which forgets,
 //! tears, stalls and fails.
@@ -11,8 +11,8 @@ mod rocks;
 
 use std::io;
 use std::ops::Deref;
-use std::path::Path;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -67,11 +67,13 @@ pub(crate) struct StoreMeta {
     pub cluster: String,
     /// `None` in the state, which moves between nodes.
     pub node: Option<u64>,
+    /// The cluster epoch that what is stored belongs to; 0 while there is nothing.
+    pub epoch: u64,
 }
 
 impl StoreMeta {
     pub fn new(cluster: &str, node: Option<u64>) -> Self {
-        Self { format: STORE_FORMAT, cluster: cluster.into(), node }
+        Self { format: STORE_FORMAT, cluster: cluster.into(), node, epoch: 0 }
     }
 }
 
@@ -154,6 +156,8 @@ pub(crate) trait Medium: Send + Sync {
 /// An open database.
 pub(crate) struct Db {
     db: Box<dyn Database>,
+    path: PathBuf,
+    meta: Mutex<StoreMeta>,
     /// Dropped after the database is closed.
     _disk: Disk,
 }
@@ -163,6 +167,21 @@ impl Deref for Db {
 
     fn deref(&self) -> &Self::Target {
         self.db.as_ref()
+    }
+}
+
+impl Db {
+    pub fn epoch(&self) -> u64 {
+        self.meta.lock().unwrap_or_else(PoisonError::into_inner).epoch
+    }
+
+    /// From now on, and durably, what is stored belongs to this epoch.
+    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+        let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = StoreMeta { epoch, ..meta.clone() };
+        write_meta(self.db.as_ref(), &self.path, &next)?;
+        *meta = next;
+        Ok(())
     }
 }
 
@@ -196,8 +215,8 @@ impl Disk {
     pub fn database(&self, path: &Path, tail: Tail, meta: &StoreMeta) -> Result<Db, DiskError> {
         let open_error = |source| DiskError::Open { path: path.display().to_string(), source };
         let db = self.medium.open(path, tail).map_err(open_error)?;
-        check_owner(db.as_ref(), path, meta)?;
-        Ok(Db { db, _disk: self.clone() })
+        let meta = Mutex::new(check_owner(db.as_ref(), path, meta)?);
+        Ok(Db { db, path: path.to_owned(), meta, _disk: self.clone() })
     }
 
     /// A small file, whole; `None` if there is none.
@@ -224,25 +243,31 @@ impl Disk {
     }
 }
 
-fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<(), DiskError> {
+/// Returns what the database says about itself, in whichever epoch.
+fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<StoreMeta, DiskError> {
     let stored = db.get(META_KEY).map_err(|e| DiskError::damaged(path, e))?;
     let Some(bytes) = stored else {
-        let mut batch = WriteBatch::default();
-        batch.put(META_KEY, codec::encode(wanted).map_err(|e| DiskError::damaged(path, e))?);
-        return db.write(batch).and_then(|()| db.flush()).map_err(|e| DiskError::damaged(path, e));
+        write_meta(db, path, wanted)?;
+        return Ok(wanted.clone());
     };
     let found: StoreMeta = codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?;
     if found.format != wanted.format {
         return Err(DiskError::Format { path: path.display().to_string(), found: found.format });
     }
-    if &found != wanted {
+    if (&found.cluster, found.node) != (&wanted.cluster, wanted.node) {
         return Err(DiskError::Foreign {
             path: path.display().to_string(),
             found: owner(&found),
             wanted: owner(wanted),
         });
     }
-    Ok(())
+    Ok(found)
+}
+
+fn write_meta(db: &dyn Database, path: &Path, meta: &StoreMeta) -> Result<(), DiskError> {
+    let mut batch = WriteBatch::default();
+    batch.put(META_KEY, codec::encode(meta).map_err(|e| DiskError::damaged(path, e))?);
+    db.write(batch).and_then(|()| db.flush()).map_err(|e| DiskError::damaged(path, e))
 }
 
 fn owner(meta: &StoreMeta) -> String {

@@ -6,6 +6,7 @@
 //! Invariant: writes reach the disk in the order in which they were made.
 //! Invariant: an entry leaves the tail only after it is on disk.
 
+mod offline;
 mod reader;
 mod tail;
 #[cfg(test)]
@@ -28,6 +29,7 @@ use crate::codec::{LogIdForm, VoteForm};
 use crate::disk::{Db, Disk, DiskError, StoreMeta, Tail as WalTail};
 use crate::types::{Entry, LogId, Types, Vote};
 
+pub(crate) use offline::{Offline, begin};
 use tail::Tail;
 use writer::{Op, Writer};
 
@@ -53,6 +55,15 @@ impl Log {
         let tail = reader::load(&db, path)?;
         let writer = Writer::start(db.clone()).map_err(DiskError::io(path))?;
         Ok(Self { inner: Arc::new(Inner { db, tail: Mutex::new(tail), writer }) })
+    }
+
+    /// The cluster epoch it belongs to; 0 while there is nothing in it.
+    pub fn epoch(&self) -> u64 {
+        self.inner.db.epoch()
+    }
+
+    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+        self.inner.db.set_epoch(epoch)
     }
 
     /// How long the write that is under way has taken; zero when the disk is idle.

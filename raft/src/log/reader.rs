@@ -102,7 +102,7 @@ fn limited(mut entries: Vec<Entry>, max_bytes: usize) -> Vec<Entry> {
     entries
 }
 
-fn read_disk(db: &Db, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
+pub(super) fn read_disk(db: &Db, range: Range<u64>, max_bytes: usize) -> io::Result<Vec<Entry>> {
     let mut entries: Vec<Entry> = Vec::new();
     let mut sum_bytes = 0_usize;
     for item in entries_from(db, range.start) {

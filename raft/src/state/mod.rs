@@ -9,6 +9,7 @@
 //! flushed; it is flushed before the Raft log is purged.
 
 mod apply;
+mod dump;
 mod history;
 mod read;
 mod record;
@@ -24,6 +25,7 @@ use crate::disk::{Db, DbError, Disk, DiskError, StoreMeta, Tail};
 
 #[cfg(test)]
 use apply::AppliedEntry;
+pub(crate) use dump::Record;
 pub use history::HistoryBounds;
 pub use read::ReadError;
 use record::Header;
@@ -67,6 +69,15 @@ impl State {
 
     fn set_header(&self, header: Header) {
         *self.header.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
+    }
+
+    /// The cluster epoch it belongs to; 0 while there is nothing in it.
+    pub fn epoch(&self) -> u64 {
+        self.db.epoch()
+    }
+
+    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+        self.db.set_epoch(epoch)
     }
 
     pub fn path(&self) -> &Path {

@@ -74,13 +74,13 @@ impl State {
 }
 
 /// The database at one moment.
-struct View<'a> {
-    records: Box<dyn Read + 'a>,
-    header: Header,
+pub(super) struct View<'a> {
+    pub records: Box<dyn Read + 'a>,
+    pub header: Header,
 }
 
 impl<'a> View<'a> {
-    fn new(state: &'a State) -> Result<Self, ReadError> {
+    pub fn new(state: &'a State) -> Result<Self, ReadError> {
         let records = state.db.view();
         let header = match records.get(HEADER_KEY)? {
             Some(bytes) => codec::decode(&bytes)?,
@@ -198,7 +198,7 @@ fn after_prefix(prefix: &[u8]) -> Option<Vec<u8>> {
     Some(after)
 }
 
-fn parse_key(bytes: &[u8]) -> Result<Key, ReadError> {
+pub(super) fn parse_key(bytes: &[u8]) -> Result<Key, ReadError> {
     let text = bytes.get(1..).and_then(|b| std::str::from_utf8(b).ok());
     text.and_then(Key::parse).ok_or_else(|| ReadError::Damaged("a key that is not a key".into()))
 }

@@ -1,0 +1,143 @@
+//! Going on alone: a replica whose peers are gone for good begins a new cluster epoch as its only voter.
+//!
+//! Invariant: the old life goes on unharmed until one rename has made the new one valid.
+//! Invariant: everything in the replica's log is kept, committed or not: nobody is left who could say otherwise.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+use openraft::entry::RaftEntry;
+
+use crate::codec::{LogIdForm, VoteForm};
+use crate::disk::{Disk, DiskError, StoreMeta};
+use crate::epoch::REVISION_JUMP;
+use crate::log::{self, Offline};
+use crate::snapshot::{Places, SnapshotDir};
+use crate::state::State;
+use crate::types::{LogId, Membership, NodeId, StoredMembership, term_of};
+
+/// What a replica that does not run knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    pub epoch: u64,
+    /// The last revision applied.
+    pub revision: u64,
+    pub voters: BTreeSet<NodeId>,
+    pub learners: BTreeSet<NodeId>,
+    /// When the last entry that was applied here was proposed, in milliseconds since 1970.
+    pub last_write_ms: u64,
+    /// Entries of the log that were not applied before.
+    pub unapplied: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum RecoverError {
+    #[error("the replica cannot be read or written")]
+    Disk(#[from] DiskError),
+    #[error("this replica holds nothing: it has never heard from its cluster")]
+    Empty,
+    #[error("an entry of the log cannot be applied")]
+    Apply(#[source] std::io::Error),
+}
+
+/// Looks at the replica in `dir`, which no process may have open.
+///
+/// # Errors
+/// If it is damaged or empty.
+pub fn inspect(dir: &Path, cluster: &str, id: NodeId) -> Result<Remains, RecoverError> {
+    Stopped::open(dir, cluster, id).map(|stopped| stopped.remains())
+}
+
+/// Makes the replica in `dir`, which no process may have open, the sole voter of a new epoch, and tells what that epoch
+/// begins with.
+///
+/// # Errors
+/// If it is damaged or empty, or cannot be written; it is then as it was.
+pub fn recover(dir: &Path, cluster: &str, id: NodeId) -> Result<Remains, RecoverError> {
+    let stopped = Stopped::open(dir, cluster, id)?;
+    let unapplied = stopped.apply_rest()?;
+    let remains = stopped.begin_epoch()?;
+    Ok(Remains { unapplied, ..remains })
+}
+
+struct Stopped<'a> {
+    dir: &'a Path,
+    cluster: &'a str,
+    id: NodeId,
+    disk: Disk,
+    log: Offline,
+    state: State,
+}
+
+impl<'a> Stopped<'a> {
+    fn open(dir: &'a Path, cluster: &'a str, id: NodeId) -> Result<Self, RecoverError> {
+        if !dir.is_dir() {
+            return Err(RecoverError::Empty);
+        }
+        let disk = Disk::default();
+        let places = Places::find(dir, &disk)?;
+        let state = State::open(&places.state, cluster, &disk)?;
+        let log = Offline::open(&places.log, &StoreMeta::new(cluster, Some(id)), &disk)?;
+        if state.epoch() == 0 || state.header().applied.is_none() {
+            return Err(RecoverError::Empty);
+        }
+        Ok(Self { dir, cluster, id, disk, log, state })
+    }
+
+    fn remains(&self) -> Remains {
+        let header = self.state.header();
+        let membership = StoredMembership::from(header.membership.clone());
+        let membership: &Membership = membership.membership();
+        let applied = header.applied.map_or(0, |id| id.index);
+        Remains {
+            epoch: self.state.epoch(),
+            revision: header.revision,
+            voters: membership.voter_ids().collect(),
+            learners: membership.learner_ids().collect(),
+            last_write_ms: header.now_ms,
+            unapplied: self.log.last().map_or(0, |last| last.index().saturating_sub(applied)),
+        }
+    }
+
+    /// Applies what the log holds beyond the state; how many entries that was.
+    fn apply_rest(&self) -> Result<u64, RecoverError> {
+        let begin = self.state.header().applied.map_or(0, |id| id.index + 1);
+        let mut next = begin;
+        loop {
+            let entries = self.log.entries(next).map_err(RecoverError::Apply)?;
+            let Some(last) = entries.last() else { return Ok(next - begin) };
+            next = last.index() + 1;
+            for entry in &entries {
+                self.state.apply(entry).map_err(|e| RecoverError::Apply(e.into()))?;
+            }
+        }
+    }
+
+    /// Prepares a state and a log of the next epoch beside the present ones and changes over.
+    fn begin_epoch(self) -> Result<Remains, RecoverError> {
+        let header = self.state.header();
+        let epoch = self.state.epoch() + 1;
+        let at: LogId = self.log.last().max(header.applied.map(LogId::from)).ok_or(RecoverError::Empty)?;
+        let given = self.log.vote().map_or(0, |vote| vote.leader_id.term);
+        let vote = VoteForm { term: given.max(term_of(&at)) + 1, node: self.id, committed: false };
+        let at = LogIdForm::from(&at);
+
+        let copy = SnapshotDir::checkpoint(self.dir, &self.state, &self.disk)?;
+        let state = State::open(copy.path(), self.cluster, &self.disk)?;
+        let revision = header.revision.saturating_add(REVISION_JUMP);
+        state.begin_epoch(epoch, at, self.id, revision, header.now_ms)?;
+        drop(state);
+        let log = Places::fresh_log(self.dir);
+        let meta = StoreMeta { epoch, ..StoreMeta::new(self.cluster, Some(self.id)) };
+        log::begin(&log, &meta, at, vote, &self.disk)?;
+        copy.promote_with(self.dir, log)?;
+        Ok(Remains {
+            epoch,
+            revision,
+            voters: [self.id].into(),
+            learners: BTreeSet::new(),
+            last_write_ms: header.now_ms,
+            unapplied: 0,
+        })
+    }
+}
