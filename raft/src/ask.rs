@@ -48,10 +48,10 @@ impl Inner {
 
     /// Waits a little for a leader to show up; whoever leads after that, the same one included.
     async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
-        let mut metrics = self.raft.metrics();
+        let mut server = self.raft.server_metrics();
         let changed = async {
-            while matches!(metrics.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
-                if metrics.changed().await.is_err() {
+            while matches!(server.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
+                if server.changed().await.is_err() {
                     return;
                 }
             }
@@ -93,11 +93,12 @@ impl Inner {
         }
     }
 
-    /// Waits until somebody else leads.
+    /// Waits until somebody else leads. Every request under way waits here: it must not be woken by each entry, as all of
+    /// openraft's metrics would.
     async fn deposed(&self, leader: NodeId) {
-        let mut metrics = self.raft.metrics();
-        while metrics.borrow_and_update().current_leader.is_none_or(|now| now == leader) {
-            if metrics.changed().await.is_err() {
+        let mut server = self.raft.server_metrics();
+        while server.borrow_and_update().current_leader.is_none_or(|now| now == leader) {
+            if server.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
         }

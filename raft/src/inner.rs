@@ -68,7 +68,7 @@ impl Inner {
     }
 
     pub fn leader(&self) -> Option<NodeId> {
-        self.raft.metrics().borrow_watched().current_leader
+        self.raft.server_metrics().borrow_watched().current_leader
     }
 
     fn leads(&self) -> Result<(), Refusal> {

@@ -79,6 +79,4 @@ pub struct Listing {
     pub revision: u64,
     /// There are keys after the last one: continue with `after` and this `revision`.
     pub more: bool,
-    /// How many keys come after the last one.
-    pub remaining: u64,
 }

@@ -144,13 +144,16 @@ impl<'a> View<'a> {
                 Some((_, at)) => page.add_before(self, at)?,
                 None => page.add_current(key, record)?,
             }
+            if page.listing.more {
+                return Ok(page.listing);
+            }
         }
         undone.try_for_each(|(_, at)| page.add_before(self, at))?;
         Ok(page.listing)
     }
 }
 
-/// A listing while it fills; once full it only counts.
+/// A listing while it fills.
 struct Page {
     listing: Listing,
     limit: usize,
@@ -180,7 +183,6 @@ impl Page {
     fn add(&mut self, kv: impl FnOnce() -> Result<KeyValue, ReadError>) -> Result<(), ReadError> {
         if self.full() {
             self.listing.more = true;
-            self.listing.remaining += 1;
             return Ok(());
         }
         let kv = kv()?;
