@@ -12,6 +12,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().compile_fds(descriptors)?;
+    // Watchers of one event share its bytes.
+    tonic_prost_build::configure().bytes(".flotilla.v1.WatchEvent.json").compile_fds(descriptors)?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Whole lists of objects, and the table that the daemon draws of them.
 //!
-//! Invariant: a list is complete, however many pages it came in, and has a row an item.
+//! Invariant: a list is complete, however many pages it came in, and has a row an item if a table was asked for.
 
 use serde_json::{Map, Value};
 use tonic::Status;
@@ -48,6 +48,7 @@ pub async fn list(session: &Session, query: &Query) -> anyhow::Result<Listing> {
             field_selector: query.field_selector(),
             limit: PAGE,
             continue_token,
+            json_only: !query.is_table(),
         };
         let page = session.objects().list(ask(request)).await?.into_inner();
         continue_token = page.continue_token.clone();

@@ -3,13 +3,15 @@
 //! The manifest last applied is remembered in an annotation, upstream's own, so that a field which the user set before
 //! and leaves out now is removed, while fields that others set are kept. Maps are merged, lists are replaced.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use flotilla_api::admit::{self, Parsed, Subresource};
 use flotilla_api::{Kind, Reason, Status};
 use serde_json::{Map, Value, json};
 
-use super::write::text;
+use super::settle::{Decision, Reads};
+use super::write::{text, with_revision};
 use super::{Gate, User, WriteOptions};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -46,60 +48,103 @@ impl Gate {
         for parsed in &mut objects {
             place(parsed, namespace);
         }
-        let check = WriteOptions { dry_run: true, ..options.clone() };
-        let mut made = Vec::new();
-        let mut checked = Vec::new();
-        for parsed in &objects {
-            match self.apply_one(user, parsed, create_only, &check).await {
-                Ok(one) => checked.push(one),
-                // The namespace may stand earlier in the same manifest.
-                Err(status)
-                    if status.reason == Reason::NotFound
-                        && made.iter().any(|name| name == text(&parsed.object, "/metadata/namespace")) => {}
-                Err(status) => return Err(status),
-            }
-            if parsed.kind.kind == "Namespace" {
-                made.push(text(&parsed.object, "/metadata/name").to_owned());
-            }
-        }
+        let mut reads = Reads::default();
+        let checked = self.check(&mut reads, user, &objects, create_only, options).await?;
         if options.dry_run {
-            return Ok(checked);
+            return Ok(checked.into_iter().flatten().filter_map(Checked::kept).collect());
         }
-        let mut applied = Vec::new();
-        for parsed in &objects {
-            applied.push(self.apply_one(user, parsed, create_only, options).await?);
+        let mut applied = Vec::with_capacity(objects.len());
+        for (parsed, mut checked) in objects.iter().zip(checked) {
+            if checked.is_none() {
+                // It hangs on what this request has just written, which need not be seen here yet.
+                reads.expire();
+            }
+            let decide = || match checked.take() {
+                Some(checked) => Ok(checked.decision),
+                None => self.decide_apply(user, parsed, create_only, options),
+            };
+            let ((outcome, object), revision) = self.settle(&mut reads, &parsed.kind, decide).await?;
+            applied.push(Applied { kind: parsed.kind.clone(), outcome, object: with_revision(object, revision) });
         }
         Ok(applied)
     }
 
-    async fn apply_one(
+    /// Decides on each object before the first is stored. Objects that stand twice in a manifest, or in a namespace that
+    /// it makes, are left undecided: what they come to is known only when those before them are stored.
+    async fn check(
+        &self,
+        reads: &mut Reads,
+        user: &User,
+        objects: &[Parsed],
+        create_only: bool,
+        options: &WriteOptions,
+    ) -> Result<Vec<Option<Checked>>, Status> {
+        let mut made = Vec::new();
+        let mut seen = HashSet::new();
+        let mut checked = Vec::with_capacity(objects.len());
+        for parsed in objects {
+            let (namespace, name) = place_of(parsed);
+            let decide = || self.decide_apply(user, parsed, create_only, options);
+            checked.push(match self.decide(reads, decide).await? {
+                Decision::Refuse(status) if status.reason == Reason::NotFound && made.contains(&namespace) => None,
+                Decision::Refuse(status) => return Err(status),
+                decision => Some(Checked { kind: parsed.kind.clone(), decision })
+                    .filter(|_| seen.insert((parsed.kind.qualified(), namespace, name)) || name.is_empty()),
+            });
+            if parsed.kind.kind == "Namespace" {
+                made.push(name);
+            }
+        }
+        Ok(checked)
+    }
+
+    fn decide_apply(
         &self,
         user: &User,
         parsed: &Parsed,
         create_only: bool,
         options: &WriteOptions,
-    ) -> Result<Applied, Status> {
-        let (kind, manifest) = (parsed.kind.clone(), &parsed.object);
-        let (namespace, name) = (text(manifest, "/metadata/namespace"), text(manifest, "/metadata/name"));
-        let remembered = remember(manifest);
-        if create_only || name.is_empty() || self.load(&Self::key(&kind, namespace, name))?.is_none() {
-            match self.create(user, &kind, remembered.clone(), options).await {
-                Err(status) if status.reason == Reason::AlreadyExists && !create_only => {}
-                created => return Ok(Applied { object: created?, kind, outcome: Outcome::Created }),
-            }
+    ) -> Result<Decision<(Outcome, Value)>, Status> {
+        let kind = &parsed.kind;
+        let (namespace, name) = place_of(parsed);
+        let remembered = remember(&parsed.object);
+        let key = Self::key(kind, namespace, name);
+        if create_only || name.is_empty() || self.load(&key)?.is_none() {
+            let decision = self.decide_create(user, kind, &remembered, options)?;
+            return Ok(decision.map(|object| (Outcome::Created, object)));
         }
         let mut before = Value::Null;
-        let object = self
-            .update(user, &kind, (namespace, name), Subresource::None, options, |object| {
-                before = object.clone();
-                let last = last_applied(object);
-                merge(object, &last, &remembered);
-                Ok(())
-            })
-            .await?;
-        let outcome = if object == before { Outcome::Unchanged } else { Outcome::Configured };
-        Ok(Applied { kind, outcome, object })
+        let mut edit = |object: &mut Value| {
+            before = object.clone();
+            merge(object, &last_applied(object), &remembered);
+            Ok(())
+        };
+        let decision = self.decide_update(user, kind, &key, Subresource::None, options, &mut edit);
+        Ok(decision.map(|object| match object == before {
+            true => (Outcome::Unchanged, object),
+            false => (Outcome::Configured, object),
+        }))
     }
+}
+
+/// A decision on an object of a manifest that is not stored yet.
+struct Checked {
+    kind: Arc<Kind>,
+    decision: Decision<(Outcome, Value)>,
+}
+
+impl Checked {
+    fn kept(self) -> Option<Applied> {
+        match self.decision {
+            Decision::Keep((outcome, object)) => Some(Applied { kind: self.kind, outcome, object }),
+            _ => None,
+        }
+    }
+}
+
+/// Namespace and name, as the manifest has them.
+fn place_of(parsed: &Parsed) -> (&str, &str) {
+    (text(&parsed.object, "/metadata/namespace"), text(&parsed.object, "/metadata/name"))
 }
 
 /// Puts an object that names no namespace into this one.

@@ -2,14 +2,14 @@
 //!
 //! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
 
-use flotilla_api::{Change, Kind, Status};
-use flotilla_raft::ProposeError;
+use flotilla_api::{Change, Key, Kind, Status};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::authorize::Attempt;
-use super::write::{contended, encode};
-use super::{Gate, MAX_ATTEMPTS, User, Verb, object, pause, propose_status};
+use super::settle::{Decision, Reads};
+use super::write::{encode, text};
+use super::{Gate, User, Verb, object};
 
 /// A pod that says nothing else has this long to end.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -53,42 +53,42 @@ impl Gate {
         options: &DeleteOptions,
     ) -> Result<bool, Status> {
         let key = Self::key(kind, namespace, name);
-        for attempt in 1..=MAX_ATTEMPTS {
-            self.barrier().await?;
-            let stored = self.load(&key)?;
-            let old = stored.as_ref().map(object).transpose()?;
-            self.authorize(&Attempt {
-                user,
-                verb: Verb::Delete,
-                kind,
-                subresource: None,
-                namespace: key.namespace(),
-                name,
-                object: old.as_ref(),
-            })?;
-            let (Some(stored), Some(old)) = (stored, old) else {
-                return Err(Status::not_found(kind.collection(), name));
-            };
-            if options
-                .uid
-                .as_deref()
-                .is_some_and(|uid| old.pointer("/metadata/uid").and_then(Value::as_str) != Some(uid))
-            {
-                return Err(Status::not_found(kind.collection(), name));
-            }
-            let change = Change::new(&user.name, &options.manager);
-            let (change, gone) = match step(kind, old, options, Timestamp::now()) {
-                Step::Nothing => return Ok(false),
-                Step::Remove => (change.remove(key.clone(), stored.mod_revision), true),
-                Step::Mark(marked) => (change.update(key.clone(), stored.mod_revision, encode(&marked)?), false),
-            };
-            match self.store.propose(change).await {
-                Ok(_) => return Ok(gone),
-                Err(ProposeError::Conflict(_)) => pause(attempt).await,
-                Err(error) => return Err(propose_status(error)),
-            }
+        let decide = || Ok(self.decide_delete(user, kind, &key, options).unwrap_or_else(Decision::Refuse));
+        Ok(self.settle(&mut Reads::default(), kind, decide).await?.0)
+    }
+
+    /// What deleting an object comes to; true if it is gone then.
+    fn decide_delete(
+        &self,
+        user: &User,
+        kind: &Kind,
+        key: &Key,
+        options: &DeleteOptions,
+    ) -> Result<Decision<bool>, Status> {
+        let stored = self.load(key)?;
+        let old = stored.as_ref().map(object).transpose()?;
+        self.authorize(&Attempt {
+            user,
+            verb: Verb::Delete,
+            kind,
+            subresource: None,
+            namespace: key.namespace(),
+            name: key.name(),
+            object: old.as_ref(),
+        })?;
+        let not_found = || Status::not_found(kind.collection(), key.name());
+        let (stored, old) = stored.zip(old).ok_or_else(not_found)?;
+        if options.uid.as_deref().is_some_and(|uid| text(&old, "/metadata/uid") != uid) {
+            return Err(not_found());
         }
-        Err(contended(kind))
+        let change = Change::new(&user.name, &options.manager);
+        Ok(match step(kind, old, options, Timestamp::now()) {
+            Step::Nothing => Decision::Keep(false),
+            Step::Remove => Decision::Write(change.remove(key.clone(), stored.mod_revision), true),
+            Step::Mark(marked) => {
+                Decision::Write(change.update(key.clone(), stored.mod_revision, encode(&marked)?), false)
+            }
+        })
     }
 }
 

@@ -12,7 +12,9 @@ mod apply;
 mod authorize;
 mod delete;
 mod read;
+mod renderings;
 mod seal;
+mod settle;
 mod write;
 
 use std::fmt;
@@ -23,9 +25,11 @@ use flotilla_api::{Builtin, Key, Kind, Registry, Status};
 use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
 use serde_json::Value;
 
+use renderings::Renderings;
+
 pub use apply::Outcome;
 pub use delete::{DeleteOptions, Propagation};
-pub use read::{ListQuery, ObjectEvent};
+pub use read::{Happened, List, ListQuery, ObjectEvent};
 pub use seal::{Ring, Sealer, keyring_key};
 pub use write::WriteOptions;
 pub(crate) use write::prepare;
@@ -54,6 +58,11 @@ impl User {
     /// A node, by its certificate.
     pub fn node(name: &str) -> Self {
         Self { name: format!("system:node:{name}"), groups: vec![Self::NODES.into()] }
+    }
+
+    /// Whether this user may do everything.
+    pub fn is_master(&self) -> bool {
+        self.groups.iter().any(|group| group == Self::MASTERS)
     }
 
     /// The name of the node that this user is.
@@ -92,11 +101,12 @@ pub struct Gate {
     store: Store,
     registry: Arc<Registry>,
     sealer: Sealer,
+    renderings: Arc<Renderings>,
 }
 
 impl Gate {
     pub fn new(store: Store, registry: Arc<Registry>, sealer: Sealer) -> Self {
-        Self { store, registry, sealer }
+        Self { store, registry, sealer, renderings: Arc::default() }
     }
 
     pub fn store(&self) -> &Store {
@@ -150,6 +160,12 @@ impl Gate {
 fn object(kv: &KeyValue) -> Result<Value, Status> {
     flotilla_api::object::decode_value(&kv.value, kv.mod_revision)
         .map_err(|error| Status::internal(format!("{} is stored as something that is not JSON: {error}", kv.key)))
+}
+
+/// The JSON of a stored pair, with its resourceVersion, as sealed as it is stored.
+fn splice(kv: &KeyValue) -> Result<Vec<u8>, Status> {
+    flotilla_api::object::splice(&kv.value, kv.mod_revision)
+        .ok_or_else(|| Status::internal(format!("{} is stored without metadata", kv.key)))
 }
 
 pub(crate) fn read_status(error: ReadError) -> Status {

@@ -1,12 +1,13 @@
 //! Get, list and watch.
 
+use bytes::Bytes;
 use flotilla_api::selector::{Fields, Labels};
 use flotilla_api::{Kind, Reason, Status};
 use flotilla_raft::{Event, KeyValue, Range, Watch, WatchItem};
 use serde_json::Value;
 
 use super::authorize::Attempt;
-use super::{Gate, User, Verb, object, read_status};
+use super::{Gate, User, Verb, object, read_status, splice};
 
 /// What to list or watch.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,15 @@ impl ListQuery {
         self.labels.matches_value(object) && self.fields.matches(object)
     }
 
+    /// Everything matches: nothing has to be decoded to find out.
+    fn takes_all(&self) -> bool {
+        self.labels.is_empty() && self.fields.is_empty()
+    }
+
+    fn takes(&self, kv: &KeyValue) -> Result<bool, Status> {
+        Ok(self.takes_all() || self.matches(&object(kv)?))
+    }
+
     fn prefix(&self, kind: &Kind) -> String {
         match &self.namespace {
             Some(namespace) if kind.is_namespaced() => kind.collection().namespace_prefix(namespace),
@@ -46,8 +56,8 @@ impl ListQuery {
 
 /// Objects at one revision.
 #[derive(Debug)]
-pub struct List {
-    pub items: Vec<Value>,
+pub struct List<T> {
+    pub items: Vec<T>,
     pub revision: u64,
     /// Empty on the last page.
     pub continue_token: String,
@@ -60,9 +70,22 @@ impl Gate {
     /// # Errors
     /// `Forbidden`, `NotFound`, or why the store cannot be read.
     pub async fn get(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<Value, Status> {
+        self.value(kind, &self.find(user, kind, namespace, name).await?)
+    }
+
+    /// As [`Gate::get`], as JSON.
+    ///
+    /// # Errors
+    /// As [`Gate::get`].
+    pub async fn get_json(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<Vec<u8>, Status> {
+        self.json(kind, &self.find(user, kind, namespace, name).await?)
+    }
+
+    async fn find(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<KeyValue, Status> {
         self.barrier().await?;
-        let key = Self::key(kind, namespace, name);
-        let found = self.load(&key)?.map(|kv| object(&kv)).transpose()?;
+        let found = self.load(&Self::key(kind, namespace, name))?;
+        // Only those who may not do everything are judged by what the object says.
+        let seen = found.as_ref().filter(|_| !user.is_master()).map(object).transpose()?;
         self.authorize(&Attempt {
             user,
             verb: Verb::Get,
@@ -70,14 +93,45 @@ impl Gate {
             subresource: None,
             namespace: Self::namespace(kind, namespace),
             name,
-            object: found.as_ref(),
+            object: seen.as_ref(),
         })?;
-        self.open(kind, &key, found.ok_or_else(|| Status::not_found(kind.collection(), name))?)
+        found.ok_or_else(|| Status::not_found(kind.collection(), name))
     }
 
     /// # Errors
     /// `Forbidden`, `Expired` if the continue token is too old, or why the store cannot be read.
-    pub async fn list(&self, user: &User, kind: &Kind, query: &ListQuery) -> Result<List, Status> {
+    pub async fn list(&self, user: &User, kind: &Kind, query: &ListQuery) -> Result<List<Value>, Status> {
+        self.list_as(user, kind, query, |kv| self.value(kind, kv)).await
+    }
+
+    /// As [`Gate::list`], each as JSON.
+    ///
+    /// # Errors
+    /// As [`Gate::list`].
+    pub async fn list_json(&self, user: &User, kind: &Kind, query: &ListQuery) -> Result<List<Vec<u8>>, Status> {
+        self.list_as(user, kind, query, |kv| self.json(kind, kv)).await
+    }
+
+    /// A stored object, with its resourceVersion and its sealed parts readable.
+    fn value(&self, kind: &Kind, kv: &KeyValue) -> Result<Value, Status> {
+        self.open(kind, &kv.key, object(kv)?)
+    }
+
+    /// The same as JSON, without decoding it if nothing of it is sealed.
+    fn json(&self, kind: &Kind, kv: &KeyValue) -> Result<Vec<u8>, Status> {
+        match kind.sealed.is_empty() {
+            true => splice(kv),
+            false => Ok(self.value(kind, kv)?.to_string().into_bytes()),
+        }
+    }
+
+    async fn list_as<T>(
+        &self,
+        user: &User,
+        kind: &Kind,
+        query: &ListQuery,
+        item: impl Fn(&KeyValue) -> Result<T, Status>,
+    ) -> Result<List<T>, Status> {
         self.authorize_collection(user, Verb::List, kind, query)?;
         Self::check_fields(kind, query)?;
         self.barrier().await?;
@@ -91,9 +145,8 @@ impl Gate {
             let page = self.store.range(range).map_err(read_status)?;
             revision = Some(page.revision);
             for kv in &page.items {
-                let item = object(kv)?;
-                if query.matches(&item) {
-                    items.push(self.open(kind, &kv.key, item)?);
+                if query.takes(kv)? {
+                    items.push(item(kv)?);
                 }
                 if query.limit > 0 && items.len() == query.limit {
                     let last = page.items.last().is_some_and(|last| last.key == kv.key) && !page.more;
@@ -152,15 +205,23 @@ impl Gate {
     }
 }
 
+/// What happened to the set of objects that match.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Happened {
+    Added,
+    Modified,
+    Deleted,
+    /// Nothing up to the revision is missing.
+    Bookmark,
+}
+
 /// One change of the set of objects that match.
 #[derive(Clone, Debug, PartialEq)]
-pub enum ObjectEvent {
-    Added(Value),
-    Modified(Value),
-    /// As it last matched, at the revision of the event.
-    Deleted(Value),
-    /// Nothing up to this revision is missing.
-    Bookmark(u64),
+pub struct ObjectEvent {
+    pub happened: Happened,
+    /// The object, a deleted one as it last matched, at the revision of the event. All watchers share these bytes.
+    pub json: Bytes,
+    pub revision: u64,
 }
 
 /// A watch that sees what its selectors let through, and says of an object that leaves them that it is deleted.
@@ -184,7 +245,9 @@ impl Observer {
             }
             match self.watch.next().await {
                 None => return Ok(None),
-                Some(WatchItem::Progress(revision)) => return Ok(Some(ObjectEvent::Bookmark(revision))),
+                Some(WatchItem::Progress(revision)) => {
+                    return Ok(Some(ObjectEvent { happened: Happened::Bookmark, json: Bytes::new(), revision }));
+                }
                 Some(WatchItem::Compacted(revision)) => {
                     return Err(Status::new(
                         Reason::Expired,
@@ -201,27 +264,28 @@ impl Observer {
     }
 
     fn select(&self, event: &Event) -> Result<Option<ObjectEvent>, Status> {
-        let (now, prev, revision) = match event {
-            Event::Put { kv, prev } => (Some(kv), prev.as_ref(), kv.mod_revision),
-            Event::Delete { prev, revision, .. } => (None, Some(prev), *revision),
+        let (now, before) = match event {
+            Event::Put { kv, prev } => (Some(kv), prev.as_ref()),
+            Event::Delete { prev, .. } => (None, Some(prev)),
         };
-        let matching = |kv: Option<&KeyValue>| -> Result<Option<Value>, Status> {
-            let object = kv.map(|kv| at_revision(kv, revision)).transpose()?;
-            Ok(object.filter(|object| self.query.matches(object)))
+        let taken = |kv: Option<&KeyValue>| kv.map_or(Ok(false), |kv| self.query.takes(kv));
+        let (happened, kv) = match (taken(before)?, taken(now)?) {
+            (false, true) => (Happened::Added, now),
+            (true, true) => (Happened::Modified, now),
+            (true, false) => (Happened::Deleted, before),
+            (false, false) => return Ok(None),
         };
-        let (before, now) = (matching(prev)?, matching(now)?);
-        let open = |object| self.gate.open(&self.kind, event.key(), object);
-        Ok(match (before, now) {
-            (None, Some(object)) => Some(ObjectEvent::Added(open(object)?)),
-            (Some(_), Some(object)) => Some(ObjectEvent::Modified(open(object)?)),
-            (Some(object), None) => Some(ObjectEvent::Deleted(open(object)?)),
-            (None, None) => None,
-        })
+        let revision = event.revision();
+        let Some(kv) = kv.map(|kv| KeyValue { mod_revision: revision, ..kv.clone() }) else { return Ok(None) };
+        let json = || self.gate.json(&self.kind, &kv).map(Bytes::from);
+        // Who watches through other selectors may be told something else of what leaves these.
+        let same_for_all = now.is_none() || happened != Happened::Deleted;
+        let json = match same_for_all && self.kind.sealed.is_empty() {
+            true => self.gate.renderings.share(revision, json)?,
+            false => json()?,
+        };
+        Ok(Some(ObjectEvent { happened, json, revision }))
     }
-}
-
-fn at_revision(kv: &KeyValue, revision: u64) -> Result<Value, Status> {
-    object(&KeyValue { mod_revision: revision, ..kv.clone() })
 }
 
 fn parse_continue(token: &str) -> Result<(u64, String), Status> {

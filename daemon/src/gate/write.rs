@@ -2,11 +2,11 @@
 
 use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
 use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
-use flotilla_raft::ProposeError;
 use serde_json::Value;
 
 use super::authorize::{Attempt, restrict_node};
-use super::{Gate, MAX_ATTEMPTS, User, Verb, object, pause, propose_status};
+use super::settle::{Decision, Reads};
+use super::{Gate, User, Verb, object};
 
 #[derive(Clone, Debug)]
 pub struct WriteOptions {
@@ -28,39 +28,43 @@ impl Gate {
     /// `Forbidden`, `Invalid` with every cause, `AlreadyExists`, `NotFound` for a namespace that is not there,
     /// or why the store cannot be written.
     pub async fn create(&self, user: &User, kind: &Kind, new: Value, options: &WriteOptions) -> Result<Value, Status> {
-        for attempt in 1..=MAX_ATTEMPTS {
-            let (key, prepared) = prepare(kind, new.clone())?;
-            self.authorize(&Attempt {
-                user,
-                verb: Verb::Create,
-                kind,
-                subresource: None,
-                namespace: key.namespace(),
-                name: "",
-                object: Some(&prepared),
-            })?;
-            let change = self.in_namespace(Change::new(&user.name, &options.manager), &key).await?;
-            if options.dry_run {
-                return match self.load(&key)? {
-                    Some(_) => Err(Status::already_exists(key.collection(), key.name())),
-                    None => Ok(prepared),
-                };
-            }
-            let (change, bytes) = self.encode(kind, &key, &prepared, change)?;
-            match self.store.propose(change.create(key.clone(), bytes)).await {
-                Ok(applied) => return with_revision(prepared, applied.revision),
-                Err(ProposeError::Conflict(conflict)) if conflict.key == key => {
-                    // A generated name that is taken is drawn again.
-                    if new.pointer("/metadata/name").is_some() {
-                        return Err(Status::already_exists(key.collection(), key.name()));
-                    }
-                }
-                Err(ProposeError::Conflict(conflict)) => self.learn_from(&conflict).await?,
-                Err(error) => return Err(propose_status(error)),
-            }
-            pause(attempt).await;
+        let decide = || self.decide_create(user, kind, &new, options);
+        let (object, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
+        Ok(with_revision(object, revision))
+    }
+
+    /// What creating an object comes to. A name that is generated is drawn anew each time.
+    pub(super) fn decide_create(
+        &self,
+        user: &User,
+        kind: &Kind,
+        new: &Value,
+        options: &WriteOptions,
+    ) -> Result<Decision<Value>, Status> {
+        let (key, prepared) = prepare(kind, new.clone())?;
+        self.authorize(&Attempt {
+            user,
+            verb: Verb::Create,
+            kind,
+            subresource: None,
+            namespace: key.namespace(),
+            name: "",
+            object: Some(&prepared),
+        })?;
+        if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
+            return Ok(Decision::Refuse(Status::already_exists(key.collection(), key.name())));
         }
-        Err(contended(kind))
+        let change = match self.in_namespace(Change::new(&user.name, &options.manager), &key)? {
+            Ok(change) => change,
+            Err(status) => return Ok(Decision::Refuse(status)),
+        };
+        Ok(match options.dry_run {
+            true => Decision::Keep(prepared),
+            false => {
+                let (change, bytes) = self.encode(kind, &key, &prepared, change)?;
+                Decision::Write(change.create(key, bytes), prepared)
+            }
+        })
     }
 
     /// Reads an object, lets `edit` change it, and stores it, as often as somebody else overtakes it.
@@ -81,69 +85,80 @@ impl Gate {
         mut edit: impl FnMut(&mut Value) -> Result<(), Status>,
     ) -> Result<Value, Status> {
         let key = Self::key(kind, namespace, name);
-        for attempt in 1..=MAX_ATTEMPTS {
-            self.barrier().await?;
-            let stored = self.load(&key)?;
-            let old = stored.as_ref().map(object).transpose()?;
-            self.authorize(&Attempt {
-                user,
-                verb: Verb::Update,
-                kind,
-                subresource: (subresource == Subresource::Status).then_some("status"),
-                namespace: key.namespace(),
-                name,
-                object: old.as_ref(),
-            })?;
-            let (Some(stored), Some(old)) = (stored, old) else {
-                return Err(Status::not_found(kind.collection(), name));
-            };
-            let old = self.open(kind, &key, old)?;
-            let mut new = old.clone();
-            edit(&mut new)?;
-            restrict_node(user, kind, &old, &new)?;
-            if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
-                return Err(overtaken(kind, name));
-            }
-            let updated = admit::prepare_update(kind, &old, new, subresource, UnknownFields::Refuse)?;
-            let new = updated.object;
-            if !updated.changed || options.dry_run {
-                return Ok(new);
-            }
-            let change = Change::new(&user.name, &options.manager);
-            let change = if is_finished(&new) {
-                change.remove(key.clone(), stored.mod_revision)
-            } else {
-                let (change, bytes) = self.encode(kind, &key, &new, change)?;
-                change.update(key.clone(), stored.mod_revision, bytes)
-            };
-            match self.store.propose(change).await {
-                Ok(applied) => return with_revision(new, applied.revision),
-                Err(ProposeError::Conflict(conflict)) => {
-                    self.learn_from(&conflict).await?;
-                    pause(attempt).await;
-                }
-                Err(error) => return Err(propose_status(error)),
-            }
-        }
-        Err(contended(kind))
+        let decide = || Ok(self.decide_update(user, kind, &key, subresource, options, &mut edit));
+        let (object, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
+        Ok(with_revision(object, revision))
     }
 
-    /// Makes a creation depend on its namespace being there and not ending.
-    async fn in_namespace(&self, change: Change, key: &Key) -> Result<Change, Status> {
+    /// What editing an object comes to; whatever goes wrong may be otherwise with a newer one.
+    pub(super) fn decide_update(
+        &self,
+        user: &User,
+        kind: &Kind,
+        key: &Key,
+        subresource: Subresource,
+        options: &WriteOptions,
+        edit: &mut dyn FnMut(&mut Value) -> Result<(), Status>,
+    ) -> Decision<Value> {
+        self.try_update(user, kind, key, subresource, options, edit).unwrap_or_else(Decision::Refuse)
+    }
+
+    fn try_update(
+        &self,
+        user: &User,
+        kind: &Kind,
+        key: &Key,
+        subresource: Subresource,
+        options: &WriteOptions,
+        edit: &mut dyn FnMut(&mut Value) -> Result<(), Status>,
+    ) -> Result<Decision<Value>, Status> {
+        let stored = self.load(key)?;
+        let old = stored.as_ref().map(object).transpose()?;
+        self.authorize(&Attempt {
+            user,
+            verb: Verb::Update,
+            kind,
+            subresource: (subresource == Subresource::Status).then_some("status"),
+            namespace: key.namespace(),
+            name: key.name(),
+            object: old.as_ref(),
+        })?;
+        let (Some(stored), Some(old)) = (stored, old) else {
+            return Err(Status::not_found(kind.collection(), key.name()));
+        };
+        let old = self.open(kind, key, old)?;
+        let mut new = old.clone();
+        edit(&mut new)?;
+        restrict_node(user, kind, &old, &new)?;
+        if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
+            return Err(overtaken(kind, key.name()));
+        }
+        let updated = admit::prepare_update(kind, &old, new, subresource, UnknownFields::Refuse)?;
+        let new = updated.object;
+        if !updated.changed || options.dry_run {
+            return Ok(Decision::Keep(new));
+        }
+        let change = Change::new(&user.name, &options.manager);
+        let change = if is_finished(&new) {
+            change.remove(key.clone(), stored.mod_revision)
+        } else {
+            let (change, bytes) = self.encode(kind, key, &new, change)?;
+            change.update(key.clone(), stored.mod_revision, bytes)
+        };
+        Ok(Decision::Write(change, new))
+    }
+
+    /// Makes a creation depend on its namespace being there and not ending; or says that it is not so.
+    fn in_namespace(&self, change: Change, key: &Key) -> Result<Result<Change, Status>, Status> {
         if key.namespace().is_empty() {
-            return Ok(change);
+            return Ok(Ok(change));
         }
         let namespace = Key::new(&GroupResource::new("", "namespaces"), "", key.namespace());
-        let stored = match self.load(&namespace)? {
-            Some(stored) => stored,
-            // This replica may only be behind.
-            None => {
-                self.barrier().await?;
-                self.load(&namespace)?.ok_or_else(|| Status::not_found("namespaces", key.namespace()))?
-            }
+        let Some(stored) = self.load(&namespace)? else {
+            return Ok(Err(Status::not_found("namespaces", key.namespace())));
         };
         if object(&stored)?.pointer("/metadata/deletionTimestamp").is_some() {
-            return Err(Status::new(
+            return Ok(Err(Status::new(
                 Reason::Forbidden,
                 format!(
                     "{} \"{}\" is forbidden: unable to create new content in namespace {} because it is being terminated",
@@ -151,9 +166,9 @@ impl Gate {
                     key.name(),
                     key.namespace()
                 ),
-            ));
+            )));
         }
-        Ok(change.require(namespace, Expect::ModRevision(stored.mod_revision)))
+        Ok(Ok(change.require(namespace, Expect::ModRevision(stored.mod_revision))))
     }
 }
 
@@ -180,16 +195,19 @@ pub(crate) fn prepare(kind: &Kind, object: Value) -> Result<(Key, Value), Status
 
 /// The bytes of an object whose sealed parts are sealed, or whose kind has none.
 pub(super) fn encode(object: &Value) -> Result<bytes::Bytes, Status> {
-    flotilla_api::object::encode(object).map_err(Status::internal)
+    flotilla_api::object::encode_value(object).map_err(Status::internal)
 }
 
 pub(super) fn text<'a>(object: &'a Value, pointer: &str) -> &'a str {
     object.pointer(pointer).and_then(Value::as_str).unwrap_or_default()
 }
 
-pub(super) fn with_revision(mut object: Value, revision: u64) -> Result<Value, Status> {
-    object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
-    Ok(object)
+/// As it is stored now; unless something was written, it says so already.
+pub(super) fn with_revision(mut object: Value, written: Option<u64>) -> Value {
+    if let Some(revision) = written {
+        object["metadata"]["resourceVersion"] = Value::String(revision.to_string());
+    }
+    object
 }
 
 fn overtaken(kind: &Kind, name: &str) -> Status {

@@ -76,7 +76,7 @@ fn user<T>(request: &Request<T>) -> Result<User, tonic::Status> {
 /// Only those who may do everything: what roles cannot express yet.
 fn master<T>(request: &Request<T>, what: &str) -> Result<User, tonic::Status> {
     let user = user(request)?;
-    match user.groups.iter().any(|group| group == User::MASTERS) {
+    match user.is_master() {
         true => Ok(user),
         false => Err(refuse(Status::new(
             Reason::Forbidden,

@@ -1,12 +1,15 @@
 //! Objects of any kind.
 
-use flotilla_api::Status;
+use flotilla_api::kinds::Column;
+use flotilla_api::{Kind, Status};
 use serde_json::Value;
 use tonic::{Request, Response};
 
 use super::watch::{Answer, Sender, stream};
 use super::{refuse, user};
-use crate::gate::{DeleteOptions, Gate, ListQuery, ObjectEvent, Outcome, Propagation, User, WriteOptions};
+use crate::gate::{
+    DeleteOptions, Gate, Happened, List, ListQuery, ObjectEvent, Outcome, Propagation, User, WriteOptions,
+};
 use crate::node::Node;
 use crate::proto::{self, objects_server::Objects};
 
@@ -52,8 +55,8 @@ impl Objects for Service {
         let user = user(&request)?;
         let request = request.into_inner();
         let kind = self.gate.kind(&request.kind).map_err(refuse)?;
-        let object = self.gate.get(&user, &kind, &request.namespace, &request.name).await.map_err(refuse)?;
-        Ok(Response::new(proto::Object { json: json(&object) }))
+        let json = self.gate.get_json(&user, &kind, &request.namespace, &request.name).await.map_err(refuse)?;
+        Ok(Response::new(proto::Object { json }))
     }
 
     async fn list(
@@ -69,21 +72,11 @@ impl Objects for Service {
             continue_token: request.continue_token,
             ..query.map_err(refuse)?
         };
-        let list = self.gate.list(&user, &kind, &query).await.map_err(refuse)?;
-        let now = jiff::Timestamp::now();
-        let columns = kind.columns();
-        Ok(Response::new(proto::ListObjectsResponse {
-            revision: list.revision,
-            continue_token: list.continue_token,
-            columns: columns
-                .iter()
-                .map(|column| proto::Column { name: column.name.to_string(), priority: column.wide.into() })
-                .collect(),
-            rows: list.items.iter().map(|item| proto::Row { cells: kind.row(item, now) }).collect(),
-            items: list.items.iter().map(json).collect(),
-            api_version: kind.api_version(),
-            kind: kind.kind.to_string(),
-        }))
+        let answer = match request.json_only {
+            true => bare_list(self.gate.list_json(&user, &kind, &query).await.map_err(refuse)?, &kind),
+            false => table(&self.gate.list(&user, &kind, &query).await.map_err(refuse)?, &kind),
+        };
+        Ok(Response::new(answer))
     }
 
     type WatchStream = Answer<proto::WatchEvent>;
@@ -127,37 +120,56 @@ async fn watch(
     let query = ListQuery::parse(namespace(request.namespace), &request.label_selector, &request.field_selector)?;
     let mut from = request.revision;
     if from == 0 {
-        let list = gate.list(user, &kind, &query).await?;
+        let list = gate.list_json(user, &kind, &query).await?;
         from = list.revision;
-        for item in &list.items {
-            if send.send(Ok(event("ADDED", item, from))).await.is_err() {
+        for json in list.items {
+            let event = proto::WatchEvent { r#type: "ADDED".into(), json: json.into(), revision: from };
+            if send.send(Ok(event)).await.is_err() {
                 return Ok(());
             }
         }
     }
     let mut observer = gate.watch(user, &kind, query, from).await?;
-    while let Some(seen) = observer.next().await? {
-        let message = match &seen {
-            ObjectEvent::Added(object) => event("ADDED", object, revision_of(object)),
-            ObjectEvent::Modified(object) => event("MODIFIED", object, revision_of(object)),
-            ObjectEvent::Deleted(object) => event("DELETED", object, revision_of(object)),
-            ObjectEvent::Bookmark(revision) => {
-                proto::WatchEvent { r#type: "BOOKMARK".into(), json: Vec::new(), revision: *revision }
-            }
+    while let Some(ObjectEvent { happened, json, revision }) = observer.next().await? {
+        let r#type = match happened {
+            Happened::Added => "ADDED",
+            Happened::Modified => "MODIFIED",
+            Happened::Deleted => "DELETED",
+            Happened::Bookmark => "BOOKMARK",
         };
-        if send.send(Ok(message)).await.is_err() {
+        if send.send(Ok(proto::WatchEvent { r#type: r#type.into(), json, revision })).await.is_err() {
             return Ok(());
         }
     }
     Ok(())
 }
 
-fn event(kind: &str, object: &Value, revision: u64) -> proto::WatchEvent {
-    proto::WatchEvent { r#type: kind.into(), json: json(object), revision }
+fn bare_list(list: List<Vec<u8>>, kind: &Kind) -> proto::ListObjectsResponse {
+    proto::ListObjectsResponse {
+        items: list.items,
+        revision: list.revision,
+        continue_token: list.continue_token,
+        columns: Vec::new(),
+        rows: Vec::new(),
+        api_version: kind.api_version(),
+        kind: kind.kind.to_string(),
+    }
 }
 
-fn revision_of(object: &Value) -> u64 {
-    super::text(object, "/metadata/resourceVersion").parse().unwrap_or_default()
+/// A list with what people read of it.
+fn table(list: &List<Value>, kind: &Kind) -> proto::ListObjectsResponse {
+    let now = jiff::Timestamp::now();
+    let column = |column: &Column| proto::Column { name: column.name.to_string(), priority: column.wide.into() };
+    let items = List {
+        items: list.items.iter().map(json).collect(),
+        revision: list.revision,
+        continue_token: list.continue_token.clone(),
+    };
+    proto::ListObjectsResponse {
+        columns: kind.columns().iter().map(column).collect(),
+        rows: list.items.iter().map(|item| proto::Row { cells: kind.row(item, now) }).collect(),
+        ..bare_list(items, kind)
+    }
 }
 
 /// `*` is all namespaces, nothing is `default`.

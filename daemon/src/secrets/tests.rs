@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::gate::{ListQuery, ObjectEvent, Sealer};
+use crate::gate::{Happened, ListQuery, ObjectEvent, Sealer};
 
 /// In base64 as manifests have it, and what that stands for.
 const ENCODED: &str = "aHVudGVyMi1pcy1ub3QtYS1nb29kLXBhc3N3b3Jk";
@@ -92,6 +92,13 @@ fn secret(name: &str) -> Value {
     })
 }
 
+/// The object of the next event, which must be of this kind.
+fn told(event: Result<Option<ObjectEvent>, Status>, happened: Happened) -> Value {
+    let event = event.unwrap().expect("the watch goes on");
+    assert_eq!(event.happened, happened);
+    serde_json::from_slice(&event.json).unwrap()
+}
+
 /// Files under `dir` in which any of the texts stands.
 fn files_with(dir: &Path, texts: &[&str]) -> Vec<String> {
     let mut found = Vec::new();
@@ -115,7 +122,7 @@ async fn nothing_readable_reaches_the_disk_and_everything_comes_back() {
     assert_eq!((&applied["data"]["password"], applied.get("$sealed")), (&json!(ENCODED), None));
     let query = ListQuery::parse(Some("default".into()), "app=db", "type=example.com/login").unwrap();
     let mut watch = bench.gate.watch(&User::root(), &bench.secrets, query, 1).await.unwrap();
-    let Some(ObjectEvent::Added(seen)) = watch.next().await.unwrap() else { panic!("not told of it") };
+    let seen = told(watch.next().await, Happened::Added);
     assert_eq!(seen, applied);
     assert_eq!(bench.list("type=example.com/login").await, std::slice::from_ref(&applied));
     assert!(bench.list("type=Opaque").await.is_empty());
@@ -129,11 +136,11 @@ async fn nothing_readable_reaches_the_disk_and_everything_comes_back() {
     let unchanged = bench.apply(&secret("db")).await;
     assert_eq!(unchanged["metadata"]["resourceVersion"], applied["metadata"]["resourceVersion"]);
     bench.apply(&fewer).await;
-    let Some(ObjectEvent::Modified(seen)) = watch.next().await.unwrap() else { panic!("not told of it") };
+    let seen = told(watch.next().await, Happened::Modified);
     assert_eq!(seen, bench.get("db").await);
     assert_eq!(seen["data"]["password"], ENCODED);
     let gone = bench.gate.delete(&User::root(), &bench.secrets, ("default", "db"), &Default::default()).await.unwrap();
-    let Some(ObjectEvent::Deleted(last)) = watch.next().await.unwrap() else { panic!("not told of it") };
+    let last = told(watch.next().await, Happened::Deleted);
     assert_eq!((gone, &last["data"]), (true, &seen["data"]));
     assert_eq!(files_with(bench.dir.path(), &[ENCODED, PLAIN]), Vec::<String>::new());
 }

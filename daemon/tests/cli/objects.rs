@@ -25,7 +25,7 @@ fn pod(name: &str) -> Value {
 }
 
 fn event(kind: &str, object: Value) -> Result<WatchEvent, Status> {
-    Ok(WatchEvent { r#type: kind.into(), json: object.to_string().into_bytes(), revision: 8 })
+    Ok(WatchEvent { r#type: kind.into(), json: object.to_string().into(), revision: 8 })
 }
 
 #[tonic::async_trait]
@@ -81,7 +81,7 @@ impl Objects for World {
         let events = match request.field_selector.as_str() {
             "metadata.name=dying" => vec![event("MODIFIED", pod("dying")), event("DELETED", pod("dying"))],
             _ => vec![
-                Ok(WatchEvent { r#type: "BOOKMARK".into(), json: Vec::new(), revision: 8 }),
+                Ok(WatchEvent { r#type: "BOOKMARK".into(), json: Default::default(), revision: 8 }),
                 event("ADDED", pod("a-much-longer-name")),
             ],
         };
