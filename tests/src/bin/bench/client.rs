@@ -1,5 +1,5 @@
-//! One client for both systems: HTTP/2 over TLS 1.3 with certificates on both sides, and a durable write of the size
-//! that is asked for.
+//! One client for both systems: HTTP/2 over TLS 1.3 with certificates on both sides, and the same writes, reads and
+//! watches.
 
 use std::io;
 use std::path::PathBuf;
@@ -7,8 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use flotilla::proto::ApplyRequest;
 use flotilla::proto::objects_client::ObjectsClient;
+use flotilla::proto::{ApplyRequest, GetObjectRequest, ListObjectsRequest, WatchEvent, WatchObjectsRequest};
+use futures::{StreamExt, stream};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
@@ -19,13 +20,21 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::client::Grpc;
 use tonic::transport::{Channel, Endpoint, Uri};
-use tonic::{Request, Status};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 use tower::service_fn;
+
+use crate::etcd_api::{
+    self, PutRequest, PutResponse, RangeRequest, RangeResponse, StatusRequest, StatusResponse, WatchCreate,
+    WatchRequest, WatchResponse, after,
+};
 
 /// A name that the certificates of both systems carry.
 pub const SERVER_NAME: &str = "localhost";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(20);
+/// A list of ten thousand objects, with room.
+const MAX_ANSWER_BYTES: usize = 256 << 20;
+const KIND: &str = "configmaps";
 
 #[derive(Clone, Copy, Debug)]
 pub enum System {
@@ -48,44 +57,6 @@ pub struct Door {
 pub enum Client {
     Flotilla(ObjectsClient<Channel>),
     Etcd(Grpc<Channel>),
-}
-
-/// `etcdserverpb.PutRequest`, as far as it is used.
-#[derive(Clone, PartialEq, Message)]
-struct PutRequest {
-    #[prost(bytes = "vec", tag = "1")]
-    key: Vec<u8>,
-    #[prost(bytes = "vec", tag = "2")]
-    value: Vec<u8>,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct PutResponse {}
-
-#[derive(Clone, PartialEq, Message)]
-struct StatusRequest {}
-
-/// `etcdserverpb.StatusResponse`, as far as it is used.
-#[derive(Clone, PartialEq, Message)]
-pub struct EtcdStatus {
-    #[prost(message, optional, tag = "1")]
-    header: Option<EtcdHeader>,
-    /// 0 while there is none.
-    #[prost(uint64, tag = "4")]
-    pub leader: u64,
-}
-
-#[derive(Clone, PartialEq, Message)]
-struct EtcdHeader {
-    #[prost(uint64, tag = "2")]
-    member_id: u64,
-}
-
-impl EtcdStatus {
-    /// Who answered.
-    pub fn member(&self) -> u64 {
-        self.header.as_ref().map_or(0, |header| header.member_id)
-    }
 }
 
 impl Door {
@@ -129,8 +100,10 @@ impl Door {
     pub async fn open(&self) -> anyhow::Result<Client> {
         let channel = self.channel().await?;
         Ok(match self.system {
-            System::Flotilla => Client::Flotilla(ObjectsClient::new(channel)),
-            System::Etcd => Client::Etcd(Grpc::new(channel)),
+            System::Flotilla => {
+                Client::Flotilla(ObjectsClient::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES))
+            }
+            System::Etcd => Client::Etcd(Grpc::new(channel).max_decoding_message_size(MAX_ANSWER_BYTES)),
         })
     }
 }
@@ -145,7 +118,98 @@ impl Client {
             Self::Flotilla(objects) => objects.apply(create(name, value)).await.map(drop),
             Self::Etcd(grpc) => {
                 let put = PutRequest { key: name.into(), value: value.into() };
-                call::<_, PutResponse>(grpc, "/etcdserverpb.KV/Put", put).await.map(drop)
+                call::<_, PutResponse>(grpc, etcd_api::PUT, put).await.map(drop)
+            }
+        }
+    }
+
+    /// A linearizable read of what was put under a name.
+    ///
+    /// # Errors
+    /// What the node says, or that there is no such name.
+    pub async fn get(&mut self, name: &str) -> Result<(), Status> {
+        match self {
+            Self::Flotilla(objects) => {
+                let request = GetObjectRequest { kind: KIND.into(), namespace: String::new(), name: name.into() };
+                objects.get(request).await.map(drop)
+            }
+            Self::Etcd(grpc) => {
+                let range = RangeRequest { key: name.into(), range_end: Vec::new() };
+                let found: RangeResponse = call(grpc, etcd_api::RANGE, range).await?;
+                found.kvs.first().map(drop).ok_or_else(|| Status::not_found(name))
+            }
+        }
+    }
+
+    /// A linearizable and consistent list, and how many it holds: everything that was put into Flotilla, or what was put
+    /// into etcd under a prefix.
+    ///
+    /// # Errors
+    /// What the node says.
+    pub async fn list(&mut self, prefix: &str) -> Result<usize, Status> {
+        match self {
+            Self::Flotilla(objects) => {
+                let request =
+                    ListObjectsRequest { kind: KIND.into(), json_only: true, ..ListObjectsRequest::default() };
+                objects.list(request).await.map(|list| list.into_inner().items.len())
+            }
+            Self::Etcd(grpc) => {
+                let range = RangeRequest { key: prefix.into(), range_end: after(prefix) };
+                call::<_, RangeResponse>(grpc, etcd_api::RANGE, range).await.map(|found| found.kvs.len())
+            }
+        }
+    }
+
+    /// Follows what is put from now on; the watch stands when this returns.
+    ///
+    /// # Errors
+    /// What the node says.
+    pub async fn watch(&mut self, prefix: &str) -> Result<Events, Status> {
+        match self {
+            Self::Flotilla(objects) => {
+                let list = ListObjectsRequest { kind: KIND.into(), limit: 1, ..ListObjectsRequest::default() };
+                let revision = objects.list(list).await?.into_inner().revision;
+                let request = WatchObjectsRequest { kind: KIND.into(), revision, ..WatchObjectsRequest::default() };
+                Ok(Events::Flotilla(objects.watch(request).await?.into_inner()))
+            }
+            Self::Etcd(grpc) => {
+                let create = WatchCreate { key: prefix.into(), range_end: after(prefix) };
+                // The request's stream stays open for as long as the watch lives.
+                let requests = stream::iter([WatchRequest { create: Some(create) }]).chain(stream::pending());
+                grpc.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
+                let codec = ProstCodec::<WatchRequest, WatchResponse>::default();
+                let path = PathAndQuery::from_static(etcd_api::WATCH);
+                let mut events = grpc.streaming(Request::new(requests), path, codec).await?.into_inner();
+                match events.message().await? {
+                    Some(WatchResponse { created: true, .. }) => Ok(Events::Etcd(events)),
+                    _ => Err(Status::internal("the watch was not made")),
+                }
+            }
+        }
+    }
+}
+
+/// What a watch sees.
+pub enum Events {
+    Flotilla(Streaming<WatchEvent>),
+    Etcd(Streaming<WatchResponse>),
+}
+
+impl Events {
+    /// Waits for the next answer that has events, and counts them.
+    ///
+    /// # Errors
+    /// What the node says, or that the watch ended.
+    pub async fn next(&mut self) -> Result<usize, Status> {
+        loop {
+            let seen = match self {
+                Self::Flotilla(events) => events.message().await?.map(|event| usize::from(event.r#type != "BOOKMARK")),
+                Self::Etcd(events) => events.message().await?.map(|answer| answer.events.len()),
+            };
+            match seen {
+                Some(0) => {}
+                Some(events) => return Ok(events),
+                None => return Err(Status::aborted("the watch ended")),
             }
         }
     }
@@ -155,9 +219,9 @@ impl Client {
 ///
 /// # Errors
 /// If it does not answer.
-pub async fn etcd_status(door: &Door) -> anyhow::Result<EtcdStatus> {
+pub async fn etcd_status(door: &Door) -> anyhow::Result<StatusResponse> {
     let mut grpc = Grpc::new(door.channel().await?);
-    Ok(call(&mut grpc, "/etcdserverpb.Maintenance/Status", StatusRequest {}).await?)
+    Ok(call(&mut grpc, etcd_api::STATUS, StatusRequest {}).await?)
 }
 
 async fn call<Q, A>(grpc: &mut Grpc<Channel>, method: &'static str, request: Q) -> Result<A, Status>

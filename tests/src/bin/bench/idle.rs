@@ -7,6 +7,7 @@ use anyhow::Context;
 
 use crate::etcd::Etcd;
 use crate::flotilla_cluster::Flotilla;
+use crate::machine::rss_mb;
 use crate::report::Report;
 
 const NODES: usize = 3;
@@ -63,13 +64,6 @@ async fn watch(pids: &[u32]) -> anyhow::Result<Vec<Cost>> {
         Ok(Cost { rss_mb: rss_mb(*pid)?, cpu_percent })
     };
     pids.iter().zip(before).map(cost).collect()
-}
-
-fn rss_mb(pid: u32) -> anyhow::Result<f64> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
-    Ok(kib * 1024.0 / 1e6)
 }
 
 /// User and system time since the process began.

@@ -3,6 +3,8 @@
 use std::fs;
 use std::process::Command;
 
+use anyhow::Context;
+
 use crate::etcd::ETCD;
 use crate::examples::RUNC;
 
@@ -10,6 +12,17 @@ use crate::examples::RUNC;
 pub fn load_average() -> String {
     let text = fs::read_to_string("/proc/loadavg").unwrap_or_default();
     text.split(' ').next().unwrap_or("?").to_owned()
+}
+
+/// Resident memory of a process.
+///
+/// # Errors
+/// If there is no such process.
+pub fn rss_mb(pid: u32) -> anyhow::Result<f64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib * 1024.0 / 1e6)
 }
 
 /// Machine and versions in words; `load_before` is the load average at the start of the run.

@@ -7,23 +7,30 @@
 //! at the same time.
 //! Invariant: nothing is asserted. A section that fails says so in the table, and the others go on.
 
+mod catchup;
 mod client;
 mod etcd;
+mod etcd_api;
 mod examples;
 mod failover;
 mod flotilla_cluster;
 mod idle;
 mod load;
 mod machine;
+mod memory;
+mod pair;
 mod pods;
 mod puts;
+mod reads;
 mod report;
+mod watchers;
 
 use std::process::ExitCode;
 
 use report::Report;
 
-const SECTIONS: [&str; 5] = ["starts", "pods", "idle", "puts", "failover"];
+const SECTIONS: [&str; 10] =
+    ["starts", "pods", "idle", "puts", "reads", "ranges", "watchers", "failover", "catchup", "memory"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -52,7 +59,12 @@ async fn measure(section: &str, report: &mut Report) -> anyhow::Result<()> {
         "pods" => pods::measure(report).await,
         "idle" => idle::measure(report).await,
         "puts" => puts::measure(report).await,
+        "reads" => reads::objects(report).await,
+        "ranges" => reads::ranges(report).await,
+        "watchers" => watchers::measure(report).await,
         "failover" => failover::measure(report).await,
+        "catchup" => catchup::measure(report).await,
+        "memory" => memory::measure(report).await,
         other => anyhow::bail!("no such section: {other}"),
     }
 }
