@@ -169,11 +169,18 @@ fn server_error(address: &str, error: &(dyn Error + 'static)) -> ClientError {
     let address = address.to_owned();
     let message = io_cause(error).map_or_else(|| innermost(error), ToString::to_string);
     match io_cause(error) {
+        Some(cause) if matches!(cause.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => {
+            let message =
+                "it hung up on these credentials: were they revoked, or is it a node that was removed?".into();
+            ClientError::NotTrusted { address, message }
+        }
         Some(cause) if cause.kind() == io::ErrorKind::InvalidData => {
             let by_whom = if message.contains("received fatal alert") {
                 format!("it refused these credentials ({message})")
             } else {
-                format!("its certificate does not fit these credentials ({message})")
+                format!(
+                    "its certificate does not fit these credentials ({message}); was the CA replaced since they were made?"
+                )
             };
             ClientError::NotTrusted { address, message: by_whom }
         }

@@ -143,8 +143,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         enrol::founded(config)?;
     }
 
-    let host_ip = advertise.first().map_or_else(String::new, |address| address.ip().to_string());
-    let local = Arc::new(Local::open(config, gate.clone(), &own.name, host_ip).await?);
+    let local = Arc::new(Local::open(config, gate.clone(), &own.name, net.clone()).await?);
     net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());

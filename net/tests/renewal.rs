@@ -1,13 +1,17 @@
 //! Renewal: on time, late, and for those only who may.
 
+#[path = "support/raw.rs"]
+mod raw;
 mod support;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use flotilla_net::*;
+use raw::Raw;
 use support::*;
 
 /// Signs whatever the network lets through.
@@ -18,6 +22,7 @@ struct Signer {
     lifetime: Duration,
     revision: u64,
     signed: AtomicUsize,
+    signed_for: Mutex<BTreeSet<NodeId>>,
     last: Mutex<Option<RenewRequest>>,
 }
 
@@ -33,8 +38,15 @@ impl Signer {
     fn as_of(authority: &Authority, revision: u64) -> Signer {
         let key = SealKey::generate();
         let authority = Authority::unseal(&key, &authority.seal(&key).expect("seals")).expect("opens");
-        let (signed, last) = (AtomicUsize::new(0), Mutex::default());
-        Signer { authority, age: Duration::ZERO, lifetime: LIFETIME, revision, signed, last }
+        Signer {
+            authority,
+            age: Duration::ZERO,
+            lifetime: LIFETIME,
+            revision,
+            signed: AtomicUsize::new(0),
+            signed_for: Mutex::default(),
+            last: Mutex::default(),
+        }
     }
 }
 
@@ -47,6 +59,7 @@ impl Renewal for Signer {
             .sign_node(&request.csr, &names, self.lifetime, SystemTime::now() - self.age)
             .map_err(|error| Refusal(error.to_string()))?;
         self.signed.fetch_add(1, Ordering::SeqCst);
+        self.signed_for.lock().expect("unpoisoned").insert(request.id);
         *self.last.lock().expect("unpoisoned") = Some(request);
         let authorities = vec![self.authority.certificate().to_vec()];
         Ok(RenewGrant { certificate: certificate.to_vec(), authorities, bridges: Vec::new(), revision: self.revision })
@@ -128,7 +141,8 @@ async fn a_removed_or_unlisted_node_is_not_renewed() {
     listed.net.learn((*record).clone()).expect("learns");
     listed.net.set_members(vec![(1, name(1)), (4, name(4))]);
     until("the listed one is renewed", || async { is_fresh(&listed) }).await;
-    assert_eq!(signer.signed.load(Ordering::SeqCst), 1);
+    let signed_for = signer.signed_for.lock().expect("unpoisoned").clone();
+    assert!(signed_for.is_disjoint(&BTreeSet::from([2, 3])), "{signed_for:?}");
     assert!(!is_fresh(&removed) && !is_fresh(&unlisted));
     stop(vec![first, removed, unlisted, listed]).await;
 }
@@ -201,4 +215,37 @@ async fn a_node_that_slept_through_a_change_of_authorities_follows_one_whose_key
     assert_eq!(nodes[0].net.credentials().identity().authorities(), follows, "the other did not go back");
     nodes.push(back);
     stop(nodes).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_renewal_that_was_recorded_is_worth_nothing_on_another_connection() {
+    const LABEL: &[u8] = b"EXPORTER-flotilla-renew-1";
+    let authority = authority();
+    let first = Node::start(&authority, 1).await;
+    let signer = Signer::new(&authority);
+    first.net.renew_with(signer.clone());
+    first.net.set_members(vec![(1, name(1)), (2, name(2))]);
+    let member = identity(&authority, 2);
+    let csr = member.key().request().expect("a request");
+    let (raw, address) = (Raw::new(), first.net.local_addr().expect("bound"));
+
+    let connection = raw.connect(address, Alpn::Renew.as_str(), None).await.expect("connects");
+    let mut exported = [0; 32];
+    connection.export_keying_material(&mut exported, LABEL, &fingerprint(&csr)).expect("key material");
+    let key = rcgen::KeyPair::from_pem(&member.key().to_pem()).expect("a key");
+    let proof = rcgen::SigningKey::sign(&key, &[LABEL, &exported].concat()).expect("signs");
+    let question = codec::encode(&(member.certificate().to_vec(), csr, proof)).expect("encodes");
+    let ask = async |connection: quinn::Connection| {
+        let (mut send, mut recv) = connection.open_bi().await.expect("opens");
+        write_frame(&mut send, &question).await.expect("writes");
+        let answer = read_frame(&mut recv, 64 * 1024).await.expect("answers");
+        codec::decode::<Result<RenewGrant, String>>(&answer).expect("decodes")
+    };
+    ask(connection).await.expect("the member itself is answered");
+    let replayed = raw.connect(address, Alpn::Renew.as_str(), None).await.expect("connects");
+    let refused = ask(replayed).await.expect_err("it is recorded");
+    assert_eq!(refused, "the request was not signed by the certificate's key");
+    assert_eq!(signer.signed.load(Ordering::SeqCst), 1);
+    raw.stop().await;
+    first.net.shutdown().await;
 }

@@ -1,4 +1,4 @@
-//! The documentation says what the code says, where that can be compared: bounds, configuration keys, links.
+//! The documentation says what the code says, where that can be compared: bounds, configuration keys, protocols, links.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -34,6 +34,14 @@ fn every_configuration_key_is_documented() {
         for key in keys {
             assert!(text.contains(&format!("`{key}`")), "docs/configuration.md does not name {key:?}");
         }
+    }
+}
+
+#[test]
+fn every_protocol_of_the_port_is_documented() {
+    let text = read("docs/ports.md");
+    for alpn in flotilla_net::Alpn::ALL {
+        assert!(text.contains(&format!("| `{alpn}` |")), "docs/ports.md does not name {alpn}");
     }
 }
 

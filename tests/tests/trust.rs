@@ -139,6 +139,27 @@ async fn a_node_that_was_off_while_the_authority_was_replaced_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_the_old_authority_certified_is_good_while_both_are_trusted() {
+    let cluster = Cluster::start(1).await;
+    let dir = tempfile::tempdir().unwrap();
+    let alice = credentials(&cluster, "alice", dir.path());
+    let old = ca(&cluster, "node-1").await.unwrap();
+    let _ = cli::ok(&cluster, "node-1", &["ca", "rotate", "--overlap", "1h"]);
+    let renewed = || async {
+        let status = ca(&cluster, "node-1").await?;
+        let all = status.nodes.iter().all(|node| node.certified_by == status.fingerprint);
+        if status.phase == "renewing" && all { Ok(status) } else { Err(format!("{status:?}")) }
+    };
+    let status = eventually(ROTATION_WAIT, "the new authority signs", renewed).await;
+    assert_eq!(status.other_fingerprint, old.fingerprint);
+    // She trusts the old authority only, and the node is certified by the new one.
+    watch(&dial(&cluster, "node-1", &alice).await.unwrap()).await;
+    let again = cli::flotilla(&cluster, "node-1", &["ca", "rotate"]);
+    assert!(again.code == Some(1) && again.err.contains("being replaced already"), "{again:?}");
+    assert!(cli::ok(&cluster, "node-1", &["ca", "status"]).contains("dropped by"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_token_decides_on_labels_and_a_machine_that_died_while_it_joined_joins_again() {
     let mut cluster = Cluster::start(1).await;
     let made =
@@ -167,6 +188,10 @@ async fn a_token_decides_on_labels_and_a_machine_that_died_while_it_joined_joins
     cluster.dev.start(&node, Some(&text)).unwrap();
     cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
 
+    let tokens: serde_json::Value =
+        serde_json::from_str(&cli::ok(&cluster, "node-1", &["token", "list", "-o", "json"])).unwrap();
+    let listed = tokens.as_array().unwrap().iter().find(|one| one["id"] == made["id"]).unwrap();
+    assert_eq!((&listed["uses"], &listed["labels"]["zone"]), (&1.into(), &"a".into()), "asked twice, used once");
     let nodes = cluster.node_summaries("node-1").await.unwrap();
     assert_eq!(nodes.iter().find(|one| one.name == node).map(|one| one.id), Some(4711), "{nodes:?}");
     let object = cli::ok(&cluster, "node-1", &["get", "node", &node, "-o", "json"]);
@@ -193,9 +218,10 @@ async fn dial(cluster: &Cluster, node: &str, papers: &Path) -> Result<Channel, S
     target.unwrap().connect().await.map_err(|error| error.to_string())
 }
 
+/// Their holder is refused, and told why it may be.
 async fn refused(cluster: &Cluster, node: &str, papers: &Path) {
     let error = dial(cluster, node, papers).await.expect_err("these papers are worth nothing");
-    println!("{node}: {error}");
+    assert!(error.contains("is not trusted"), "{node}: {error}");
 }
 
 /// A stream that has begun and would go on for ever.

@@ -213,8 +213,8 @@ impl Carrier {
 
     fn place(&self, sandbox: &SandboxState) -> Place {
         Place {
-            pod_ip: sandbox.ip.map_or_else(|| self.local.host_ip().to_owned(), |ip| ip.to_string()),
-            host_ip: self.local.host_ip().to_owned(),
+            pod_ip: sandbox.ip.map_or_else(|| self.local.host_ip(), |ip| ip.to_string()),
+            host_ip: self.local.host_ip(),
         }
     }
 

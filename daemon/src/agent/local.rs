@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use anyhow::Context;
+use flotilla_net::Net;
 use flotilla_runtime::Pods;
 use flotilla_runtime::engine::EngineChoice;
 use flotilla_runtime::images::{Credentials, HostConfig, Images, RegistryConfig};
@@ -30,7 +31,7 @@ pub struct Local {
 struct Inner {
     config: Arc<Config>,
     node: String,
-    host_ip: String,
+    net: Net,
     images: Images,
     /// Set once the node knows its pod addresses.
     pods: OnceLock<Pods>,
@@ -46,7 +47,7 @@ impl Local {
     ///
     /// # Errors
     /// If the directory cannot be used.
-    pub async fn open(config: &Arc<Config>, gate: Gate, node: &str, host_ip: String) -> anyhow::Result<Self> {
+    pub async fn open(config: &Arc<Config>, gate: Gate, node: &str, net: Net) -> anyhow::Result<Self> {
         let directory = config.data_dir.join("images");
         let registries = registries(config);
         let images = tokio::task::spawn_blocking(move || Images::open(&directory, registries)).await??;
@@ -54,7 +55,7 @@ impl Local {
         let inner = Inner {
             config: config.clone(),
             node: node.to_owned(),
-            host_ip,
+            net,
             images,
             pods: OnceLock::new(),
             sources,
@@ -114,8 +115,11 @@ impl Local {
         &self.inner.node
     }
 
-    pub(super) fn host_ip(&self) -> &str {
-        &self.inner.host_ip
+    /// The machine's first address, which may change while it runs.
+    pub(super) fn host_ip(&self) -> String {
+        let record = self.inner.net.own_record();
+        let first = record.as_ref().and_then(|record| record.addresses().first());
+        first.map_or_else(String::new, |address| address.ip().to_string())
     }
 
     /// Where a pod's logs are, whether or not it still runs.

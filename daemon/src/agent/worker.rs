@@ -143,7 +143,7 @@ impl Worker {
             containers,
             container_failures: self.container_failures.clone(),
             images: self.images_of(pod),
-            host_ip: Some(self.local.host_ip().to_owned()),
+            host_ip: Some(self.local.host_ip()),
         }
     }
 
