@@ -61,10 +61,7 @@ impl BuiltIn for Job {
             patterns.for_each(|pattern| set_text(&mut pattern.status, "True"));
         }
         defaults::template(&mut spec.template);
-        let labels = spec.template.metadata.as_ref().and_then(|metadata| metadata.labels.clone());
-        if job.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty) && labels.is_some() {
-            job.metadata.labels = labels;
-        }
+        take_labels_of_template(job);
     }
 
     fn create(job: &mut batch::Job) {
@@ -78,6 +75,8 @@ impl BuiltIn for Job {
         }
         let selector = spec.selector.get_or_insert_with(LabelSelector::default);
         selector.match_labels.get_or_insert_default().entry(UID_LABEL.to_owned()).or_insert(uid);
+        // Upstream sets defaults again on what it has stored, and then finds these labels.
+        take_labels_of_template(job);
     }
 
     /// Whoever writes the manifest again does not write what was generated; it stays.
@@ -131,6 +130,15 @@ impl BuiltIn for Job {
             columns::joined(containers.iter().filter_map(|c| c.image.as_deref())),
             columns::selector(spec.selector.as_ref()),
         ]
+    }
+}
+
+/// A Job without labels has those of its pods.
+fn take_labels_of_template(job: &mut batch::Job) {
+    let template = job.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+    let labels = template.and_then(|metadata| metadata.labels.clone());
+    if job.metadata.labels.as_ref().is_none_or(BTreeMap::is_empty) && labels.is_some() {
+        job.metadata.labels = labels;
     }
 }
 
