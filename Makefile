@@ -14,7 +14,7 @@ UID := $(shell id -u)
 AS_ROOT := $(if $(filter 0,$(UID)),,sudo --preserve-env)
 RUNNER := $(if $(AS_ROOT),CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)')
 
-.PHONY: help setup setup-build build release demo test bench chaos lint fmt deny install clean
+.PHONY: help setup setup-build build release demo test bench chaos fuzz lint fmt deny install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -50,6 +50,9 @@ bench: setup ## Measure beside etcd and runc; BENCH="pods idle" for some section
 chaos: setup ## Ten minutes of faults on five nodes under load; CHAOS_SECONDS and CHAOS_SEED change that
 	$(CARGO) build -p flotilla -p flotilla-tests --bins
 	@$(AS_ROOT) $(TARGET_DIR)/debug/chaos
+
+fuzz: setup-build ## Fuzz every decoder, FUZZ_SECONDS (60) each; FUZZ="api net" for some crates (needs nightly and cargo-fuzz)
+	@scripts/fuzz.sh $(FUZZ)
 
 lint: setup-build
 	$(CARGO) fmt --all --check

@@ -11,6 +11,9 @@ pub mod columns;
 mod defaults;
 pub mod error;
 pub mod field;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod job;
 pub mod key;
 pub mod kinds;

@@ -13,6 +13,9 @@ pub mod convert;
 pub mod dev;
 mod drain;
 pub mod enrol;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod gate;
 mod grpc;
 mod lead;

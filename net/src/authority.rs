@@ -279,3 +279,8 @@ fn name(common_name: &str, organization: Option<&str>) -> DistinguishedName {
     name.push(DnType::CommonName, common_name);
     name
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    _ = read_request(input, NODE_LIFETIME, SystemTime::UNIX_EPOCH + NODE_LIFETIME);
+}

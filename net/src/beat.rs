@@ -207,3 +207,9 @@ fn take_record(shared: &Shared, peer: &PeerInfo, record: AddressRecord) {
         tracing::debug!(node = peer.id, about, %error, "an address is not believed");
     }
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    _ = codec::decode_within::<Beat, MAX_BEAT_BYTES>(input);
+    _ = codec::decode_within::<Vec<AddressRecord>, MAX_RECORDS_FRAME_BYTES>(input);
+}

@@ -323,3 +323,9 @@ fn read_question(frame: &[u8], remote: SocketAddr) -> Result<JoinRequest, String
         remote,
     })
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    _ = read_question(input, SocketAddr::from(([192, 0, 2, 1], 6443)));
+    _ = codec::decode_within::<Answer<JoinGrant>, MAX_ANSWER_BYTES>(input);
+}

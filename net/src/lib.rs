@@ -19,6 +19,9 @@ mod credentials;
 mod error;
 mod files;
 mod frame;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 mod home;
 mod identity;
 mod join;

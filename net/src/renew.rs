@@ -293,3 +293,11 @@ fn requested_key(csr: &[u8]) -> Result<[u8; 32], String> {
 fn addresses_of(shared: &Shared, id: NodeId) -> Vec<std::net::SocketAddr> {
     shared.book.get(id).map(|record| record.addresses().to_vec()).unwrap_or_default()
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    if let Ok(question) = codec::decode_within::<Question, MAX_QUESTION_BYTES>(input) {
+        _ = (crate::certificate::Subject::node_of(&question.certificate), requested_key(&question.csr));
+    }
+    _ = codec::decode_within::<Result<RenewGrant, String>, MAX_ANSWER_BYTES>(input);
+}

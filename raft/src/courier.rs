@@ -98,7 +98,7 @@ pub(crate) async fn receive(
     Ok(verified.map_err(|e| DiskError::damaged(machine.root(), e))??)
 }
 
-fn check(header: &SnapshotHeader, free_bytes: u64) -> Result<(), CourierError> {
+pub(crate) fn check(header: &SnapshotHeader, free_bytes: u64) -> Result<(), CourierError> {
     if header.files.len() > MAX_FILES {
         return Err(CourierError::TooMany(header.files.len()));
     }

@@ -4,6 +4,9 @@
 
 pub mod cgroup;
 pub mod engine;
+#[cfg(any(test, fuzzing))]
+#[doc(hidden)]
+pub mod fuzz;
 pub mod images;
 pub mod network;
 pub mod pods;

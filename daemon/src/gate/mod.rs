@@ -29,6 +29,8 @@ use renderings::Renderings;
 
 pub use apply::Outcome;
 pub use delete::{DeleteOptions, Propagation};
+#[cfg(any(test, fuzzing))]
+pub(crate) use read::parse_continue as continue_token;
 pub use read::{Happened, List, ListQuery, ObjectEvent};
 pub use seal::{Ring, Sealer, keyring_key};
 pub use write::WriteOptions;

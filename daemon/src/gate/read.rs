@@ -288,7 +288,7 @@ impl Observer {
     }
 }
 
-fn parse_continue(token: &str) -> Result<(u64, String), Status> {
+pub(crate) fn parse_continue(token: &str) -> Result<(u64, String), Status> {
     token
         .split_once(':')
         .and_then(|(revision, key)| Some((revision.parse().ok()?, key.to_owned())))

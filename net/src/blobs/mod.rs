@@ -32,6 +32,8 @@ use desk::Desk;
 use ledger::{ANNOUNCE_DELAY, ANNOUNCE_PERIOD};
 pub use rendezvous::Mark;
 pub use seek::{Lead, PeerBlob, Search};
+#[cfg(any(test, fuzzing))]
+pub(crate) use wire::fuzz;
 
 /// SHA-256 of a blob.
 pub type BlobDigest = [u8; 32];

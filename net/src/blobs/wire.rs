@@ -109,6 +109,22 @@ pub async fn answer<T: DeserializeOwned>(read: &mut (impl AsyncRead + Unpin)) ->
     receive_within(read, ANSWER_TIMEOUT).await
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    futures::executor::block_on(async {
+        let mut stream = input;
+        while let Ok(Some(request)) = receive::<Request>(&mut stream).await {
+            _ = is_bounded(&request);
+        }
+        if let Ok(Some(Reply::Again { missing, failed })) = receive(&mut { input }).await {
+            assert!(bounded(missing).len() <= MAX_TOLD && bounded(failed).len() <= MAX_TOLD);
+        }
+        _ = receive::<Said>(&mut { input }).await;
+        _ = receive::<Answer>(&mut { input }).await;
+        _ = receive::<Vec<bool>>(&mut { input }).await;
+    });
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -29,6 +29,8 @@ pub(crate) use dump::Record;
 pub use history::HistoryBounds;
 pub use read::ReadError;
 use record::Header;
+#[cfg(any(test, fuzzing))]
+pub(crate) use record::fuzz;
 #[cfg(test)]
 pub(crate) use tests::pin;
 

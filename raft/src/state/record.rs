@@ -146,3 +146,15 @@ pub(crate) fn parse_aging_key(bytes: &[u8]) -> Option<(u64, Key)> {
     let key = Key::parse(std::str::from_utf8(bytes.get(9..)?).ok()?)?;
     Some((time_ms, key))
 }
+
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    if let Some(current) = Current::decode(Bytes::copy_from_slice(input)) {
+        assert_eq!(current.encode(), input);
+    }
+    _ = crate::codec::decode::<Header>(input);
+    if let Ok(past) = crate::codec::decode::<Past>(input) {
+        past.into_event(7);
+    }
+    _ = (revision_of(input), parse_aging_key(input));
+}

@@ -35,7 +35,7 @@ mod origin;
 mod peers;
 mod pull;
 mod reference;
-mod registry;
+pub(crate) mod registry;
 pub mod tarball;
 pub mod tarheader;
 pub mod unpack;

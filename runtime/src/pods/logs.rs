@@ -279,6 +279,15 @@ fn tail(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
     Ok((starts.front().copied().unwrap_or(offset), starts.len() as u64))
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    for line in input.split_inclusive(|byte| *byte == b'\n') {
+        if let Some((time, _, _)) = parse(line) {
+            is_since(time, 1);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

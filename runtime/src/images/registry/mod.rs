@@ -271,6 +271,16 @@ fn begins_at(range: &str, offset_bytes: u64) -> bool {
     first.and_then(|first| first.parse().ok()) == Some(offset_bytes)
 }
 
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    if let Ok(text) = std::str::from_utf8(input)
+        && let Some(challenge) = auth::choose(&[text.to_owned()])
+    {
+        challenge.token_url("library/nginx");
+    }
+    _ = (auth::parse_token(input), auth::error_detail(input));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -10,7 +10,7 @@
 //! Invariant: bytes, entries, name lengths and depth are bounded by [`Limits`] and constants here.
 
 mod metadata;
-mod stream;
+pub(crate) mod stream;
 mod tree;
 
 use std::ffi::OsString;

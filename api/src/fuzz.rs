@@ -1,0 +1,139 @@
+//! Every decoder of this crate that reads bytes from outside, as functions for fuzzers and for a test on stable Rust.
+//!
+//! Invariant: no input panics; what is accepted once is accepted again in the form that it was given back in.
+
+use jiff::Timestamp;
+use serde_json::Value;
+
+use crate::admit::{self, Create, Subresource, UnknownFields};
+use crate::selector::{Fields, Labels};
+use crate::{Key, Registry, job, names, object, quantity, sealing};
+
+/// A target and its name.
+pub type Target = (&'static str, fn(&[u8]));
+
+pub const TARGETS: &[Target] = &[
+    ("manifest", manifest),
+    ("job", job_form),
+    ("selector", selector),
+    ("quantity", quantity),
+    ("names", names),
+    ("stored", stored),
+];
+
+fn registry() -> &'static Registry {
+    static REGISTRY: std::sync::OnceLock<Registry> = std::sync::OnceLock::new();
+    REGISTRY.get_or_init(Registry::builtin)
+}
+
+/// The same name again and again.
+struct NoDice;
+
+impl rand::RngCore for NoDice {
+    fn next_u32(&mut self) -> u32 {
+        7
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        7
+    }
+
+    fn fill_bytes(&mut self, bytes: &mut [u8]) {
+        bytes.fill(7);
+    }
+}
+
+fn create(rng: &mut dyn rand::RngCore) -> Create<'_> {
+    Create { namespace: "", now: Timestamp::UNIX_EPOCH, rng, unknown_fields: UnknownFields::Refuse }
+}
+
+/// A manifest as people send it, through strict decoding, defaults, validation, an update and a table.
+fn manifest(input: &[u8]) {
+    let Ok(objects) = admit::parse(input, registry()) else { return };
+    for parsed in objects {
+        let Ok(prepared) = admit::prepare_create(&parsed.kind, parsed.object, create(&mut NoDice)) else { continue };
+        let (kind, stored) = (parsed.kind, prepared.object);
+        let again = admit::prepare_update(&kind, &stored, stored.clone(), Subresource::None, UnknownFields::Refuse)
+            .expect("what was admitted is admitted again");
+        assert!(!again.changed, "{kind:?} is stable after defaults: {stored} {}", again.object);
+        assert_eq!(kind.row(&stored, Timestamp::UNIX_EPOCH).len(), kind.columns().len());
+    }
+}
+
+fn job_form(input: &[u8]) {
+    let Ok(jobs) = job::from_yaml(input) else { return };
+    for job in jobs {
+        let Ok(prepared) = job::prepare(&job, registry(), create(&mut NoDice)) else { continue };
+        job::raise(&prepared.object).expect("what came from a job is one");
+    }
+}
+
+fn selector(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let object = serde_json::json!({"metadata": {"name": "a", "labels": {"app": "web"}}, "spec": {"nodeName": "n"}});
+    if let Ok(labels) = Labels::parse(text) {
+        labels.matches_value(&object);
+    }
+    if let Ok(fields) = Fields::parse(text) {
+        fields.matches(&object);
+        _ = fields.check(&["spec.nodeName"]);
+    }
+}
+
+fn quantity(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(canonical) = quantity::canonical(text) else { return };
+    assert_eq!(quantity::canonical(&canonical).as_deref(), Ok(canonical.as_str()), "{text}");
+    let parsed = k8s_openapi::apimachinery::pkg::api::resource::Quantity(text.to_owned());
+    _ = (quantity::bytes(&parsed), quantity::cpu_millis(&parsed));
+}
+
+fn names(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let rules = [
+        names::dns_label,
+        names::dns_subdomain,
+        names::dns_1035_label,
+        names::qualified_name,
+        names::label_value,
+        names::config_key,
+        names::env_name,
+        names::port_name,
+        names::path_segment,
+    ];
+    for rule in rules {
+        _ = rule(text);
+    }
+    if let Some(key) = Key::parse(text) {
+        assert_eq!(key.as_str(), text);
+        assert!(text.ends_with(key.name()));
+    }
+}
+
+/// What a store or a backup gives back.
+fn stored(input: &[u8]) {
+    let Ok(mut object) = object::decode_value(input, 7) else { return };
+    let pointers = ["/data".to_owned(), sealing::LAST_APPLIED.to_owned()];
+    let before = object.clone();
+    let parts = sealing::take(&mut object, &pointers);
+    sealing::put_back(&mut object, parts, &pointers);
+    assert_eq!(object, before);
+    sealing::take_envelope(&mut object);
+    for kind in registry().iter() {
+        if object.get("kind").and_then(Value::as_str) == Some(&kind.kind) {
+            _ = kind.row(&object, Timestamp::UNIX_EPOCH);
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "../../fuzz/stable.rs"]
+mod stable;
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn seeds_and_their_mutations_are_taken_or_refused() {
+        super::stable::run("api", super::TARGETS);
+    }
+}

@@ -1,0 +1,5 @@
+#![no_main]
+
+include!("../chosen.rs");
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| chosen(flotilla_net::fuzz::TARGETS)(input));
