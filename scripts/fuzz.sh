@@ -18,14 +18,12 @@ crates=("$@")
 [ ${#crates[@]} -gt 0 ] || crates=(api net runtime raft daemon)
 failed=()
 for crate in "${crates[@]}"; do
-    features=()
-    case $crate in raft | daemon) features=(--features "$crate") ;; esac
     for seeds in fuzz/seeds/"$crate"/*/; do
         target=$(basename "$seeds")
         corpus=fuzz/corpus/$crate/$target
         mkdir -p "$corpus"
         echo "== $crate $target, $seconds s"
-        FUZZ_TARGET=$target cargo "+$toolchain" fuzz run "${features[@]}" "$crate" "$corpus" "$seeds" -- \
+        FUZZ_TARGET=$target cargo "+$toolchain" fuzz run --features "$crate" "$crate" "$corpus" "$seeds" -- \
             -max_total_time="$seconds" -timeout=10 -rss_limit_mb=2048 -max_len=65536 -print_final_stats=0 \
             -verbosity=0 || failed+=("$crate/$target")
     done
