@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
 use flotilla_net::{Alpn, Blobs, ClientAuth, Net, Silence};
-use flotilla_raft::Store;
+use flotilla_raft::{OpenError, Store};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -119,7 +119,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
 
     let transport = Arc::new(RaftTransport::new(net.clone()));
     let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
-    let store = Store::open(options, transport).await.context("the store cannot be opened")?;
+    let store = Store::open(options, transport).await.map_err(cannot_open)?;
     net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
 
     let tasks = TaskTracker::new();
@@ -185,6 +185,18 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         invite(&node).await;
     }
     Ok(Started { node, store, tasks })
+}
+
+/// Why the store cannot be opened. A damaged replica may have forgotten what it promised, so it must not vote again.
+fn cannot_open(error: OpenError) -> anyhow::Error {
+    let what = match &error {
+        OpenError::Disk(disk) if disk.is_damage() => {
+            "this node's replica is damaged and is not used; containers go on running. Delete this Node on another node, \
+             remove the data directory here, and join anew; if there is no other node, restore a backup"
+        }
+        _ => "the store cannot be opened",
+    };
+    anyhow::Error::new(error).context(what)
 }
 
 /// Gives image layers to other nodes, and asks them before the registry.

@@ -17,6 +17,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::command::{Batch, EventBounds};
 use crate::limits;
+use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::runtime::now_ms;
 use crate::types::{Raft, Types};
@@ -33,6 +34,7 @@ type Told = oneshot::Sender<Result<Outcome, Refusal>>;
 enum Item {
     Change(Change, Told),
     Compact(u64, oneshot::Sender<Result<(), Refusal>>),
+    Raise(u32),
 }
 
 /// A cheap handle on the batcher.
@@ -42,10 +44,12 @@ pub(crate) struct Batcher {
 }
 
 impl Batcher {
-    pub fn start(raft: Raft, events: EventBounds, tasks: &TaskTracker, closing: CancellationToken) -> Self {
+    pub fn start(raft: Raft, machine: Arc<Machine>, events: EventBounds, tasks: &TaskTracker) -> Self {
+        let closing = machine.closing().clone();
         let (queue, items) = mpsc::channel(QUEUED_CHANGES);
         let run = Run {
             raft,
+            machine,
             events,
             items,
             held: None,
@@ -77,6 +81,13 @@ impl Batcher {
         done.await.map_err(|_| Refusal::Unknown("the store is shutting down".into()))?
     }
 
+    /// Has commands of a newer version allowed. If that is not committed, it has to be asked for again.
+    pub async fn raise(&self, version: u32) {
+        if let Err(refusal) = self.send(Item::Raise(version)).await {
+            tracing::debug!(?refusal, version, "newer commands are not allowed yet");
+        }
+    }
+
     async fn send(&self, item: Item) -> Result<(), Refusal> {
         self.queue.send(item).await.map_err(|_| Refusal::Failed("the store is shutting down".into()))
     }
@@ -84,6 +95,7 @@ impl Batcher {
 
 struct Run {
     raft: Raft,
+    machine: Arc<Machine>,
     events: EventBounds,
     items: mpsc::Receiver<Item>,
     /// It did not fit the previous entry.
@@ -126,7 +138,14 @@ impl Run {
     }
 
     fn gather(&mut self, first: Item) -> (Batch, Waiting) {
-        let mut batch = Batch { now_ms: now_ms(), events: self.events, compact: None, changes: Vec::new() };
+        let mut batch = Batch {
+            version: self.machine.state().version(),
+            now_ms: now_ms(),
+            events: self.events,
+            compact: None,
+            raise: None,
+            changes: Vec::new(),
+        };
         let mut waiting = Waiting::default();
         let mut size_bytes = 0;
         let mut next = Some(first);
@@ -147,6 +166,10 @@ impl Run {
                 Item::Compact(revision, told) => {
                     batch.compact = batch.compact.max(Some(revision));
                     waiting.compactions.push(told);
+                }
+                Item::Raise(version) => {
+                    batch.version = batch.version.max(version);
+                    batch.raise = batch.raise.max(Some(version));
                 }
             }
             next = match batch.changes.len() < ENTRY_CHANGES {

@@ -72,6 +72,16 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError>
     Ok(value)
 }
 
+/// What stands first in an envelope, whatever follows.
+pub(crate) fn first<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
+    let (version, body) = bytes.split_first().ok_or(CodecError::Empty)?;
+    if *version != FORMAT_VERSION {
+        return Err(CodecError::Version(*version));
+    }
+    let first = bincode::serde::decode_from_slice(body, config());
+    first.map(|(value, _)| value).map_err(|e| CodecError::Malformed(e.to_string()))
+}
+
 /// A log id as it is stored and sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct LogIdForm {

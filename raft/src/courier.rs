@@ -93,8 +93,8 @@ pub(crate) async fn receive(
     for file in &header.files {
         receive_file(reader, &staging, file).await?;
     }
-    let (cluster, epoch) = (machine.cluster().to_owned(), machine.state().epoch());
-    let verified = runtime::blocking(move || SnapshotDir::verify(staging, &cluster, epoch)).await;
+    let (cluster, epoch, understands) = (machine.cluster().to_owned(), machine.state().epoch(), machine.understands());
+    let verified = runtime::blocking(move || SnapshotDir::verify(staging, &cluster, epoch, understands)).await;
     Ok(verified.map_err(|e| DiskError::damaged(machine.root(), e))??)
 }
 

@@ -54,9 +54,11 @@ fn formats_are_as_they_were() {
     let stored = StoredMembershipForm { at: Some(id), membership: membership.clone() };
     let entry = |payload| EntryForm { id, payload };
     let batch = Batch {
+        version: 1,
         now_ms: 1_700_000_000_000,
         events: EventBounds { max_count: 10_000, max_age_ms: 3_600_000 },
         compact: Some(9),
+        raise: Some(2),
         changes: vec![change()],
     };
     let append = Append { vote, previous: Some(id), entries: vec![entry(PayloadForm::Blank)], committed: None };
@@ -88,9 +90,17 @@ fn formats_are_as_they_were() {
     pinned(l, "request-add", &Request::AddReplica(2));
     pinned(l, "request-remove", &Request::RemoveReplica(2));
     pinned(l, "request-transfer-leader", &Request::TransferLeader(Some(2)));
-    pinned(l, "reply-append", &Reply::Append { result: AppendResult::Flushed(Some(id)), low_space: false });
-    pinned(l, "reply-conflict", &Reply::Append { result: AppendResult::Conflict(id), low_space: true });
-    pinned(l, "reply-higher-vote", &Reply::Append { result: AppendResult::HigherVote(vote), low_space: true });
+    pinned(
+        l,
+        "reply-append",
+        &Reply::Append { result: AppendResult::Flushed(Some(id)), low_space: false, understands: 2 },
+    );
+    pinned(l, "reply-conflict", &Reply::Append { result: AppendResult::Conflict(id), low_space: true, understands: 2 });
+    pinned(
+        l,
+        "reply-higher-vote",
+        &Reply::Append { result: AppendResult::HigherVote(vote), low_space: true, understands: 2 },
+    );
     pinned(l, "reply-vote", &Reply::Vote(VoteAnswer { vote, granted: true, last: None }));
     pinned(l, "reply-transfer", &Reply::Transfer { accepted: true });
     pinned(l, "reply-applied", &Reply::Propose(Outcome::Applied(Applied { first_revision: 1, revision: 2 })));

@@ -26,6 +26,7 @@ use crate::space::Space;
 use crate::status::Status;
 use crate::transport::Transport;
 use crate::types::{NodeId, Raft, Types};
+use crate::versions::Versions;
 use crate::wire::{Refusal, listed};
 
 /// A replica that lacks at most this many entries is caught up.
@@ -45,6 +46,7 @@ pub(crate) struct Inner {
     pub space: Arc<Space>,
     pub low_space: Arc<LowSpace>,
     pub epoch: Arc<Epoch>,
+    pub versions: Arc<Versions>,
     pub status: watch::Receiver<Status>,
     pub tasks: TaskTracker,
     /// Held while a snapshot is received.

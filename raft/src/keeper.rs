@@ -16,6 +16,7 @@ use crate::runtime;
 use crate::space::Space;
 use crate::status::Status;
 use crate::types::Raft;
+use crate::versions;
 
 const STALL_CHECK_MS: u64 = 250;
 const CHORE_MS: u64 = 1000;
@@ -38,6 +39,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
         let standing_now = *standing.borrow_and_update();
         let next =
             Status::from_metrics(&metrics.borrow_and_update(), standing_now, revision, log_bytes, space.is_low());
+        let next = Status { version: machine.state().version(), ..next };
         status.send_if_modified(|current| {
             let changed = *current != next;
             *current = next;
@@ -94,6 +96,7 @@ async fn chores(inner: &Inner) {
         inner.space.look(inner.machine.disk(), &inner.options.dir);
         bound_log(inner).await;
         bound_history(inner).await;
+        versions::raise(inner).await;
     }
 }
 

@@ -43,6 +43,7 @@ mod status;
 mod store;
 mod transport;
 mod types;
+mod versions;
 mod watch;
 mod wire;
 

@@ -28,6 +28,7 @@ const APPLIED_TOGETHER: usize = 64;
 pub(crate) struct Machine {
     root: PathBuf,
     cluster: String,
+    understands: u32,
     disk: Disk,
     state: RwLock<Arc<State>>,
     hub: Hub,
@@ -37,13 +38,14 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    pub fn open(root: &Path, state: &Path, cluster: &str, disk: Disk) -> Result<Self, DiskError> {
-        let state = Arc::new(State::open(state, cluster, &disk)?);
+    pub fn open(root: &Path, state: &Path, cluster: &str, understands: u32, disk: Disk) -> Result<Self, DiskError> {
+        let state = Arc::new(State::open(state, cluster, &disk)?.understanding(understands)?);
         let hub = Hub::new(state.header().revision);
         let (root, cluster) = (root.to_owned(), cluster.to_owned());
         Ok(Self {
             root,
             cluster,
+            understands,
             disk,
             state: RwLock::new(state),
             hub,
@@ -66,6 +68,11 @@ impl Machine {
 
     pub fn cluster(&self) -> &str {
         &self.cluster
+    }
+
+    /// The newest commands that can be applied.
+    pub fn understands(&self) -> u32 {
+        self.understands
     }
 
     pub fn disk(&self) -> &Disk {
@@ -112,7 +119,7 @@ impl Machine {
             return Err(DiskError::damaged(dir.path(), "the snapshot is not the announced one"));
         }
         let path = dir.promote(&self.root)?;
-        let state = Arc::new(State::open(&path, &self.cluster, &self.disk)?);
+        let state = Arc::new(State::open(&path, &self.cluster, &self.disk)?.understanding(self.understands)?);
         let revision = state.header().revision;
         let old = std::mem::replace(&mut *self.state.write().unwrap_or_else(PoisonError::into_inner), state);
         old.replace();

@@ -26,6 +26,7 @@ use crate::frame::{self, FrameError, within};
 use crate::snapshot::SnapshotData;
 use crate::transport::{Reader, Transport, TransportError, Writer};
 use crate::types::{LogId, NodeId, Types, Vote};
+use crate::versions::Versions;
 use crate::wire::{
     Addressed, Append, AppendResult, Opening, Refusal, Reply, Request, SnapshotHeader, SnapshotReply, Transfer, VoteAsk,
 };
@@ -66,6 +67,7 @@ pub(crate) struct Network {
     pub transport: Arc<dyn Transport>,
     pub low_space: Arc<LowSpace>,
     pub epoch: Arc<Epoch>,
+    pub versions: Arc<Versions>,
 }
 
 impl RaftNetworkFactory<Types> for Network {
@@ -137,8 +139,9 @@ impl Peer {
 
     async fn append(&self, request: &AppendEntriesRequest<Types>) -> Rpc<StreamAppendResult<Types>> {
         match self.call(&Request::Append(append_form(request)), CALL_TIMEOUT).await? {
-            Reply::Append { result, low_space } => {
+            Reply::Append { result, low_space, understands } => {
                 self.network.low_space.set(self.target, low_space);
+                self.network.versions.heard(self.target, understands);
                 Ok(append_result(result))
             }
             _ => Err(off_topic()),
@@ -308,8 +311,9 @@ where
 
 async fn read_reply(peer: &Peer, reader: &mut Reader) -> Rpc<StreamAppendResult<Types>> {
     match within(ENTRY_TIMEOUT, frame::read_message(reader)).await.map_err(broken)? {
-        Some(Reply::Append { result, low_space }) => {
+        Some(Reply::Append { result, low_space, understands }) => {
             peer.network.low_space.set(peer.target, low_space);
+            peer.network.versions.heard(peer.target, understands);
             Ok(append_result(result))
         }
         Some(_) => Err(off_topic()),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::command::EventBounds;
+use crate::command::{COMMAND_VERSION, EventBounds};
 use crate::space::SpaceFloor;
 use crate::state::HistoryBounds;
 use crate::types::NodeId;
@@ -25,6 +25,8 @@ pub struct Options {
     pub request_timeout: Duration,
     /// A leader whose disk has not finished a write for this long hands over.
     pub disk_stall: Duration,
+    /// The newest commands that this replica understands: the build's, but for tests of upgrades.
+    pub command_version: u32,
     pub history: HistoryBounds,
     pub events: EventBounds,
     pub space_floor: SpaceFloor,
@@ -50,6 +52,7 @@ impl Options {
             election_max_ms: 400,
             request_timeout: Duration::from_secs(5),
             disk_stall: Duration::from_secs(2),
+            command_version: COMMAND_VERSION,
             history: HistoryBounds { max_revisions: 200_000, max_bytes: 256 * MIB, max_age_ms: 10 * MINUTE_MS },
             events: EventBounds { max_count: 10_000, max_age_ms: 60 * MINUTE_MS },
             space_floor: SpaceFloor { min_bytes: 256 * MIB, min_percent: 1 },

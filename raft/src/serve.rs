@@ -96,7 +96,7 @@ impl Inner {
             Err(StreamAppendError::Conflict(id)) => AppendResult::Conflict((&id).into()),
             Err(StreamAppendError::HigherVote(vote)) => AppendResult::HigherVote((&vote).into()),
         };
-        Reply::Append { result, low_space: self.space.is_low() }
+        Reply::Append { result, low_space: self.space.is_low(), understands: self.versions.own() }
     }
 
     async fn take_leadership(&self, transfer: Transfer) -> Result<Reply, Refusal> {

@@ -49,9 +49,10 @@ impl SnapshotDir {
         Ok(Self::keep(staging, covered(state)))
     }
 
-    /// Opens what was staged, to see that it is a state of this cluster and epoch and what it covers.
-    pub fn verify(staging: Staging, cluster: &str, epoch: u64) -> Result<Self, DiskError> {
-        let state = State::open(&staging.path, cluster, &staging.disk)?;
+    /// Opens what was staged, to see that it is a state of this cluster and epoch that this build understands, and what it
+    /// covers.
+    pub fn verify(staging: Staging, cluster: &str, epoch: u64, understands: u32) -> Result<Self, DiskError> {
+        let state = State::open(&staging.path, cluster, &staging.disk)?.understanding(understands)?;
         if state.epoch() != epoch {
             return Err(DiskError::damaged(&staging.path, format!("of epoch {}, not {epoch}", state.epoch())));
         }

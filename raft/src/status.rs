@@ -21,6 +21,8 @@ pub struct Status {
     pub applied_index: u64,
     /// The last revision applied here.
     pub revision: u64,
+    /// The newest commands that the members have agreed on.
+    pub version: u32,
     pub last_log_index: u64,
     /// Bytes of the log's entries that are still kept.
     pub log_bytes: u64,
@@ -50,6 +52,7 @@ impl Status {
             learners: membership.learner_ids().collect(),
             applied_index: metrics.last_applied.as_ref().map_or(0, |id| id.index()),
             revision,
+            version: 0,
             last_log_index: metrics.last_log_index.unwrap_or_default(),
             log_bytes,
             low_space,

@@ -35,6 +35,7 @@ use crate::state::ReadError;
 use crate::status::Status;
 use crate::transport::{Reader, Transport, Writer};
 use crate::types::{NodeId, Raft};
+use crate::versions::Versions;
 use crate::watch::Watch;
 use crate::wire::{Refusal, Reply, Request};
 
@@ -58,12 +59,13 @@ impl Store {
         }
         let config = Arc::new(raft_config(&options)?);
         let Opened { log, machine, space, epoch } = open_disk(&options, Disk::default()).await?;
-        let low_space = Arc::new(LowSpace::default());
+        let (low_space, versions) = (Arc::new(LowSpace::default()), Arc::new(Versions::new(options.command_version)));
         let network = Network {
             id: options.id,
             transport: transport.clone(),
             low_space: low_space.clone(),
             epoch: epoch.clone(),
+            versions: versions.clone(),
         };
         let raft = Raft::new(options.id, config, network, log.clone(), machine.clone()).await;
         let raft = raft.map_err(|e| OpenError::Raft(e.to_string()))?;
@@ -80,7 +82,7 @@ impl Store {
         };
         tasks.spawn(keeper::publish_status(sources, publish));
         let (reads, asker) = Reads::new();
-        let batcher = Batcher::start(raft.clone(), options.events, &tasks, machine.closing().clone());
+        let batcher = Batcher::start(raft.clone(), machine.clone(), options.events, &tasks);
         let inner = Inner {
             options,
             raft,
@@ -92,6 +94,7 @@ impl Store {
             space,
             low_space,
             epoch,
+            versions,
             status,
             tasks,
             receiving: Mutex::new(()),
@@ -303,7 +306,7 @@ async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
         let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), &disk)?;
         let space = Arc::new(Space::new(options.space_floor));
         space.look(&disk, dir);
-        let machine = Arc::new(Machine::open(dir, &places.state, &options.cluster, disk)?);
+        let machine = Arc::new(Machine::open(dir, &places.state, &options.cluster, options.command_version, disk)?);
         let epoch = Arc::new(Epoch::open(&log, &machine)?);
         Ok::<_, DiskError>(Opened { log, machine, space, epoch })
     });

@@ -35,7 +35,7 @@ pub(crate) enum Request {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Reply {
-    Append { result: AppendResult, low_space: bool },
+    Append { result: AppendResult, low_space: bool, understands: u32 },
     Vote(VoteAnswer),
     Transfer { accepted: bool },
     Propose(Outcome),

@@ -268,3 +268,67 @@ async fn a_full_disk_takes_only_what_frees_space() {
     drop(store);
     full.stop_all().await;
 }
+
+/// So that the state is in files rather than in the write-ahead log.
+fn forgetful(options: &mut Options) {
+    options.snapshot_entries = 20;
+    options.log_keep_entries = 5;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_in_the_state_is_never_served() {
+    let mut cluster = Cluster::boot(forgetful, &[1], 1).await;
+    let store = cluster.store(1);
+    // Of bytes that do not compress, so that a file is about as long as what is in it.
+    let value = |i: usize| {
+        let mut seed = i as u64 + 1;
+        let mut word = || {
+            seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            format!("{seed:016x}")
+        };
+        (0..200).map(|_| word()).collect::<String>()
+    };
+    for i in 0..100 {
+        insist(&store, put(&format!("k{i:03}"), &value(i))).await;
+    }
+    drop(store);
+    cluster.stop_all().await;
+    let is_states = |path: &std::path::PathBuf| {
+        path.extension().is_some_and(|e| e == "sst") && path.to_string_lossy().contains("/state-")
+    };
+    let files = walk(cluster.dir(1)).into_iter().filter(is_states);
+    let file = files.max_by_key(|path| std::fs::metadata(path).unwrap().len()).expect("a file of the state");
+    let mut bytes = std::fs::read(&file).unwrap();
+    // Objects come first in it, history behind them.
+    let among_objects = bytes.len() / 4;
+    bytes[among_objects] ^= 1;
+    std::fs::write(&file, bytes).unwrap();
+
+    // Found out at once, or when it is read.
+    let Ok(store) = cluster.try_start(1).await else { return };
+    until("it leads or stops", || cluster.status(1).is_leader || cluster.status(1).fatal.is_some()).await;
+    let read: Vec<_> = (0..100).map(|i| (i, store.get(&key(&format!("k{i:03}"))))).collect();
+    let mut refused = 0;
+    for (i, found) in read {
+        match found {
+            Ok(found) => assert_eq!(found.expect("every key is there").value, value(i).as_bytes()),
+            Err(ReadError::Damaged(_)) => refused += 1,
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(refused > 0, "the damage was not found");
+    assert!(matches!(store.range(Range::default()), Err(ReadError::Damaged(_))));
+    let mut backup = store.backup(true).await.unwrap();
+    let mut last = None;
+    while let Some(piece) = backup.next().await {
+        last = Some(piece);
+    }
+    assert!(matches!(last, Some(Err(_))), "a backup of a damaged state is none");
+    drop(store);
+    cluster.stop_all().await;
+}
+
+fn walk(dir: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let items = std::fs::read_dir(dir).unwrap().map(|item| item.unwrap().path());
+    items.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}

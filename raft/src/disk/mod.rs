@@ -43,6 +43,10 @@ pub enum DiskError {
     Foreign { path: String, found: String, wanted: String },
     #[error("the database {path} has format {found}, this build reads {STORE_FORMAT}")]
     Format { path: String, found: u32 },
+    #[error(
+        "the state {path} takes commands of version {found}, this build understands {understood}: use a newer flotilla"
+    )]
+    Newer { path: String, found: u32, understood: u32 },
     #[error("the database {path} is damaged: {detail}")]
     Damaged { path: String, detail: String },
     #[error("cannot read or write {path}")]
@@ -50,6 +54,15 @@ pub enum DiskError {
 }
 
 impl DiskError {
+    /// Whether what is stored is not what was written: another attempt finds it so again.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Open { source, .. } => source.corrupt,
+            Self::Damaged { .. } => true,
+            Self::Foreign { .. } | Self::Format { .. } | Self::Newer { .. } | Self::Io { .. } => false,
+        }
+    }
+
     pub(crate) fn damaged(path: &Path, detail: impl ToString) -> Self {
         Self::Damaged { path: path.display().to_string(), detail: detail.to_string() }
     }

@@ -10,7 +10,7 @@ use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 
 use crate::codec;
-use crate::command::{Batch, EventBounds};
+use crate::command::{Batch, CommandError, EventBounds};
 use crate::disk::{DbError, WriteBatch};
 use crate::kv::Event;
 use crate::limits;
@@ -27,7 +27,9 @@ const MAX_AGED_OUT: usize = 1024;
 pub(crate) enum ApplyError {
     #[error("cannot read or write the state")]
     Disk(#[from] DbError),
-    #[error("a record or a log entry is damaged")]
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    #[error("a record is damaged")]
     Codec(#[from] crate::codec::CodecError),
     #[error("the record of {0} is damaged")]
     Record(String),
@@ -86,7 +88,8 @@ impl<'a> Fold<'a> {
     }
 
     fn command(&mut self, term: u64, command: &Command) -> Result<(), ApplyError> {
-        let batch = Batch::decode(command)?;
+        let batch = Batch::decode(command, self.state.understands)?;
+        self.header.version = self.header.version.max(batch.raise.unwrap_or_default());
         self.header.now_ms = self.header.now_ms.max(batch.now_ms);
         self.age_out(batch.events)?;
         for change in batch.changes {

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec;
+use crate::command::COMMAND_VERSION;
 use crate::disk::{Db, DbError, Disk, DiskError, StoreMeta, Tail};
 
 #[cfg(test)]
@@ -40,6 +41,8 @@ const HEADER_KEY: &[u8] = b"mstate";
 pub(crate) struct State {
     db: Db,
     header: Mutex<Arc<Header>>,
+    /// The newest commands that can be applied.
+    understands: u32,
     /// Dropped after the database is closed.
     dir: Dir,
 }
@@ -59,9 +62,24 @@ impl State {
             Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
             None => Header::default(),
         };
-        let header = Mutex::new(Arc::new(header));
+        let (header, understands) = (Mutex::new(Arc::new(header)), COMMAND_VERSION);
         let dir = Dir { disk: disk.clone(), path: path.to_owned(), replaced: AtomicBool::new(false) };
-        Ok(Self { db, header, dir })
+        Ok(Self { db, header, understands, dir })
+    }
+
+    /// Refuses a state for which newer commands were agreed on than `version`, and later such commands.
+    pub fn understanding(self, version: u32) -> Result<Self, DiskError> {
+        let found = self.version();
+        if found > version {
+            let path = self.path().display().to_string();
+            return Err(DiskError::Newer { path, found, understood: version });
+        }
+        Ok(Self { understands: version, ..self })
+    }
+
+    /// The newest commands that may be proposed.
+    pub fn version(&self) -> u32 {
+        self.header().version.max(1)
     }
 
     /// What has been applied so far.

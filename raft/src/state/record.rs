@@ -24,6 +24,8 @@ pub(crate) struct Header {
     pub events_count: u64,
     /// Bytes of all history ever written, to tell how much a range of revisions takes.
     pub history_bytes: u64,
+    /// The newest commands that may be proposed; 0 counts as 1.
+    pub version: u32,
 }
 
 /// A current object.

@@ -45,7 +45,7 @@ impl Bench {
     }
 
     fn apply(&mut self, now_ms: u64, changes: Vec<Change>, compact: Option<u64>) -> AppliedEntry {
-        self.batch(&Batch { now_ms, events: BOUNDS, compact, changes })
+        self.batch(&Batch { version: 1, now_ms, events: BOUNDS, compact, raise: None, changes })
     }
 }
 
@@ -233,15 +233,17 @@ fn events_leave_by_count_and_age_and_their_going_is_told() {
     let mut told = 0;
     for i in 0..10 {
         let changes = vec![Change::new("u", "m").put(event(i), "{}".into())];
-        let applied = bench.batch(&Batch { now_ms: i, events: bounds, compact: None, changes });
+        let applied =
+            bench.batch(&Batch { version: 1, now_ms: i, events: bounds, compact: None, raise: None, changes });
         told += applied.events.iter().filter(|e| matches!(e, Event::Delete { .. })).count();
     }
     let left = |bench: &Bench| bench.state.range(&Range::prefix("core/events/")).unwrap().items.len();
     assert_eq!((left(&bench), told, bench.state.header().events_count), (4, 6, 4));
     // Written again, an old one is young.
     let again = vec![Change::new("u", "m").put(event(7), "{}".into())];
-    bench.batch(&Batch { now_ms: 40, events: bounds, compact: None, changes: again });
-    let applied = bench.batch(&Batch { now_ms: 80, events: bounds, compact: None, changes: vec![] });
+    bench.batch(&Batch { version: 1, now_ms: 40, events: bounds, compact: None, raise: None, changes: again });
+    let applied =
+        bench.batch(&Batch { version: 1, now_ms: 80, events: bounds, compact: None, raise: None, changes: vec![] });
     assert_eq!(applied.events.len(), 2);
     assert!(bench.state.get(&event(7)).unwrap().is_some());
     assert_eq!((left(&bench), bench.state.header().events_count), (1, 1));
@@ -274,6 +276,7 @@ pub(crate) fn pin(lines: &mut String, membership: StoredMembershipForm) {
         now_ms: 1_700_000_000_000,
         events_count: 2,
         history_bytes: 4096,
+        version: 2,
     };
     let value = |revision| PastValue { create_revision: 1, mod_revision: revision, value: "{}".into() };
     let past = Past {

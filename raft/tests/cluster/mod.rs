@@ -134,6 +134,11 @@ impl Cluster {
 
     /// Starts a replica, in the directory it had before if it had one.
     pub async fn start(&mut self, id: NodeId) -> Store {
+        self.try_start(id).await.unwrap()
+    }
+
+    /// As [`Self::start`], or why it does not start.
+    pub async fn try_start(&mut self, id: NodeId) -> Result<Store, String> {
         self.dirs.entry(id).or_insert_with(|| {
             let temporary = TempDir::new().unwrap();
             let dir = temporary.path().to_owned();
@@ -145,9 +150,9 @@ impl Cluster {
         options.space_floor.min_percent = 0;
         (self.tune)(&mut options);
         let port = Arc::new(Port { net: self.net.clone(), from: id });
-        let store = Store::open(options, port).await.unwrap();
+        let store = Store::open(options, port).await.map_err(|error| error.to_string())?;
         self.net.stores.write().unwrap().insert(id, store.clone());
-        store
+        Ok(store)
     }
 
     pub fn store(&self, id: NodeId) -> Store {
