@@ -84,6 +84,9 @@ pub struct Layer {
     /// Labels of the Node; put on it whenever the daemon starts
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
+    /// Tell others on the same networks where this node is, and look for them (multicast DNS) [default: true]
+    #[arg(long, value_name = "BOOL")]
+    pub discovery: Option<bool>,
     /// Get image layers from other nodes before the registry, and give them [default: true]
     #[arg(long, value_name = "BOOL")]
     pub layers_from_peers: Option<bool>,
@@ -136,6 +139,7 @@ pub struct Config {
     pub dead_ms: u64,
     pub node_certificate_seconds: u64,
     pub labels: BTreeMap<String, String>,
+    pub discovery: bool,
     pub layers_from_peers: bool,
     pub registries: BTreeMap<String, Registry>,
 }
@@ -248,6 +252,7 @@ impl Layer {
             dead_ms,
             node_certificate_seconds,
             labels,
+            discovery,
             layers_from_peers,
             registries,
         )
@@ -272,6 +277,7 @@ impl Layer {
             dead_ms: self.dead_ms.unwrap_or(3_000),
             node_certificate_seconds: self.node_certificate_seconds.unwrap_or(NODE_LIFETIME.as_secs()),
             labels: self.labels.unwrap_or_default(),
+            discovery: self.discovery.unwrap_or(true),
             layers_from_peers: self.layers_from_peers.unwrap_or(true),
             registries: self.registries.unwrap_or_default(),
         };

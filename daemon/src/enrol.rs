@@ -9,17 +9,23 @@ use std::io::{self, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
-use flotilla_net::{AddressRecord, Authority, ClusterId, Identity, JoinParts, JoinTimeouts, NodeKey, SealKey, Token};
+use flotilla_net::{
+    AddressRecord, Authority, ClusterId, Identity, JoinError, JoinParts, JoinTimeouts, Joined, MAX_TOKEN_ADDRESSES,
+    NodeKey, SealKey, Token,
+};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::VERSION;
 use crate::config::Config;
 use crate::members::Member;
+
+/// How long to look for the cluster on this machine's networks.
+const LAN_LOOK: Duration = Duration::from_secs(5);
 
 /// What a node needs to run.
 pub struct Enrolment {
@@ -131,6 +137,12 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
         replica: true,
     };
     let joined = match flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now()).await {
+        Err(error @ (JoinError::Unreachable(_) | JoinError::WrongCluster(_))) if config.discovery => {
+            join_on_lan(&token, &parts, error).await
+        }
+        joined => joined,
+    };
+    let joined = match joined {
         Ok(joined) => joined,
         Err(error) => {
             if !error.is_open() {
@@ -148,6 +160,24 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
     Draft::discard(dir)?;
     info!(members = seed.len(), "joined");
     Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None, restored: false })
+}
+
+/// The token's addresses lead nowhere, but its cluster may be on a network of this machine. Who answers there must prove
+/// to be that cluster, as at any address.
+async fn join_on_lan(token: &Token, parts: &JoinParts, error: JoinError) -> Result<Joined, JoinError> {
+    info!(error = &error as &dyn std::error::Error, "looking for the cluster on this machine's networks");
+    let seen = flotilla_net::look_for(token.cluster(), LAN_LOOK, MAX_TOKEN_ADDRESSES).await;
+    match seen {
+        Ok(seen) if !seen.is_empty() => {
+            info!(?seen, "members of the cluster were seen");
+            flotilla_net::join(&token.found_at(seen), parts, JoinTimeouts::default(), SystemTime::now()).await
+        }
+        Ok(_) => Err(error),
+        Err(failed) => {
+            warn!(error = &failed as &dyn std::error::Error, "this machine cannot look for the cluster");
+            Err(error)
+        }
+    }
 }
 
 /// What a machine asks to be, until it is.

@@ -106,6 +106,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
             dead_after: Duration::from_millis(config.dead_ms),
             ..Silence::default()
         },
+        discovery: config.discovery,
         ..flotilla_net::Options::new(identity.clone(), config.listen, enrol::directory(config))
     })
     .await
@@ -327,8 +328,8 @@ async fn stop_signal() -> anyhow::Result<&'static str> {
 /// If the filter cannot be parsed.
 pub fn start_logging(config: &Config) -> anyhow::Result<()> {
     use tracing_subscriber::EnvFilter;
-    // What Raft says to itself at `info` is for those who ask for it by name.
-    let filter = EnvFilter::try_new(format!("openraft=warn,{}", config.log))
+    // What Raft and multicast DNS say to themselves at `info` is for those who ask for it by name.
+    let filter = EnvFilter::try_new(format!("openraft=warn,libp2p_mdns=warn,{}", config.log))
         .with_context(|| format!("log: {:?} is not a filter", config.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {

@@ -16,6 +16,7 @@ mod caller;
 mod certificate;
 pub mod codec;
 mod credentials;
+mod discovery;
 mod error;
 mod files;
 mod frame;
@@ -54,6 +55,7 @@ pub use blobs::{BlobDigest, BlobError, Blobs, Lead, Mark, Opened, PeerBlob, Sear
 pub use caller::Caller;
 pub use certificate::{CertificateError, Fingerprint, NodeSubject, Subject, fingerprint};
 pub use credentials::{Credentials, CredentialsError};
+pub use discovery::look_for;
 pub use error::NetError;
 pub use frame::{FrameError, read_frame, read_frame_or_end, write_frame};
 pub use identity::{Identity, IdentityError, NodeKey, certificate_pem};

@@ -26,7 +26,7 @@ use crate::ports::{Admission, Handler, Renewal};
 use crate::pulse::{MAX_PAYLOAD_BYTES, Peers};
 use crate::record::AddressRecord;
 use crate::shared::Shared;
-use crate::{beat, renew, router, tls, transport};
+use crate::{beat, discovery, renew, router, tls, transport};
 
 /// How long tasks and connections may take to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(6);
@@ -73,6 +73,9 @@ impl Net {
         spawn(Box::pin(beat::run(shared.clone())));
         spawn(Box::pin(renew::run(shared.clone())));
         spawn(Box::pin(keep_book(shared.clone())));
+        if shared.options.discovery {
+            spawn(Box::pin(discovery::run(shared.clone())));
+        }
         Ok(Net { core: Arc::new(Core { shared, _home: home }) })
     }
 

@@ -41,6 +41,8 @@ pub struct Options {
     pub max_strangers: usize,
     /// How often an address may try to join or renew.
     pub stranger_rate: Rate,
+    /// Whether to tell others on the same networks where this node is, and to look for them (multicast DNS).
+    pub discovery: bool,
     /// How many threads of its own the network has; with none, it runs on those of the caller of `Net::start`.
     pub threads: usize,
     /// The longest time between two looks at the certificate's age.
@@ -66,6 +68,7 @@ impl Options {
             max_handshakes_each: 64,
             max_strangers: 64,
             stranger_rate: Rate { burst: 30, refill: Duration::from_secs(1) },
+            discovery: false,
             threads: 1,
             renew_check: Duration::from_secs(60),
         }

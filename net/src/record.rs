@@ -86,6 +86,11 @@ impl AddressRecord {
         &self.body.addresses
     }
 
+    /// The node's certificate, DER, as of when the record was signed.
+    pub(crate) fn certificate(&self) -> &[u8] {
+        &self.certificate
+    }
+
     pub fn sequence(&self) -> u64 {
         self.body.sequence
     }

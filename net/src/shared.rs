@@ -14,6 +14,7 @@ use crate::alpn::Alpn;
 use crate::book::{Book, Learned};
 use crate::certificate::Fingerprint;
 use crate::credentials::Credentials;
+use crate::discovery::Hints;
 use crate::error::NetError;
 use crate::limit::{Gate, Origin, RateLimit};
 use crate::links::{Close, Links};
@@ -36,6 +37,7 @@ pub(crate) struct Shared {
     pub(crate) endpoint: Endpoint,
     pub(crate) members: Members,
     pub(crate) book: Book,
+    pub(crate) hints: Hints,
     pub(crate) links: Arc<Links>,
     pub(crate) pool: Pool,
     pub(crate) pulse: Pulse,
@@ -110,6 +112,7 @@ impl Shared {
             credentials,
             endpoint,
             members,
+            hints: Hints::default(),
             links: Arc::default(),
             pool: Pool::default(),
             ports: Ports::default(),
@@ -171,11 +174,13 @@ impl Shared {
         })
     }
 
-    /// Where `node` may be found: its own word first, then where it was last seen.
+    /// Where `node` may be found: its own word first, then where it was last heard, then where others saw it.
     fn addresses(&self, node: NodeId) -> Vec<SocketAddr> {
         let mut addresses = self.book.get(node).map(|record| record.addresses().to_vec()).unwrap_or_default();
         let seen = self.pulse.seen_at(node).filter(|seen| !addresses.contains(seen));
         addresses.extend(seen);
+        let hints = self.hints.of(node).into_iter().filter(|hint| !addresses.contains(hint)).collect::<Vec<_>>();
+        addresses.extend(hints);
         addresses
     }
 

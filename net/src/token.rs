@@ -185,6 +185,13 @@ impl Token {
         self.expires
     }
 
+    /// The same token for a cluster that is found elsewhere; at most [`MAX_TOKEN_ADDRESSES`] are taken.
+    #[must_use]
+    pub fn found_at(&self, mut addresses: Vec<SocketAddr>) -> Self {
+        addresses.truncate(MAX_TOKEN_ADDRESSES);
+        Token { addresses, ..self.clone() }
+    }
+
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }

@@ -32,10 +32,10 @@ const BRIDGE: &str = "br0";
 pub struct Subnet([u8; 3]);
 
 impl Subnet {
-    /// The address of the node with this number, counted from 1.
+    /// The address of the node with this host number.
     #[must_use]
-    pub fn node(self, number: u8) -> Ipv4Addr {
-        self.host(number)
+    pub fn node(self, host: u8) -> Ipv4Addr {
+        self.host(host)
     }
 
     /// The address of the machine on which the cluster runs.
@@ -129,7 +129,7 @@ impl Fabric {
     }
 
     /// Lays a cable to a node that was just switched on.
-    pub(crate) fn plug_in(&self, node: &Space, number: u8) -> Result<(), DevError> {
+    pub(crate) fn plug_in(&self, node: &Space, number: u8, host: u8) -> Result<(), DevError> {
         let (port, pid, mac) = (port(number), node.holder.pid, self.subnet.mac(number));
         // The port of the node's former life goes with its namespace, but the kernel takes its time.
         let _ = ip_in(&self.space, &format!("link del {port}\n"));
@@ -140,8 +140,14 @@ impl Fabric {
                  link set {port} master {BRIDGE} up\n"
             ),
         )?;
-        let address = self.subnet.node(number);
+        let address = self.subnet.node(host);
         ip_in(node, &format!("link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\n"))
+    }
+
+    /// Takes a node's address away and gives it another.
+    pub(crate) fn renumber(&self, node: &Space, from: u8, to: u8) -> Result<(), DevError> {
+        let (from, to) = (self.subnet.node(from), self.subnet.node(to));
+        ip_in(node, &format!("addr del {from}/24 dev eth0\naddr add {to}/24 dev eth0\n"))
     }
 
     /// Pulls a node's cable out, or puts it back.
@@ -288,7 +294,7 @@ mod tests {
         for (name, number) in [("one", 1), ("two", 2)] {
             let node = Space::machine(&mark, name).unwrap();
             held.nodes.push(node);
-            held.fabric.plug_in(&node, number).unwrap();
+            held.fabric.plug_in(&node, number, number).unwrap();
         }
         let (fabric, first) = (&held.fabric, &held.nodes[0]);
         let (second, gateway) = (fabric.subnet.node(2), fabric.subnet.gateway());

@@ -177,7 +177,7 @@ impl Cluster {
         };
         NodeState {
             name: node.name.clone(),
-            address: self.subnet().node(node.number),
+            address: self.subnet().node(node.host),
             state,
             linked: on && self.record.fabric.is_linked(node.number),
             daemon_pid: daemon.map(|daemon| daemon.pid),
@@ -189,7 +189,7 @@ impl Cluster {
     /// # Errors
     /// If the cluster has no such node.
     pub fn address(&self, node: &str) -> Result<Ipv4Addr, DevError> {
-        Ok(self.subnet().node(self.node(node)?.number))
+        Ok(self.subnet().node(self.node(node)?.host))
     }
 
     /// The namespaces of a node that is switched on.

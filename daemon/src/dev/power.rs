@@ -1,7 +1,7 @@
 //! Switching nodes and their daemons on and off, and pulling cables.
 
 use std::fs::{self, OpenOptions};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Command, Stdio};
 
 use nix::sys::signal::Signal;
@@ -25,7 +25,8 @@ impl Cluster {
         let too_many = DevError::TooManyNodes { asked: count, max: MAX_NODES };
         let number = u8::try_from(count).ok().filter(|_| count <= MAX_NODES).ok_or(too_many)?;
         let name = format!("node-{number}");
-        self.record.nodes.push(NodeRecord { number, name: name.clone(), space: None, daemon: None, roaming: false });
+        let node = NodeRecord { number, host: number, name: name.clone(), space: None, daemon: None, roaming: false };
+        self.record.nodes.push(node);
         self.places.save(&self.record)?;
         Ok(name)
     }
@@ -50,7 +51,7 @@ impl Cluster {
 
     /// What a machine finds after power came back: its disks, and nothing in `/run` or in control groups.
     fn switch_on(&mut self, node: &str) -> Result<Space, DevError> {
-        let number = self.node(node)?.number;
+        let NodeRecord { number, host, .. } = *self.node(node)?;
         cgroups::remove(&self.places.node_cgroup(node))?;
         let run = self.places.node_run(node);
         remove_dir(&run)?;
@@ -59,7 +60,7 @@ impl Cluster {
         }
         let space = Space::machine(&self.places.dir(), node)?;
         self.change(node, |record| (record.space, record.daemon) = (Some(space), None))?;
-        self.record.fabric.plug_in(&space, number)?;
+        self.record.fabric.plug_in(&space, number, host)?;
         Ok(space)
     }
 
@@ -169,6 +170,21 @@ impl Cluster {
     /// If there is no such node.
     pub fn heal(&self, node: &str) -> Result<(), DevError> {
         self.record.fabric.set_link(self.node(node)?.number, true)
+    }
+
+    /// Gives a node another address, as networks do that hand them out anew. A daemon that runs is not told.
+    ///
+    /// # Errors
+    /// If there is no such node, or the system refuses.
+    pub fn renumber(&mut self, node: &str) -> Result<Ipv4Addr, DevError> {
+        let NodeRecord { number, host, .. } = *self.node(node)?;
+        // Host numbers above those of nodes are free.
+        let next = if host == number { number + MAX_NODES as u8 } else { number };
+        if let Ok(space) = self.space(node) {
+            self.record.fabric.renumber(&space, host, next)?;
+        }
+        self.change(node, |record| record.host = next)?;
+        self.address(node)
     }
 
     fn change(&mut self, node: &str, change: impl FnOnce(&mut NodeRecord)) -> Result<(), DevError> {

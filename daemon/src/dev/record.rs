@@ -31,8 +31,10 @@ pub struct Record {
 
 #[derive(Debug, Serialize, Deserialize)]
 pub struct NodeRecord {
-    /// Counted from 1; also the last part of its address.
+    /// Counted from 1.
     pub number: u8,
+    /// The last part of its address.
+    pub host: u8,
     pub name: String,
     /// `None` before it was first switched on.
     pub space: Option<Space>,
