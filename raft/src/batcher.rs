@@ -19,7 +19,7 @@ use crate::command::{Batch, EventBounds};
 use crate::limits;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
-use crate::runtime::now_ms;
+use crate::runtime::{self, now_ms};
 use crate::types::{Raft, Types};
 use crate::wire::Refusal;
 
@@ -57,7 +57,7 @@ impl Batcher {
             tasks: tasks.clone(),
             closing: closing.clone(),
         };
-        tasks.spawn(async move {
+        runtime::spawn(tasks, async move {
             tokio::select! {
                 biased;
                 () = closing.cancelled() => {}
@@ -127,7 +127,7 @@ impl Run {
             let (batch, waiting) = self.gather(first);
             let answer = self.submit(batch).await;
             let closing = self.closing.clone();
-            self.tasks.spawn(async move {
+            runtime::spawn(&self.tasks, async move {
                 // Without a quorum no answer comes; who waits is told that the outcome is unknown.
                 if let Some(answer) = closing.run_until_cancelled(answer).await {
                     waiting.tell(answer);

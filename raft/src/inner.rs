@@ -8,7 +8,7 @@ use flotilla_api::{Change, Write};
 use openraft::ChangeMembers;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::errors::{ClientWriteError, RaftError};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -22,6 +22,7 @@ use crate::network::LowSpace;
 use crate::options::Options;
 use crate::outcome::Outcome;
 use crate::reads::Reads;
+use crate::runtime::watch;
 use crate::space::Space;
 use crate::status::Status;
 use crate::transport::Transport;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::epoch::Epoch;
@@ -12,7 +11,7 @@ use crate::inner::Inner;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::reads::Asker;
-use crate::runtime;
+use crate::runtime::{self, watch};
 use crate::space::Space;
 use crate::status::Status;
 use crate::types::Raft;

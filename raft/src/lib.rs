@@ -36,6 +36,8 @@ mod reads;
 mod recover;
 mod runtime;
 mod serve;
+#[cfg(test)]
+mod sim;
 mod snapshot;
 mod space;
 mod state;

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use flotilla_api::{Change, Key};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -28,7 +28,7 @@ use crate::network::{LowSpace, Network};
 use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
-use crate::runtime;
+use crate::runtime::{self, watch};
 use crate::snapshot::Places;
 use crate::space::Space;
 use crate::state::ReadError;
@@ -54,11 +54,19 @@ impl Store {
     /// Opens the replica in `options.dir`, or makes it. It takes part at once, but is nobody until
     /// [`bootstrap`](Self::bootstrap) or a leader's [`add_replica`](Self::add_replica).
     pub async fn open(options: Options, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
+        Self::open_on(Disk::default(), options, transport).await
+    }
+
+    pub(crate) async fn open_on(
+        disk: Disk,
+        options: Options,
+        transport: Arc<dyn Transport>,
+    ) -> Result<Self, OpenError> {
         if options.id == 0 {
             return Err(OpenError::ZeroId);
         }
         let config = Arc::new(raft_config(&options)?);
-        let Opened { log, machine, space, epoch } = open_disk(&options, Disk::default()).await?;
+        let Opened { log, machine, space, epoch } = open_disk(&options, disk).await?;
         let (low_space, versions) = (Arc::new(LowSpace::default()), Arc::new(Versions::new(options.command_version)));
         let network = Network {
             id: options.id,
@@ -80,7 +88,7 @@ impl Store {
             space: space.clone(),
             epoch: epoch.clone(),
         };
-        tasks.spawn(keeper::publish_status(sources, publish));
+        runtime::spawn(&tasks, keeper::publish_status(sources, publish));
         let (reads, asker) = Reads::new();
         let batcher = Batcher::start(raft.clone(), machine.clone(), options.events, &tasks);
         let inner = Inner {
@@ -101,7 +109,7 @@ impl Store {
             absences: Mutex::new(Absences::default()),
         };
         let inner = Arc::new(inner);
-        inner.tasks.spawn(keeper::keep(inner.clone(), asker));
+        runtime::spawn(&inner.tasks, keeper::keep(inner.clone(), asker));
         Ok(Self { inner })
     }
 
@@ -279,6 +287,13 @@ impl Store {
         }
     }
 
+    /// The log index that this replica has applied, and every record of its state.
+    #[cfg(test)]
+    pub(crate) fn dump(&self) -> (u64, Vec<crate::disk::Record>) {
+        let state = self.inner.machine.state();
+        (state.header().applied.map_or(0, |id| id.index), state.dump())
+    }
+
     async fn done_by_leader(&self, request: Request) -> Result<(), Error> {
         match self.inner.ask_leader(request).await {
             Ok(_) => Ok(()),
@@ -320,6 +335,9 @@ fn raft_config(options: &Options) -> Result<Config, OpenError> {
         election_timeout_min: options.election_min_ms,
         election_timeout_max: options.election_max_ms,
         enable_pre_vote: Some(true),
+        // Entries go to followers before they are on the leader's own disk. A leader that lost some of them in a crash
+        // and went on in its term would write others in their place.
+        enable_leader_restore: Some(false),
         install_snapshot_timeout: 600_000,
         max_payload_entries: 256,
         max_append_entries: Some(256),

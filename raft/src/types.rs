@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
 use crate::outcome::Outcome;
+use crate::runtime::Runtime;
 
 /// A data directory's random id, never 0. A wiped directory is a new member.
 pub type NodeId = u64;
@@ -21,6 +22,7 @@ openraft::declare_raft_types!(
         Node = (),
         Term = u64,
         LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
+        AsyncRuntime = Runtime,
 );
 
 /// What a log entry carries: a batch of Changes, encoded once by the leader's batcher.

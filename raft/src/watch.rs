@@ -9,11 +9,9 @@
 use std::collections::VecDeque;
 use std::sync::{Arc, PoisonError, RwLock};
 
-use tokio::sync::watch as signal;
-
 use crate::kv::Event;
 use crate::machine::Machine;
-use crate::runtime;
+use crate::runtime::{self, watch as signal};
 use crate::state::ReadError;
 
 const RING_SPANS: usize = 4096;

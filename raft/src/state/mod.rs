@@ -12,7 +12,7 @@ mod apply;
 mod dump;
 mod history;
 mod read;
-mod record;
+pub(crate) mod record;
 #[cfg(test)]
 mod tests;
 
@@ -22,6 +22,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec;
 use crate::command::COMMAND_VERSION;
+#[cfg(test)]
+use crate::disk;
 use crate::disk::{Db, DbError, Disk, DiskError, StoreMeta, Tail};
 
 #[cfg(test)]
@@ -112,6 +114,11 @@ impl State {
     /// Copies the state as of now into a new directory, by hard links where possible.
     pub fn checkpoint(&self, into: &Path) -> Result<(), DbError> {
         self.db.checkpoint(into)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn dump(&self) -> Vec<disk::Record> {
+        self.db.scan(b"", b"\xff").collect::<Result<_, _>>().expect("a state that can be read")
     }
 
     /// Another state has taken its place: its directory goes when its last reader is done.
