@@ -8,13 +8,16 @@ PREFIX ?= /usr/local
 UNIT_DIR ?= /etc/systemd/system
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 FIGURES := $(abspath $(TARGET_DIR))/figures.txt
+SIM_LINE := $(abspath $(TARGET_DIR))/sim.txt
+SEEDS ?= 1000..1040
+PROFILE ?= dev
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 UID := $(shell id -u)
 # Nodes, containers and networks need root. Building does not, and must not leave root's files in the checkout.
 AS_ROOT := $(if $(filter 0,$(UID)),,sudo --preserve-env)
 RUNNER := $(if $(AS_ROOT),CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)')
 
-.PHONY: help setup setup-build build release demo test bench chaos fuzz lint fmt deny install clean
+.PHONY: help setup setup-build build release demo test sim bench chaos fuzz lint fmt deny install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -41,6 +44,11 @@ test: setup lint ## Everything: format, lints, unit tests, end-to-end tests with
 	$(CARGO) build --workspace --bins
 	$(RUNNER) FIGURES=$(FIGURES) $(CARGO) test --workspace
 	@echo && echo "What was measured:" && cat $(FIGURES)
+
+sim: setup-build ## Simulate the store under faults; SEEDS=1000..1040, PROFILE=release for speed (docs/testing.md)
+	@rm -f $(SIM_LINE)
+	@SIM_SEEDS=$(SEEDS) SIM_LINE=$(SIM_LINE) $(CARGO) test -q --profile $(PROFILE) -p flotilla-raft --lib -- \
+		--exact sim::runs::asked_for --nocapture || status=$$?; cat $(SIM_LINE) && exit $${status:-0}
 
 bench: setup ## Measure beside etcd and runc; BENCH="pods idle" for some sections only (docs/benchmarks.md)
 	@scripts/setup.sh bench

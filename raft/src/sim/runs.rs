@@ -56,7 +56,8 @@ fn run_all(seeds: Vec<u64>) -> Vec<Report> {
     reports
 }
 
-fn assert_sound(seeds: Vec<u64>) -> String {
+/// Runs seeds and fails if one of them shows a violation.
+fn assert_sound(seeds: Vec<u64>) {
     let began = Instant::now();
     let reports = run_all(seeds);
     let simulated: Duration = reports.iter().map(|report| report.simulated).sum();
@@ -68,9 +69,11 @@ fn assert_sound(seeds: Vec<u64>) -> String {
         began.elapsed().as_secs_f64()
     );
     println!("{line}");
+    if let Some(file) = std::env::var_os("SIM_LINE") {
+        std::fs::write(&file, format!("{line}\n")).expect("a file for the line");
+    }
     let broken: Vec<String> = reports.iter().filter(|report| !report.violations.is_empty()).map(tell).collect();
     assert!(broken.is_empty(), "{}\n{line}", broken.join("\n"));
-    line
 }
 
 /// What `make sim` runs: the seeds of `SIM_SEEDS`, given as `FROM..TO`.
