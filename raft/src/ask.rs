@@ -50,16 +50,10 @@ impl Inner {
     async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
         let mut server = self.raft.server_metrics();
         let changed = async {
-<<<<<<< HEAD
             while matches!(server.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
                 if server.changed().await.is_err() {
-                    return;
-=======
-            while matches!(metrics.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
-                if metrics.changed().await.is_err() {
                     // Raft has stopped. To return at once would be to ask again without pause.
                     std::future::pending::<()>().await;
->>>>>>> 6a72b77 (Describe the simulation)
                 }
             }
         };

@@ -9,7 +9,7 @@
 
 use std::sync::{Arc, PoisonError};
 
-use tokio::sync::watch;
+use crate::runtime::watch;
 
 use crate::disk::DiskError;
 use crate::log::Log;

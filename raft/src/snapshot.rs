@@ -89,6 +89,8 @@ impl SnapshotDir {
         let state = fresh(root, STATE_PREFIX);
         sync_all(&self.disk, &self.path)?;
         self.disk.rename(&self.path, &state).map_err(DiskError::io(&self.path))?;
+        // The new name is durable before anything refers to it.
+        self.disk.sync(root).map_err(DiskError::io(root))?;
         let places = Places { state, log };
         places.point(root, &self.disk)?;
         Ok(places.state)

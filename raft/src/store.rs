@@ -291,7 +291,7 @@ impl Store {
     #[cfg(test)]
     pub(crate) fn dump(&self) -> (u64, Vec<crate::disk::Record>) {
         let state = self.inner.machine.state();
-        (state.header().applied.map_or(0, |id| id.index), state.dump())
+        (state.header().applied.map_or(0, |id| id.index), state.every_record())
     }
 
     async fn done_by_leader(&self, request: Request) -> Result<(), Error> {

@@ -43,7 +43,7 @@ pub(crate) fn start(inner: &Arc<Inner>) -> Backup {
             let _ = port.give(Err(error));
         }
     };
-    inner.tasks.spawn(async {
+    runtime::spawn(&inner.tasks, async {
         if let Err(error) = runtime::blocking(work).await {
             tracing::error!(%error, "a backup broke off");
         }

@@ -163,7 +163,12 @@ impl Invariants {
         let replica = self.replicas.entry(node).or_default();
         if let Some(before) = replica.vote {
             let again = before.term == vote.term;
-            let changed = before.node != vote.node || (before.committed && !vote.committed);
+            // Whoever stood for election itself follows the one that a quorum elected in that term.
+            let changed = match (before.committed, vote.committed) {
+                (false, true) => false,
+                (true, false) => true,
+                _ => before.node != vote.node,
+            };
             if vote.term < before.term || (again && changed) {
                 world.violation(format_args!("node {node} voted {before:?} and then {vote:?}"));
             }

@@ -15,7 +15,7 @@ use crate::codec;
 use crate::store::Store;
 use crate::transport::{Reader, Transport, TransportError, Writer};
 use crate::types::NodeId;
-use crate::wire::Request;
+use crate::wire::{Addressed, Request};
 
 use super::world::{Host, world};
 
@@ -100,7 +100,7 @@ impl Net {
         if weather.repeated_one_in == 0 || !world().one_in(weather.repeated_one_in) {
             return false;
         }
-        let request = codec::decode::<Request>(message);
+        let request = codec::decode::<Addressed<Request>>(message).map(|addressed| addressed.body);
         matches!(request, Ok(Request::Append(_) | Request::Vote(_) | Request::PreVote(_) | Request::ReadIndex))
     }
 
@@ -127,7 +127,7 @@ impl Net {
 }
 
 fn describe(message: &[u8]) -> String {
-    match codec::decode::<Request>(message) {
+    match codec::decode::<Addressed<Request>>(message).map(|addressed| addressed.body) {
         Ok(Request::Append(a)) => {
             let (first, last) = (a.entries.first().map(|e| e.id), a.entries.last().map(|e| e.id));
             format!("append term {} after {:?} {first:?}..{last:?}", a.vote.term, a.previous)

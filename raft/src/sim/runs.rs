@@ -8,8 +8,8 @@ use super::scenario::{Report, run};
 /// A seed a line, then what it found.
 const KEPT: &str = include_str!("seeds.txt");
 /// The seeds of a short run begin here.
-const SHORT_FROM: u64 = 1;
-const SHORT_SEEDS: u64 = 12;
+const SHORT_FROM: u64 = 28;
+const SHORT_SEEDS: u64 = 4;
 /// Of each seed, so many violations are told; the first one matters most.
 const MAX_TOLD: usize = 4;
 
@@ -99,8 +99,8 @@ fn seeds_that_found_something_hold() {
 
 #[test]
 fn the_same_seed_leaves_the_same_trace() {
-    let (first, again) = (run(7), run(7));
+    let (first, again) = (run(2), run(2));
     assert_eq!(first.trace_hash, again.trace_hash);
     assert_eq!(first.tally.acknowledged, again.tally.acknowledged);
-    assert_ne!(first.trace_hash, run(8).trace_hash);
+    assert_ne!(first.trace_hash, run(3).trace_hash);
 }

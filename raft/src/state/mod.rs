@@ -117,7 +117,7 @@ impl State {
     }
 
     #[cfg(test)]
-    pub(crate) fn dump(&self) -> Vec<disk::Record> {
+    pub(crate) fn every_record(&self) -> Vec<disk::Record> {
         self.db.scan(b"", b"\xff").collect::<Result<_, _>>().expect("a state that can be read")
     }
 
