@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 
 pub(crate) type Ref<'a, T> = RwLockReadGuard<'a, T>;
 
+#[derive(Debug)]
 struct Shared<T> {
     value: RwLock<T>,
     version: AtomicU64,
@@ -17,6 +18,7 @@ struct Shared<T> {
     changed: Notify,
 }
 
+#[derive(Debug)]
 pub(crate) struct Sender<T>(Arc<Shared<T>>);
 
 pub struct Receiver<T> {
@@ -51,6 +53,13 @@ impl<T> Sender<T> {
             true
         });
         old.expect("the old value")
+    }
+
+    pub fn send_modify(&self, modify: impl FnOnce(&mut T)) {
+        self.send_if_modified(|value| {
+            modify(value);
+            true
+        });
     }
 
     pub fn send_if_modified(&self, modify: impl FnOnce(&mut T) -> bool) -> bool {
