@@ -95,6 +95,7 @@ impl BuiltIn for Job {
                 labels.entry(label.to_owned()).or_insert_with(|| value.clone());
             }
         }
+        take_labels_of_template(new);
     }
 
     fn validate(job: &batch::Job, errors: &mut Errors) {
