@@ -60,6 +60,7 @@ fn restore_into(
 ) -> Result<BackupInfo, BackupError> {
     let disk = Disk::default();
     let places = Places::find(dir, &disk)?;
+    let path = frames.path.clone();
     let BackupHeader { cluster, epoch, revision, applied, now_ms, .. } = frames.header.clone();
     let state = State::open(&places.state, &cluster, &disk)?;
     while let Some(records) = frames.next()? {
@@ -67,10 +68,16 @@ fn restore_into(
         records.iter().for_each(|record| seen(&record.key, &record.value));
     }
     let info = frames.finish()?;
-    let epoch = epoch + 1;
+    // A file may be whole and still say what no store wrote.
+    let next = |number: u64| {
+        number
+            .checked_add(1)
+            .ok_or_else(|| BackupError::Damaged { path: path.clone(), detail: "its epoch or term is none".into() })
+    };
+    let (epoch, term) = (next(epoch)?, next(applied.term)?);
     state.begin_epoch(epoch, applied, id, revision.saturating_add(REVISION_JUMP), now_ms)?;
     let meta = StoreMeta { epoch, ..StoreMeta::new(&cluster, Some(id)) };
-    let vote = VoteForm { term: applied.term + 1, node: id, committed: false };
+    let vote = VoteForm { term, node: id, committed: false };
     log::begin(&places.log, &meta, applied, vote, &disk)?;
     Ok(BackupInfo { epoch, ..info })
 }
