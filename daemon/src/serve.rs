@@ -328,8 +328,9 @@ async fn stop_signal() -> anyhow::Result<&'static str> {
 /// If the filter cannot be parsed.
 pub fn start_logging(config: &Config) -> anyhow::Result<()> {
     use tracing_subscriber::EnvFilter;
-    // What Raft and multicast DNS say to themselves at `info` is for those who ask for it by name.
-    let filter = EnvFilter::try_new(format!("openraft=warn,libp2p_mdns=warn,{}", config.log))
+    // What Raft and multicast DNS say to themselves is for those who ask for it by name: without a quorum, Raft warns ten
+    // times a second.
+    let filter = EnvFilter::try_new(format!("openraft=error,libp2p_mdns=warn,{}", config.log))
         .with_context(|| format!("log: {:?} is not a filter", config.log))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match config.log_format {

@@ -108,7 +108,7 @@ impl Gate {
         let kind = &parsed.kind;
         let (namespace, name) = place_of(parsed);
         let remembered = remember(&parsed.object);
-        let key = Self::key(kind, namespace, name);
+        let key = Self::key(kind, namespace, name)?;
         if create_only || name.is_empty() || self.load(&key)?.is_none() {
             let decision = self.decide_create(user, kind, &remembered, options)?;
             return Ok(decision.map(|object| (Outcome::Created, object)));

@@ -52,7 +52,7 @@ impl Gate {
         (namespace, name): (&str, &str),
         options: &DeleteOptions,
     ) -> Result<bool, Status> {
-        let key = Self::key(kind, namespace, name);
+        let key = Self::key(kind, namespace, name)?;
         let decide = || Ok(self.decide_delete(user, kind, &key, options).unwrap_or_else(Decision::Refuse));
         Ok(self.settle(&mut Reads::default(), kind, decide).await?.0)
     }

@@ -136,8 +136,14 @@ impl Gate {
     }
 
     /// The key of an object; a namespaced kind without namespace is in `default`.
-    fn key(kind: &Kind, namespace: &str, name: &str) -> Key {
-        Key::new(&kind.collection(), Self::namespace(kind, namespace), name)
+    ///
+    /// # Errors
+    /// `NotFound` if no object can have that name, or be in a namespace of that name.
+    fn key(kind: &Kind, namespace: &str, name: &str) -> Result<Key, Status> {
+        if name.contains('/') || namespace.contains('/') {
+            return Err(Status::not_found(kind.collection(), name));
+        }
+        Ok(Key::new(&kind.collection(), Self::namespace(kind, namespace), name))
     }
 
     fn namespace<'a>(kind: &Kind, namespace: &'a str) -> &'a str {

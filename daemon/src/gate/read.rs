@@ -83,7 +83,7 @@ impl Gate {
 
     async fn find(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<KeyValue, Status> {
         self.barrier().await?;
-        let found = self.load(&Self::key(kind, namespace, name))?;
+        let found = self.load(&Self::key(kind, namespace, name)?)?;
         // Only those who may not do everything are judged by what the object says.
         let seen = found.as_ref().filter(|_| !user.is_master()).map(object).transpose()?;
         self.authorize(&Attempt {
@@ -189,7 +189,7 @@ impl Gate {
             object: None,
         })?;
         self.barrier().await?;
-        let stored = self.load(&Self::key(&kind, namespace, name))?;
+        let stored = self.load(&Self::key(&kind, namespace, name)?)?;
         stored.map(|kv| object(&kv)).transpose()?.ok_or_else(|| Status::not_found("pods", name))
     }
 

@@ -84,7 +84,7 @@ impl Gate {
         options: &WriteOptions,
         mut edit: impl FnMut(&mut Value) -> Result<(), Status>,
     ) -> Result<Value, Status> {
-        let key = Self::key(kind, namespace, name);
+        let key = Self::key(kind, namespace, name)?;
         let decide = || Ok(self.decide_update(user, kind, &key, subresource, options, &mut edit));
         let (object, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
         Ok(with_revision(object, revision))
