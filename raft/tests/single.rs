@@ -160,10 +160,11 @@ async fn a_watcher_left_behind_goes_on_from_history_or_ends_as_compacted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restart_finds_every_acknowledged_write() {
+async fn a_restart_finds_every_acknowledged_write_and_leads_in_a_new_term() {
     let mut cluster = Cluster::boot(plain, &[1], 1).await;
     for round in 0..3 {
         let store = cluster.store(1);
+        let term = store.status().borrow().term;
         for i in 0..50 {
             insist(&store, put(&format!("{round}-{i}"), "x")).await;
         }
@@ -172,6 +173,8 @@ async fn a_restart_finds_every_acknowledged_write() {
         let store = cluster.start(1).await;
         cluster.leader(&[1]).await;
         store.barrier().await.unwrap();
+        // What it wrote before it died and did not keep, it may have given to others already.
+        assert!(store.status().borrow().term > term, "it leads on in term {term}");
         assert_eq!(store.range(Range::default()).unwrap().items.len(), 50 * (round + 1));
         assert_eq!(store.revision(), 50 * (round as u64 + 1));
     }
