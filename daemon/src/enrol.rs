@@ -165,7 +165,7 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
 /// The token's addresses lead nowhere, but its cluster may be on a network of this machine. Who answers there must prove
 /// to be that cluster, as at any address.
 async fn join_on_lan(token: &Token, parts: &JoinParts, error: JoinError) -> Result<Joined, JoinError> {
-    info!(error = &error as &dyn std::error::Error, "looking for the cluster on this machine's networks");
+    info!(reason = %error, "looking for the cluster on this machine's networks");
     let seen = flotilla_net::look_for(token.cluster(), LAN_LOOK, MAX_TOKEN_ADDRESSES).await;
     match seen {
         Ok(seen) if !seen.is_empty() => {
