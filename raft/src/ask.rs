@@ -2,6 +2,7 @@
 //!
 //! Invariant: a write is repeated only while it is certain that it has not been carried out.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
@@ -21,7 +22,9 @@ impl Inner {
     pub async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
         let deadline = Instant::now() + self.options.request_timeout;
         let mut leader = self.leader();
-        let mut hinted = false;
+        // Who has refused since the last pause: replicas that each take the other for the leader are not asked in a
+        // tight loop.
+        let mut refused = BTreeSet::new();
         loop {
             let attempt = match leader {
                 Some(leader) => self.ask(leader, &request, deadline).await,
@@ -37,20 +40,22 @@ impl Inner {
             if Instant::now() + RETRY_AFTER >= deadline {
                 return Err(Refusal::NotLeader(hint));
             }
-            // Two replicas that each take the other for the leader must not be asked in a tight loop.
-            hinted = !hinted && hint.is_some() && hint != leader;
-            leader = match hinted {
-                true => hint,
-                false => self.other_leader(leader).await,
+            refused.extend(leader);
+            leader = match hint.filter(|hint| !refused.contains(hint)) {
+                Some(hint) => Some(hint),
+                None => self.other_leader(&refused).await,
             };
+            if leader.is_none_or(|leader| refused.contains(&leader)) {
+                refused.clear();
+            }
         }
     }
 
-    /// Waits a little for a leader to show up; whoever leads after that, the same one included.
-    async fn other_leader(&self, than: Option<NodeId>) -> Option<NodeId> {
+    /// Waits a little for a leader to show up that has not refused; whoever leads after that, one that has included.
+    async fn other_leader(&self, refused: &BTreeSet<NodeId>) -> Option<NodeId> {
         let mut server = self.raft.server_metrics();
         let changed = async {
-            while matches!(server.borrow_and_update().current_leader, leader if leader.is_none() || leader == than) {
+            while server.borrow_and_update().current_leader.is_none_or(|leader| refused.contains(&leader)) {
                 if server.changed().await.is_err() {
                     // Raft has stopped. To return at once would be to ask again without pause.
                     std::future::pending::<()>().await;
@@ -94,11 +99,13 @@ impl Inner {
         }
     }
 
-    /// Waits until somebody else leads. Every request under way waits here: it must not be woken by each entry, as all of
-    /// openraft's metrics would.
+    /// Waits until somebody else leads, beside whom this replica took for the leader when it asked: a hint may be ahead of
+    /// it. Every request under way waits here: it must not be woken by each entry, as all of openraft's metrics would.
     async fn deposed(&self, leader: NodeId) {
         let mut server = self.raft.server_metrics();
-        while server.borrow_and_update().current_leader.is_none_or(|now| now == leader) {
+        let believed = server.borrow_and_update().current_leader;
+        let known = |now: NodeId| now == leader || Some(now) == believed;
+        while server.borrow_and_update().current_leader.is_none_or(known) {
             if server.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
