@@ -132,6 +132,8 @@ impl Slot {
     fn keep(&self, result: &Result<Connection, NetError>, now: Instant) {
         *self.lock() = match result {
             Ok(connection) => Held { connection: Some(connection.clone()), failed: None },
+            // Nothing was tried, and the address may come at any moment.
+            Err(NetError::NoAddress(_)) => Held::default(),
             Err(error) => Held { connection: None, failed: Some((now, error.clone())) },
         };
     }
