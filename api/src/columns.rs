@@ -2,8 +2,13 @@
 //!
 //! Invariant: a row has exactly as many cells as its kind has columns.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use jiff::Timestamp;
+use k8s_openapi::api::core::v1::Container;
+use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, Time};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::Value;
 
 use crate::selector;
@@ -16,7 +21,7 @@ pub const UNKNOWN: &str = "<unknown>";
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Column {
     pub name: &'static str,
-    /// `string`, `integer` or `date`, as upstream's Table says.
+    /// `string`, `integer`, `boolean` or `date`, as upstream's Table says.
     pub type_: &'static str,
     /// Shown only in wide listings.
     pub wide: bool,
@@ -34,11 +39,23 @@ impl Column {
     pub const fn wide(name: &'static str) -> Self {
         Self { name, type_: "string", wide: true }
     }
+
+    /// Cells are RFC 3339 times.
+    pub const fn date(name: &'static str) -> Self {
+        Self { name, type_: "date", wide: false }
+    }
+
+    /// Cells are `true` or `false`.
+    pub const fn boolean(name: &'static str) -> Self {
+        Self { name, type_: "boolean", wide: false }
+    }
 }
 
 /// The first column of every kind.
 pub const NAME: Column = Column::text("Name");
 pub const AGE: Column = Column::text("Age");
+/// Of kinds that upstream has no columns for.
+pub const CREATED_AT: Column = Column::date("Created At");
 
 /// The row of an object that does not decode: its name, and nothing else.
 pub(crate) fn unreadable(object: &Value, columns: &[Column]) -> Vec<String> {
@@ -49,6 +66,87 @@ pub(crate) fn unreadable(object: &Value, columns: &[Column]) -> Vec<String> {
 
 pub(crate) fn name(metadata: &ObjectMeta) -> String {
     metadata.name.clone().unwrap_or_default()
+}
+
+/// When the object was created.
+pub(crate) fn created_at(metadata: &ObjectMeta) -> String {
+    let time = metadata.creation_timestamp.as_ref();
+    time.map_or_else(|| UNKNOWN.to_owned(), |time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string())
+}
+
+/// The names of containers.
+pub(crate) fn containers(containers: &[Container]) -> String {
+    joined(containers.iter().map(|container| container.name.as_str()))
+}
+
+/// The images of containers.
+pub(crate) fn images(containers: &[Container]) -> String {
+    joined(containers.iter().filter_map(|container| container.image.as_deref()))
+}
+
+/// `app=web,tier=front`, or `<none>`.
+pub(crate) fn labels(labels: Option<&BTreeMap<String, String>>) -> String {
+    let pairs: Vec<String> = labels.into_iter().flatten().map(|(key, value)| format!("{key}={value}")).collect();
+    joined(pairs.iter().map(String::as_str))
+}
+
+/// The first three texts, and how many more there are; `empty` if there are none.
+pub(crate) fn first_three(texts: impl IntoIterator<Item = String>, empty: &str) -> String {
+    const SHOWN: usize = 3;
+    let texts: Vec<String> = texts.into_iter().collect();
+    match texts.len() {
+        0 => empty.to_owned(),
+        0..=SHOWN => texts.join(","),
+        count => format!("{} + {} more...", texts[..SHOWN].join(","), count - SHOWN),
+    }
+}
+
+/// The columns of bindings of roles.
+pub(crate) const BINDING: &[Column] =
+    &[NAME, Column::text("Role"), AGE, Column::wide("Users"), Column::wide("Groups"), Column::wide("ServiceAccounts")];
+
+/// One cell for each of [`BINDING`].
+pub(crate) fn binding(
+    metadata: &ObjectMeta,
+    role: &RoleRef,
+    subjects: Option<&[Subject]>,
+    now: Timestamp,
+) -> Vec<String> {
+    let of_kind = |kind: &str| {
+        let named = subjects.unwrap_or_default().iter().filter(|subject| subject.kind == kind);
+        let names: Vec<String> = named
+            .map(|subject| match subject.namespace.as_deref().filter(|namespace| !namespace.is_empty()) {
+                Some(namespace) => format!("{namespace}/{}", subject.name),
+                None => subject.name.clone(),
+            })
+            .collect();
+        names.join(", ")
+    };
+    let role = format!("{}/{}", role.kind, role.name);
+    vec![name(metadata), role, age(metadata, now), of_kind("User"), of_kind("Group"), of_kind("ServiceAccount")]
+}
+
+/// `10.0.0.1:80`, `[::1]:80`.
+pub(crate) fn host_port(host: &str, port: i32) -> String {
+    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+}
+
+/// The distinct addresses of a load balancer, cut at `max_bytes`.
+pub(crate) fn ingress_points(points: impl Iterator<Item = String>, max_bytes: usize) -> String {
+    let points: BTreeSet<String> = points.collect();
+    let joined = points.into_iter().collect::<Vec<_>>().join(",");
+    match joined.len() > max_bytes {
+        true => format!("{}...", joined.chars().take(max_bytes - 3).collect::<String>()),
+        false => joined,
+    }
+}
+
+/// A number or text as it stands.
+pub(crate) fn int_or_string(value: &IntOrString) -> String {
+    match value {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(text) => text.clone(),
+    }
 }
 
 /// How long ago the object was created.

@@ -7,6 +7,7 @@
 use k8s_openapi::api::core::v1::{
     Container, EnvVar, EphemeralContainer, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume,
 };
+use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
 
 const DEFAULT_MODE: i32 = 0o644;
 const GRACE_SECONDS: i64 = 30;
@@ -24,6 +25,14 @@ pub(crate) fn set_text(field: &mut Option<String>, value: &str) {
     if field.as_deref().unwrap_or_default().is_empty() {
         *field = Some(value.to_owned());
     }
+}
+
+/// What is bound is of the group of roles, as are users and groups.
+pub(crate) fn binding(role: &mut RoleRef, subjects: Option<&mut [Subject]>) {
+    const GROUP: &str = "rbac.authorization.k8s.io";
+    set_text(&mut role.api_group, GROUP);
+    let people = subjects.into_iter().flatten().filter(|subject| matches!(subject.kind.as_str(), "User" | "Group"));
+    people.for_each(|subject| set_text(&mut subject.api_group, GROUP));
 }
 
 /// The defaults of a pod template: those of a pod's spec.

@@ -92,8 +92,8 @@ impl BuiltIn for Deployment {
             count(status.updated_replicas),
             count(status.available_replicas),
             columns::age(&deployment.metadata, now),
-            columns::joined(containers.iter().map(|c| c.name.as_str())),
-            columns::joined(containers.iter().filter_map(|c| c.image.as_deref())),
+            columns::containers(&containers),
+            columns::images(&containers),
             columns::selector(Some(&spec.selector)),
         ]
     }

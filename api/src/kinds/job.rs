@@ -127,8 +127,8 @@ impl BuiltIn for Job {
             completions,
             duration,
             columns::age(&job.metadata, now),
-            columns::joined(containers.iter().map(|c| c.name.as_str())),
-            columns::joined(containers.iter().filter_map(|c| c.image.as_deref())),
+            columns::containers(&containers),
+            columns::images(&containers),
             columns::selector(spec.selector.as_ref()),
         ]
     }

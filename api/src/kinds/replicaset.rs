@@ -74,8 +74,8 @@ impl BuiltIn for ReplicaSet {
             status.replicas.to_string(),
             status.ready_replicas.unwrap_or_default().to_string(),
             columns::age(&set.metadata, now),
-            columns::joined(containers.iter().map(|c| c.name.as_str())),
-            columns::joined(containers.iter().filter_map(|c| c.image.as_deref())),
+            columns::containers(&containers),
+            columns::images(&containers),
             columns::selector(Some(&spec.selector)),
         ]
     }

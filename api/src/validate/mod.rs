@@ -13,11 +13,15 @@ use crate::field::{Errors, Path};
 pub(crate) mod container;
 pub(crate) mod job;
 pub(crate) mod metadata;
+pub(crate) mod net;
 pub(crate) mod node;
 pub(crate) mod pod;
 pub(crate) mod probe;
+pub(crate) mod quota;
+pub(crate) mod rbac;
 pub(crate) mod resources;
 pub(crate) mod scheduling;
+pub(crate) mod service;
 pub(crate) mod volume;
 pub(crate) mod workload;
 

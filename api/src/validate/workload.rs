@@ -81,9 +81,7 @@ pub(crate) fn deployment_strategy(strategy: &DeploymentStrategy, path: &Path, er
                 let detail = "may not be 0 when `maxSurge` is 0";
                 errors.invalid(&path.child("maxUnavailable"), shown(&unavailable), detail);
             }
-            if percent(&unavailable).is_some_and(|percent| percent > 100) {
-                errors.invalid(&path.child("maxUnavailable"), shown(&unavailable), "must not be greater than 100%");
-            }
+            at_most_100_percent(&unavailable, &path.child("maxUnavailable"), errors);
         }
         ("Recreate", None) => {}
         (other, _) => errors.not_supported(&path.child("type"), other, &["Recreate", "RollingUpdate"]),
@@ -91,11 +89,17 @@ pub(crate) fn deployment_strategy(strategy: &DeploymentStrategy, path: &Path, er
 }
 
 /// A count that is not negative, or a percentage.
-fn share(value: &IntOrString, path: &Path, errors: &mut Errors) {
+pub(crate) fn share(value: &IntOrString, path: &Path, errors: &mut Errors) {
     match value {
         IntOrString::Int(count) if *count < 0 => errors.invalid(path, *count, NON_NEGATIVE),
         IntOrString::String(text) if percent(value).is_none() => errors.invalid(path, text.as_str(), PERCENT),
         _ => {}
+    }
+}
+
+pub(crate) fn at_most_100_percent(value: &IntOrString, path: &Path, errors: &mut Errors) {
+    if percent(value).is_some_and(|percent| percent > 100) {
+        errors.invalid(path, shown(value), "must not be greater than 100%");
     }
 }
 

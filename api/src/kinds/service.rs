@@ -1,0 +1,198 @@
+//! Services: one name and address for the pods of an application.
+
+use std::collections::BTreeSet;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{self as core, ServicePort, ServiceSpec, ServiceStatus};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+
+use super::{BuiltIn, Info};
+use crate::columns::{self, Column, UNKNOWN};
+use crate::defaults::{set, set_text};
+use crate::field::Errors;
+use crate::{names, validate};
+
+const AFFINITY_SECONDS: i32 = 10_800;
+/// What a narrow listing shows of a load balancer's addresses.
+const SHOWN_INGRESS_BYTES: usize = 16;
+
+pub struct Service;
+
+impl BuiltIn for Service {
+    type Object = core::Service;
+    const INFO: Info = Info {
+        kind: "Service",
+        plural: "services",
+        singular: "service",
+        short_names: &["svc"],
+        categories: &["all"],
+        subresources: &["status", "proxy"],
+        selectable: &["spec.clusterIP", "spec.type"],
+        schema: "io.k8s.api.core.v1.Service",
+        name_rule: names::dns_1035_label,
+        ..Info::DEFAULT
+    };
+    const COLUMNS: &'static [Column] = &[
+        columns::NAME,
+        Column::text("Type"),
+        Column::text("Cluster-IP"),
+        Column::text("External-IP"),
+        Column::text("Port(s)"),
+        columns::AGE,
+        Column::wide("Selector"),
+    ];
+
+    fn default(service: &mut core::Service) {
+        let spec = service.spec.get_or_insert_default();
+        set_text(&mut spec.type_, "ClusterIP");
+        set_text(&mut spec.session_affinity, "None");
+        match spec.session_affinity.as_deref() {
+            Some("ClientIP") => {
+                let config = spec.session_affinity_config.get_or_insert_default();
+                set(&mut config.client_ip.get_or_insert_default().timeout_seconds, || AFFINITY_SECONDS);
+            }
+            Some("None") => spec.session_affinity_config = None,
+            _ => {}
+        }
+        spec.ports.iter_mut().flatten().for_each(default_port);
+        if is_reachable_from_outside(spec) {
+            set_text(&mut spec.external_traffic_policy, "Cluster");
+        }
+        if spec.type_.as_deref() == Some("LoadBalancer") {
+            set(&mut spec.allocate_load_balancer_node_ports, || true);
+        }
+        if spec.type_.as_deref() != Some("ExternalName") {
+            set_text(&mut spec.internal_traffic_policy, "Cluster");
+            default_addresses(spec);
+        }
+    }
+
+    fn create(service: &mut core::Service) {
+        service.status = Some(ServiceStatus { load_balancer: Some(Default::default()), ..ServiceStatus::default() });
+    }
+
+    /// What was allocated stays for a writer who says nothing of it.
+    fn update(old: &core::Service, new: &mut core::Service) {
+        let (Some(before), Some(after)) = (&old.spec, &mut new.spec) else { return };
+        if !needs_cluster_ip(before) || !needs_cluster_ip(after) {
+            return;
+        }
+        if after.cluster_ip.as_deref().unwrap_or_default().is_empty() && after.cluster_ips.is_none() {
+            after.cluster_ip.clone_from(&before.cluster_ip);
+            after.cluster_ips.clone_from(&before.cluster_ips);
+        }
+        default_addresses(after);
+        let opens = |spec: &ServiceSpec| matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
+        if opens(before) && opens(after) {
+            keep_node_ports(before.ports.as_deref().unwrap_or_default(), after.ports.as_deref_mut().unwrap_or_default());
+        }
+    }
+
+    fn validate(service: &core::Service, errors: &mut Errors) {
+        validate::service::service(service, errors);
+    }
+
+    fn validate_update(old: &core::Service, new: &core::Service, errors: &mut Errors) {
+        validate::service::update(old, new, errors);
+    }
+
+    fn row(service: &core::Service, now: Timestamp) -> Vec<String> {
+        let spec = service.spec.clone().unwrap_or_default();
+        let port = |port: &ServicePort| {
+            let protocol = port.protocol.as_deref().unwrap_or_default();
+            match port.node_port.filter(|port| *port > 0) {
+                Some(node_port) => format!("{}:{node_port}/{protocol}", port.port),
+                None => format!("{}/{protocol}", port.port),
+            }
+        };
+        let ports: Vec<String> = spec.ports.iter().flatten().map(port).collect();
+        vec![
+            columns::name(&service.metadata),
+            spec.type_.clone().unwrap_or_default(),
+            columns::or_none(spec.cluster_ip.as_deref()),
+            external_ip(&spec, service.status.as_ref()),
+            columns::joined(ports.iter().map(String::as_str)),
+            columns::age(&service.metadata, now),
+            columns::labels(spec.selector.as_ref()),
+        ]
+    }
+}
+
+fn default_port(port: &mut ServicePort) {
+    set_text(&mut port.protocol, "TCP");
+    let unset = match &port.target_port {
+        None => true,
+        Some(IntOrString::Int(number)) => *number == 0,
+        Some(IntOrString::String(name)) => name.is_empty(),
+    };
+    if unset {
+        port.target_port = Some(IntOrString::Int(port.port));
+    }
+}
+
+/// One family, IPv4 unless the writer or the address says otherwise, and the address in both of its fields.
+fn default_addresses(spec: &mut ServiceSpec) {
+    match (spec.cluster_ip.as_deref().unwrap_or_default(), spec.cluster_ips.as_deref().unwrap_or_default()) {
+        ("", [first, ..]) => spec.cluster_ip = Some(first.clone()),
+        ("", []) => {}
+        (address, []) => spec.cluster_ips = Some(vec![address.to_owned()]),
+        _ => {}
+    }
+    set_text(&mut spec.ip_family_policy, "SingleStack");
+    if spec.ip_families.as_deref().unwrap_or_default().is_empty() {
+        let family = |address: &String| if address.contains(':') { "IPv6" } else { "IPv4" }.to_owned();
+        let families: Vec<String> = spec.cluster_ips.iter().flatten().map(family).collect();
+        spec.ip_families = Some(if families.is_empty() { vec!["IPv4".to_owned()] } else { families });
+    }
+}
+
+fn keep_node_ports(before: &[ServicePort], after: &mut [ServicePort]) {
+    let mut taken: BTreeSet<(i32, Option<String>)> =
+        after.iter().filter_map(|port| Some((port.node_port.filter(|p| *p > 0)?, port.protocol.clone()))).collect();
+    for port in after.iter_mut().filter(|port| port.node_port.unwrap_or_default() == 0) {
+        let same = |old: &&ServicePort| old.port == port.port && old.protocol == port.protocol;
+        if let Some(node_port) = before.iter().find(same).and_then(|old| old.node_port)
+            && taken.insert((node_port, port.protocol.clone()))
+        {
+            port.node_port = Some(node_port);
+        }
+    }
+}
+
+/// Whether the Service has an address inside the cluster.
+pub fn needs_cluster_ip(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() != Some("ExternalName")
+}
+
+pub(crate) fn is_reachable_from_outside(spec: &ServiceSpec) -> bool {
+    match spec.type_.as_deref() {
+        Some("LoadBalancer" | "NodePort") => true,
+        Some("ClusterIP") => spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty()),
+        _ => false,
+    }
+}
+
+fn external_ip(spec: &ServiceSpec, status: Option<&ServiceStatus>) -> String {
+    let external = spec.external_ips.clone().unwrap_or_default();
+    match spec.type_.as_deref() {
+        Some("ClusterIP" | "NodePort") => columns::joined(external.iter().map(String::as_str)),
+        Some("LoadBalancer") => {
+            let ingress = status.and_then(|status| status.load_balancer.as_ref()?.ingress.as_ref());
+            let address = |ip: Option<&String>, name: Option<&String>| ip.or(name).filter(|text| !text.is_empty()).cloned();
+            let shown = columns::ingress_points(
+                ingress.into_iter().flatten().filter_map(|one| address(one.ip.as_ref(), one.hostname.as_ref())),
+                SHOWN_INGRESS_BYTES,
+            );
+            let all: Vec<String> = Some(shown).into_iter().filter(|text| !text.is_empty()).chain(external).collect();
+            if all.is_empty() { "<pending>".to_owned() } else { all.join(",") }
+        }
+        Some("ExternalName") => spec.external_name.clone().unwrap_or_default(),
+        _ => UNKNOWN.to_owned(),
+    }
+}
+
+/// Whether the Service has no address of its own.
+pub fn is_headless(spec: &ServiceSpec) -> bool {
+    let none = |address: &str| address == "None";
+    spec.cluster_ip.as_deref().is_some_and(none) || spec.cluster_ips.iter().flatten().any(|address| none(address))
+}
