@@ -15,6 +15,7 @@ pub struct Registry {
     kinds: Vec<Arc<Kind>>,
     by_type: BTreeMap<(String, String, String), Arc<Kind>>,
     by_resource: BTreeMap<(String, String), Arc<Kind>>,
+    by_path: BTreeMap<(String, String, String), Arc<Kind>>,
     by_name: BTreeMap<String, Arc<Kind>>,
 }
 
@@ -53,11 +54,14 @@ impl Registry {
     fn index(&mut self) {
         self.by_type.clear();
         self.by_resource.clear();
+        self.by_path.clear();
         self.by_name.clear();
         for kind in &self.kinds {
             let of_type = (kind.group.clone(), kind.version.clone(), kind.kind.clone());
             self.by_type.insert(of_type, kind.clone());
             self.by_resource.entry((kind.group.clone(), kind.plural.clone())).or_insert_with(|| kind.clone());
+            let of_path = (kind.group.clone(), kind.version.clone(), kind.plural.clone());
+            self.by_path.insert(of_path, kind.clone());
             for name in typed_names(kind) {
                 self.by_name.entry(name).or_insert_with(|| kind.clone());
             }
@@ -86,6 +90,11 @@ impl Registry {
 
     pub fn by_resource(&self, group: &str, plural: &str) -> Option<Arc<Kind>> {
         self.by_resource.get(&(group.to_owned(), plural.to_owned())).cloned()
+    }
+
+    /// The kind that is served under `/apis/GROUP/VERSION/PLURAL`.
+    pub fn served(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Kind>> {
+        self.by_path.get(&(group.to_owned(), version.to_owned(), plural.to_owned())).cloned()
     }
 
     /// The kind that someone means who types `pods`, `pod`, `po`, `Pod`, `deployments.apps` or `deployments.v1.apps`.

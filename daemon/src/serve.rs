@@ -23,12 +23,14 @@ use crate::blobs::{BlobPeers, ImageShelf};
 use crate::config::Config;
 use crate::enrol::{self, Enrolment};
 use crate::gate::{Gate, Sealer, User};
+use crate::listen::Faces;
 use crate::members::{self, Member};
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
+use crate::rest::Rest;
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
-use crate::{VERSION, addresses, grpc, lead};
+use crate::{VERSION, addresses, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -172,14 +174,14 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let stopped = stop.clone();
     spawn(&tasks, "authorities", async move { follower.follow(stopped).await });
 
-    let routes = grpc::routes(&node).await?;
-    let tls = flotilla_net::server_tls(net.credentials(), &["h2"], ClientAuth::Required)?;
+    let faces = Faces { grpc: grpc::routes(&node).await?, rest: Rest::new(&node) };
+    let tls = flotilla_net::server_tls(net.credentials(), &["h2", "http/1.1"], ClientAuth::Optional)?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on TCP {}", config.listen))?;
     let socket = config.socket();
-    let unix = grpc::serve_unix(socket, routes.clone(), stop.clone());
+    let unix = listen::serve_unix(socket, faces.clone(), stop.clone());
     spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));
-    let tcp = grpc::serve_tcp(listener, tls, net.clone(), routes, stop.clone());
+    let tcp = listen::serve_tcp(listener, tls, net.clone(), faces, stop.clone());
     spawn(&tasks, "tcp", report("the API port", stop.clone(), tcp));
     info!(socket = %config.socket().display(), api = %config.listen, "ready");
     if founder {

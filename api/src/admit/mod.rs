@@ -45,6 +45,8 @@ pub enum Subresource {
     None,
     /// Only the status.
     Status,
+    /// Only which node a Pod is on.
+    Binding,
 }
 
 /// What a create is given beside the object.
@@ -109,6 +111,7 @@ pub fn prepare_update(
     match subresource {
         Subresource::None => update_object(kind, old, &mut decoded.object, &mut errors),
         Subresource::Status => update_status(kind, old, &mut decoded.object, &mut errors),
+        Subresource::Binding => update_binding(old, &mut decoded.object),
     }
     decoded.finish(kind, errors)?;
     let changed = without_revision(old) != without_revision(&decoded.object);
@@ -141,6 +144,12 @@ fn update_status(kind: &Kind, old: &Value, new: &mut Value, errors: &mut Errors)
     }
     *new = result;
     kind.behaviour.update_status(old, new, errors);
+}
+
+fn update_binding(old: &Value, new: &mut Value) {
+    let node = new.pointer("/spec/nodeName").cloned().unwrap_or_default();
+    *new = old.clone();
+    new["spec"]["nodeName"] = node;
 }
 
 /// An object after strict decoding, with what there was to say about it.

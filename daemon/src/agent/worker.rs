@@ -227,7 +227,7 @@ impl Worker {
             sources.gate.delete(&sources.user, &kind, names(pod), &options).await
         };
         match deleted.await {
-            Err(status) if !matches!(status.reason, Reason::NotFound | Reason::Forbidden) => {
+            Err(status) if !matches!(status.reason, Reason::NotFound | Reason::Conflict | Reason::Forbidden) => {
                 debug!(uid = self.uid, error = status.message, "the end of a pod is not confirmed yet");
                 false
             }

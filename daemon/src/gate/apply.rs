@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::settle::{Decision, Reads};
 use super::write::{text, with_revision};
-use super::{Gate, User, WriteOptions};
+use super::{Gate, How, User, WriteOptions};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
@@ -44,7 +44,7 @@ impl Gate {
         create_only: bool,
         options: &WriteOptions,
     ) -> Result<Vec<Applied>, Status> {
-        let mut objects = admit::parse(manifest, &self.registry)?;
+        let mut objects = admit::parse(manifest, &self.registry())?;
         for parsed in &mut objects {
             place(parsed, namespace);
         }
@@ -111,7 +111,7 @@ impl Gate {
         let key = Self::key(kind, namespace, name)?;
         if create_only || name.is_empty() || self.load(&key)?.is_none() {
             let decision = self.decide_create(user, kind, &remembered, options)?;
-            return Ok(decision.map(|object| (Outcome::Created, object)));
+            return Ok(decision.map(|written| (Outcome::Created, written.object)));
         }
         let mut before = Value::Null;
         let mut edit = |object: &mut Value| {
@@ -119,10 +119,10 @@ impl Gate {
             merge(object, &last_applied(object), &remembered);
             Ok(())
         };
-        let decision = self.decide_update(user, kind, &key, Subresource::None, options, &mut edit);
-        Ok(decision.map(|object| match object == before {
-            true => (Outcome::Unchanged, object),
-            false => (Outcome::Configured, object),
+        let decision = self.decide_update(user, kind, &key, How::update(Subresource::None), options, &mut edit);
+        Ok(decision.map(|written| match written.object == before {
+            true => (Outcome::Unchanged, written.object),
+            false => (Outcome::Configured, written.object),
         }))
     }
 }

@@ -36,17 +36,38 @@ impl Gate {
         Err(forbidden(attempt))
     }
 
+    /// Whether a path that is no resource may be asked: health and version by anyone, discovery by everyone who is known,
+    /// the rest by those who may do everything.
+    ///
+    /// # Errors
+    /// `Forbidden`, in upstream's words.
+    pub fn authorize_path(&self, user: &User, method: &http::Method, path: &str) -> Result<(), Status> {
+        const PUBLIC: &[&str] = &["healthz", "livez", "readyz", "version"];
+        const KNOWN: &[&str] = &["api", "apis", "openapi"];
+        let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
+        let allowed = user.is_master()
+            || PUBLIC.contains(&first)
+            || (!user.is_anonymous() && (KNOWN.contains(&first) || path == "/"));
+        if allowed {
+            return Ok(());
+        }
+        let verb = method.as_str().to_ascii_lowercase();
+        Err(Status::new(Reason::Forbidden, format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"", user.name)))
+    }
+
     fn node_may(&self, node: &str, attempt: &Attempt) -> bool {
         let reading = matches!(attempt.verb, Verb::Get | Verb::List | Verb::Watch);
         match (&*attempt.kind.group, &*attempt.kind.plural) {
-            ("", "nodes") => reading || (attempt.verb == Verb::Update && attempt.name == node),
+            ("", "nodes") => reading || (matches!(attempt.verb, Verb::Update | Verb::Patch) && attempt.name == node),
             ("", "pods") => match attempt.verb {
                 Verb::List | Verb::Watch => true,
                 Verb::Get | Verb::Delete => is_bound_to(attempt.object, node),
-                Verb::Update => attempt.subresource == Some("status") && is_bound_to(attempt.object, node),
-                Verb::Create => false,
+                Verb::Update | Verb::Patch => {
+                    attempt.subresource == Some("status") && is_bound_to(attempt.object, node)
+                }
+                Verb::Create | Verb::DeleteCollection => false,
             },
-            ("", "events") => matches!(attempt.verb, Verb::Create | Verb::Update),
+            ("", "events") => matches!(attempt.verb, Verb::Create | Verb::Update | Verb::Patch),
             ("", "configmaps" | "secrets") => {
                 attempt.verb == Verb::Get && self.a_pod_of_the_node_refers_to(node, attempt)
             }

@@ -2,14 +2,14 @@
 //!
 //! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
 
-use flotilla_api::{Change, Key, Kind, Status};
+use flotilla_api::{Change, Key, Kind, Reason, Status};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::authorize::Attempt;
 use super::settle::{Decision, Reads};
-use super::write::{encode, text};
-use super::{Gate, User, Verb, object};
+use super::write::{encode, text, with_revision};
+use super::{Gate, List, ListQuery, User, Verb, object};
 
 /// A pod that says nothing else has this long to end.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -31,6 +31,19 @@ pub struct DeleteOptions {
     pub manager: String,
     /// Only the object with this uid.
     pub uid: Option<String>,
+    /// Only the object as it was at this resourceVersion.
+    pub resource_version: Option<String>,
+    /// Check everything, delete nothing.
+    pub dry_run: bool,
+}
+
+/// What became of an object that was to be deleted.
+#[derive(Clone, Debug)]
+pub struct Deleted {
+    /// Whether it is gone; otherwise it is on its way.
+    pub gone: bool,
+    /// As it was when it went, or as it is now.
+    pub object: Value,
 }
 
 enum Step {
@@ -41,32 +54,56 @@ enum Step {
 }
 
 impl Gate {
-    /// Deletes an object, or marks it for deletion; true if it is gone.
+    /// Deletes an object, or marks it for deletion.
     ///
     /// # Errors
-    /// `Forbidden`, `NotFound`, or why the store cannot be written.
+    /// `Forbidden`, `NotFound`, `Conflict` if it is not the one that is meant, or why the store cannot be written.
     pub async fn delete(
         &self,
         user: &User,
         kind: &Kind,
         (namespace, name): (&str, &str),
         options: &DeleteOptions,
-    ) -> Result<bool, Status> {
+    ) -> Result<Deleted, Status> {
         let key = Self::key(kind, namespace, name)?;
-        let decide = || Ok(self.decide_delete(user, kind, &key, options).unwrap_or_else(Decision::Refuse));
-        Ok(self.settle(&mut Reads::default(), kind, decide).await?.0)
+        let decide = || {
+            let allowed = self.authorize_delete(user, kind, &key);
+            let decided = allowed.and_then(|()| self.decide_delete(user, kind, &key, options));
+            Ok(decided.unwrap_or_else(Decision::Refuse))
+        };
+        let (deleted, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
+        Ok(Deleted { object: with_revision(deleted.object, revision), ..deleted })
     }
 
-    /// What deleting an object comes to; true if it is gone then.
-    fn decide_delete(
+    /// Deletes all objects that match, or marks them; what they were, as of when they were listed.
+    ///
+    /// # Errors
+    /// `Forbidden`, or why the store cannot be read or written. What was deleted until then is.
+    pub async fn delete_collection(
         &self,
         user: &User,
         kind: &Kind,
-        key: &Key,
+        query: &ListQuery,
         options: &DeleteOptions,
-    ) -> Result<Decision<bool>, Status> {
-        let stored = self.load(key)?;
-        let old = stored.as_ref().map(object).transpose()?;
+    ) -> Result<List<Value>, Status> {
+        let mut list = self.list_for(user, Verb::DeleteCollection, kind, query, |kv| object(kv)).await?;
+        let listed = std::mem::take(&mut list.items);
+        for one in listed {
+            let key = Self::key(kind, text(&one, "/metadata/namespace"), text(&one, "/metadata/name"))?;
+            let decide = || Ok(self.decide_delete(user, kind, &key, options).unwrap_or_else(Decision::Refuse));
+            match self.settle(&mut Reads::default(), kind, decide).await {
+                Ok((deleted, revision)) => list.items.push(with_revision(deleted.object, revision)),
+                Err(status) if status.reason == Reason::NotFound => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Ok(list)
+    }
+
+    fn authorize_delete(&self, user: &User, kind: &Kind, key: &Key) -> Result<(), Status> {
+        // Only those who may not do everything are judged by what the object says.
+        let stored = if user.is_master() { None } else { self.load(key)? };
+        let seen = stored.as_ref().map(object).transpose()?;
         self.authorize(&Attempt {
             user,
             verb: Verb::Delete,
@@ -74,21 +111,55 @@ impl Gate {
             subresource: None,
             namespace: key.namespace(),
             name: key.name(),
-            object: old.as_ref(),
-        })?;
+            object: seen.as_ref(),
+        })
+    }
+
+    /// What deleting an object comes to.
+    fn decide_delete(
+        &self,
+        user: &User,
+        kind: &Kind,
+        key: &Key,
+        options: &DeleteOptions,
+    ) -> Result<Decision<Deleted>, Status> {
+        let stored = self.load(key)?;
+        let old = stored.as_ref().map(object).transpose()?;
         let not_found = || Status::not_found(kind.collection(), key.name());
         let (stored, old) = stored.zip(old).ok_or_else(not_found)?;
-        if options.uid.as_deref().is_some_and(|uid| text(&old, "/metadata/uid") != uid) {
-            return Err(not_found());
-        }
+        check_preconditions(kind, key, &old, options)?;
         let change = Change::new(&user.name, &options.manager);
-        Ok(match step(kind, old, options, Timestamp::now()) {
-            Step::Nothing => Decision::Keep(false),
-            Step::Remove => Decision::Write(change.remove(key.clone(), stored.mod_revision), true),
+        let (gone, object, change) = match step(kind, old.clone(), options, Timestamp::now()) {
+            Step::Nothing => (false, old, None),
+            Step::Remove => (true, old, Some(change.remove(key.clone(), stored.mod_revision))),
             Step::Mark(marked) => {
-                Decision::Write(change.update(key.clone(), stored.mod_revision, encode(&marked)?), false)
+                let change = change.update(key.clone(), stored.mod_revision, encode(&marked)?);
+                (false, marked, Some(change))
             }
+        };
+        let deleted = Deleted { gone, object: self.open(kind, key, object)? };
+        Ok(match change.filter(|_| !options.dry_run) {
+            Some(change) => Decision::Write(change, deleted),
+            None => Decision::Keep(deleted),
         })
+    }
+}
+
+/// Whether the stored object is the one that is meant.
+fn check_preconditions(kind: &Kind, key: &Key, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
+    let differs = |name: &str, wanted: &Option<String>, path: &str| {
+        let (wanted, found) = (wanted.as_deref()?, text(object, path));
+        (wanted != found)
+            .then(|| format!("Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {found}"))
+    };
+    let differs = differs("UID", &options.uid, "/metadata/uid")
+        .or_else(|| differs("ResourceVersion", &options.resource_version, "/metadata/resourceVersion"));
+    match differs {
+        None => Ok(()),
+        Some(why) => Err(Status::new(
+            Reason::Conflict,
+            format!("Operation cannot be fulfilled on {} \"{}\": {why}", kind.collection(), key.name()),
+        )),
     }
 }
 

@@ -17,8 +17,9 @@ mod seal;
 mod settle;
 mod write;
 
+use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use flotilla_api::{Builtin, Key, Kind, Registry, Status};
@@ -31,19 +32,23 @@ pub use apply::Outcome;
 pub use delete::{DeleteOptions, Propagation};
 #[cfg(any(test, fuzzing))]
 pub(crate) use read::parse_continue as continue_token;
-pub use read::{Happened, List, ListQuery, ObjectEvent};
+pub use read::{At, Happened, List, ListQuery, ObjectEvent, Observer};
 pub use seal::{Ring, Sealer, keyring_key};
-pub use write::WriteOptions;
 pub(crate) use write::prepare;
+pub use write::{How, WriteOptions, Written};
 
 /// How often a read-modify-write that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;
 
 /// Who asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct User {
     pub name: String,
+    /// Tells one bearer of a name from an earlier one; empty if nobody does.
+    pub uid: String,
     pub groups: Vec<String>,
+    /// What whoever authenticated the user said besides.
+    pub extra: BTreeMap<String, Vec<String>>,
 }
 
 impl User {
@@ -51,15 +56,35 @@ impl User {
     pub const MASTERS: &'static str = "system:masters";
     /// The group of node identities.
     pub const NODES: &'static str = "system:nodes";
+    /// The group of everyone who showed who they are.
+    pub const AUTHENTICATED: &'static str = "system:authenticated";
+    /// The group of everyone who did not.
+    pub const UNAUTHENTICATED: &'static str = "system:unauthenticated";
+    /// Who did not say who they are.
+    pub const ANONYMOUS: &'static str = "system:anonymous";
+
+    /// A name with groups, as a certificate or a token gives them.
+    pub fn new(name: impl Into<String>, groups: Vec<String>) -> Self {
+        Self { name: name.into(), groups, ..Self::default() }
+    }
+
+    /// Somebody who did not say who they are.
+    pub fn anonymous() -> Self {
+        Self::new(Self::ANONYMOUS, vec![Self::UNAUTHENTICATED.into()])
+    }
+
+    pub fn is_anonymous(&self) -> bool {
+        self.groups.iter().any(|group| group == Self::UNAUTHENTICATED)
+    }
 
     /// Root on this machine, through the Unix socket.
     pub fn root() -> Self {
-        Self { name: "root".into(), groups: vec![Self::MASTERS.into()] }
+        Self::new("root", vec![Self::MASTERS.into()])
     }
 
     /// A node, by its certificate.
     pub fn node(name: &str) -> Self {
-        Self { name: format!("system:node:{name}"), groups: vec![Self::NODES.into()] }
+        Self::new(format!("system:node:{name}"), vec![Self::NODES.into()])
     }
 
     /// Whether this user may do everything.
@@ -81,7 +106,9 @@ pub enum Verb {
     Watch,
     Create,
     Update,
+    Patch,
     Delete,
+    DeleteCollection,
 }
 
 impl fmt::Display for Verb {
@@ -92,7 +119,9 @@ impl fmt::Display for Verb {
             Verb::Watch => "watch",
             Verb::Create => "create",
             Verb::Update => "update",
+            Verb::Patch => "patch",
             Verb::Delete => "delete",
+            Verb::DeleteCollection => "deletecollection",
         })
     }
 }
@@ -101,22 +130,28 @@ impl fmt::Display for Verb {
 #[derive(Clone)]
 pub struct Gate {
     store: Store,
-    registry: Arc<Registry>,
+    registry: Arc<RwLock<Arc<Registry>>>,
     sealer: Sealer,
     renderings: Arc<Renderings>,
 }
 
 impl Gate {
     pub fn new(store: Store, registry: Arc<Registry>, sealer: Sealer) -> Self {
-        Self { store, registry, sealer, renderings: Arc::default() }
+        Self { store, registry: Arc::new(RwLock::new(registry)), sealer, renderings: Arc::default() }
     }
 
     pub fn store(&self) -> &Store {
         &self.store
     }
 
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
+    /// The kinds as they are now.
+    pub fn registry(&self) -> Arc<Registry> {
+        self.registry.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// From now on these are the kinds; requests under way keep those that they began with.
+    pub fn set_registry(&self, registry: Registry) {
+        *self.registry.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(registry);
     }
 
     /// The kind of any name a person may use for it.
@@ -124,7 +159,7 @@ impl Gate {
     /// # Errors
     /// `NotFound`, naming what was asked for.
     pub fn kind(&self, name: &str) -> Result<Arc<Kind>, Status> {
-        self.registry.by_name(name)
+        self.registry().by_name(name)
     }
 
     /// A kind that the daemon itself works with.
@@ -132,7 +167,7 @@ impl Gate {
     /// # Errors
     /// `NotFound` if it was taken out of the registry.
     pub fn built_in(&self, builtin: Builtin) -> Result<Arc<Kind>, Status> {
-        self.registry.built_in(builtin).ok_or_else(|| Status::not_found("kinds", builtin.info().kind))
+        self.registry().built_in(builtin).ok_or_else(|| Status::not_found("kinds", builtin.info().kind))
     }
 
     /// The key of an object; a namespaced kind without namespace is in `default`.

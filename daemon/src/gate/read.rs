@@ -20,6 +20,19 @@ pub struct ListQuery {
     pub limit: usize,
     /// What the last page gave.
     pub continue_token: String,
+    pub at: At,
+}
+
+/// As of when to list.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum At {
+    /// Everything that was acknowledged before the request.
+    #[default]
+    Latest,
+    /// Whatever this replica has, at this revision or later.
+    NotOlderThan(u64),
+    /// Just this revision.
+    Exactly(u64),
 }
 
 impl ListQuery {
@@ -70,7 +83,15 @@ impl Gate {
     /// # Errors
     /// `Forbidden`, `NotFound`, or why the store cannot be read.
     pub async fn get(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<Value, Status> {
-        self.value(kind, &self.find(user, kind, namespace, name).await?)
+        self.value(kind, &self.find(user, kind, (namespace, name), None).await?)
+    }
+
+    /// As [`Gate::get`], for those who may read this subresource.
+    ///
+    /// # Errors
+    /// As [`Gate::get`].
+    pub async fn get_for(&self, user: &User, kind: &Kind, at: (&str, &str), part: &str) -> Result<Value, Status> {
+        self.value(kind, &self.find(user, kind, at, Some(part)).await?)
     }
 
     /// As [`Gate::get`], as JSON.
@@ -78,10 +99,16 @@ impl Gate {
     /// # Errors
     /// As [`Gate::get`].
     pub async fn get_json(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<Vec<u8>, Status> {
-        self.json(kind, &self.find(user, kind, namespace, name).await?)
+        self.json(kind, &self.find(user, kind, (namespace, name), None).await?)
     }
 
-    async fn find(&self, user: &User, kind: &Kind, namespace: &str, name: &str) -> Result<KeyValue, Status> {
+    async fn find(
+        &self,
+        user: &User,
+        kind: &Kind,
+        (namespace, name): (&str, &str),
+        subresource: Option<&str>,
+    ) -> Result<KeyValue, Status> {
         self.barrier().await?;
         let found = self.load(&Self::key(kind, namespace, name)?)?;
         // Only those who may not do everything are judged by what the object says.
@@ -90,7 +117,7 @@ impl Gate {
             user,
             verb: Verb::Get,
             kind,
-            subresource: None,
+            subresource,
             namespace: Self::namespace(kind, namespace),
             name,
             object: seen.as_ref(),
@@ -101,7 +128,7 @@ impl Gate {
     /// # Errors
     /// `Forbidden`, `Expired` if the continue token is too old, or why the store cannot be read.
     pub async fn list(&self, user: &User, kind: &Kind, query: &ListQuery) -> Result<List<Value>, Status> {
-        self.list_as(user, kind, query, |kv| self.value(kind, kv)).await
+        self.list_for(user, Verb::List, kind, query, |kv| self.value(kind, kv)).await
     }
 
     /// As [`Gate::list`], each as JSON.
@@ -109,7 +136,7 @@ impl Gate {
     /// # Errors
     /// As [`Gate::list`].
     pub async fn list_json(&self, user: &User, kind: &Kind, query: &ListQuery) -> Result<List<Vec<u8>>, Status> {
-        self.list_as(user, kind, query, |kv| self.json(kind, kv)).await
+        self.list_for(user, Verb::List, kind, query, |kv| self.json(kind, kv)).await
     }
 
     /// A stored object, with its resourceVersion and its sealed parts readable.
@@ -125,20 +152,24 @@ impl Gate {
         }
     }
 
-    async fn list_as<T>(
+    /// What matches, for a request with this verb.
+    pub(super) async fn list_for<T>(
         &self,
         user: &User,
+        verb: Verb,
         kind: &Kind,
         query: &ListQuery,
         item: impl Fn(&KeyValue) -> Result<T, Status>,
     ) -> Result<List<T>, Status> {
-        self.authorize_collection(user, Verb::List, kind, query)?;
+        self.authorize_collection(user, verb, kind, query)?;
         Self::check_fields(kind, query)?;
-        self.barrier().await?;
         let (mut revision, mut after) = match query.continue_token.as_str() {
-            "" => (None, None),
+            "" => (self.reach(query.at).await?, None),
             token => parse_continue(token).map(|(revision, key)| (Some(revision), Some(key)))?,
         };
+        if let Some(revision) = revision {
+            self.store.reach(revision).await.map_err(read_status)?;
+        }
         let mut items = Vec::new();
         loop {
             let range = Range { prefix: query.prefix(kind), after: after.take(), revision, limit: PAGE };
@@ -158,6 +189,23 @@ impl Gate {
                 Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
                 _ => return Ok(List { items, revision: page.revision, continue_token: String::new() }),
             }
+        }
+    }
+
+    /// The revision now, behind everything that was acknowledged before.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn now(&self) -> Result<u64, Status> {
+        self.barrier().await
+    }
+
+    /// Waits until this replica can list as asked; the revision to list at, unless any that it has will do.
+    async fn reach(&self, at: At) -> Result<Option<u64>, Status> {
+        match at {
+            At::Latest => self.barrier().await.map(|_| None),
+            At::NotOlderThan(revision) => self.store.reach(revision).await.map_err(read_status).map(|_| None),
+            At::Exactly(revision) => Ok(Some(revision)),
         }
     }
 

@@ -13,11 +13,49 @@ pub struct WriteOptions {
     /// Check everything, store nothing.
     pub dry_run: bool,
     pub manager: String,
+    pub unknown_fields: UnknownFields,
 }
 
 impl WriteOptions {
     pub fn by(manager: impl Into<String>) -> Self {
-        Self { dry_run: false, manager: manager.into() }
+        Self { dry_run: false, manager: manager.into(), unknown_fields: UnknownFields::Refuse }
+    }
+}
+
+/// What a request that changes an object is called, and what it may change.
+#[derive(Clone, Copy, Debug)]
+pub struct How<'a> {
+    pub verb: Verb,
+    pub subresource: Option<&'a str>,
+    pub part: Subresource,
+}
+
+impl How<'_> {
+    /// A plain update of an object, or of its status.
+    pub fn update(part: Subresource) -> Self {
+        Self { verb: Verb::Update, subresource: (part == Subresource::Status).then_some("status"), part }
+    }
+}
+
+impl<'a> How<'a> {
+    /// Through a subresource that changes fields of the object itself.
+    pub fn through(verb: Verb, subresource: &'a str) -> Self {
+        Self { verb, subresource: Some(subresource), part: Subresource::None }
+    }
+}
+
+/// An object as it is stored now, or would be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Written {
+    pub object: Value,
+    /// For the client, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+impl Written {
+    fn at(mut self, revision: Option<u64>) -> Self {
+        self.object = with_revision(self.object, revision);
+        self
     }
 }
 
@@ -27,10 +65,16 @@ impl Gate {
     /// # Errors
     /// `Forbidden`, `Invalid` with every cause, `AlreadyExists`, `NotFound` for a namespace that is not there,
     /// or why the store cannot be written.
-    pub async fn create(&self, user: &User, kind: &Kind, new: Value, options: &WriteOptions) -> Result<Value, Status> {
+    pub async fn create(
+        &self,
+        user: &User,
+        kind: &Kind,
+        new: Value,
+        options: &WriteOptions,
+    ) -> Result<Written, Status> {
         let decide = || self.decide_create(user, kind, &new, options);
-        let (object, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
-        Ok(with_revision(object, revision))
+        let (written, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
+        Ok(written.at(revision))
     }
 
     /// What creating an object comes to. A name that is generated is drawn anew each time.
@@ -40,8 +84,9 @@ impl Gate {
         kind: &Kind,
         new: &Value,
         options: &WriteOptions,
-    ) -> Result<Decision<Value>, Status> {
-        let (key, prepared) = prepare(kind, new.clone())?;
+    ) -> Result<Decision<Written>, Status> {
+        let (key, written) = prepare(kind, new.clone(), options.unknown_fields)?;
+        let prepared = &written.object;
         self.authorize(&Attempt {
             user,
             verb: Verb::Create,
@@ -49,7 +94,7 @@ impl Gate {
             subresource: None,
             namespace: key.namespace(),
             name: "",
-            object: Some(&prepared),
+            object: Some(prepared),
         })?;
         if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
             return Ok(Decision::Refuse(Status::already_exists(key.collection(), key.name())));
@@ -59,10 +104,10 @@ impl Gate {
             Err(status) => return Ok(Decision::Refuse(status)),
         };
         Ok(match options.dry_run {
-            true => Decision::Keep(prepared),
+            true => Decision::Keep(written),
             false => {
-                let (change, bytes) = self.encode(kind, &key, &prepared, change)?;
-                Decision::Write(change.create(key, bytes), prepared)
+                let (change, bytes) = self.encode(kind, &key, prepared, change)?;
+                Decision::Write(change.create(key, bytes), written)
             }
         })
     }
@@ -82,12 +127,28 @@ impl Gate {
         (namespace, name): (&str, &str),
         subresource: Subresource,
         options: &WriteOptions,
+        edit: impl FnMut(&mut Value) -> Result<(), Status>,
+    ) -> Result<Written, Status> {
+        self.edit(user, kind, (namespace, name), How::update(subresource), options, edit).await
+    }
+
+    /// As [`Gate::update`], for a request that is called something else.
+    ///
+    /// # Errors
+    /// As [`Gate::update`].
+    pub async fn edit(
+        &self,
+        user: &User,
+        kind: &Kind,
+        (namespace, name): (&str, &str),
+        how: How<'_>,
+        options: &WriteOptions,
         mut edit: impl FnMut(&mut Value) -> Result<(), Status>,
-    ) -> Result<Value, Status> {
+    ) -> Result<Written, Status> {
         let key = Self::key(kind, namespace, name)?;
-        let decide = || Ok(self.decide_update(user, kind, &key, subresource, options, &mut edit));
-        let (object, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
-        Ok(with_revision(object, revision))
+        let decide = || Ok(self.decide_update(user, kind, &key, how, options, &mut edit));
+        let (written, revision) = self.settle(&mut Reads::default(), kind, decide).await?;
+        Ok(written.at(revision))
     }
 
     /// What editing an object comes to; whatever goes wrong may be otherwise with a newer one.
@@ -96,11 +157,11 @@ impl Gate {
         user: &User,
         kind: &Kind,
         key: &Key,
-        subresource: Subresource,
+        how: How<'_>,
         options: &WriteOptions,
         edit: &mut dyn FnMut(&mut Value) -> Result<(), Status>,
-    ) -> Decision<Value> {
-        self.try_update(user, kind, key, subresource, options, edit).unwrap_or_else(Decision::Refuse)
+    ) -> Decision<Written> {
+        self.try_update(user, kind, key, how, options, edit).unwrap_or_else(Decision::Refuse)
     }
 
     fn try_update(
@@ -108,17 +169,17 @@ impl Gate {
         user: &User,
         kind: &Kind,
         key: &Key,
-        subresource: Subresource,
+        how: How<'_>,
         options: &WriteOptions,
         edit: &mut dyn FnMut(&mut Value) -> Result<(), Status>,
-    ) -> Result<Decision<Value>, Status> {
+    ) -> Result<Decision<Written>, Status> {
         let stored = self.load(key)?;
         let old = stored.as_ref().map(object).transpose()?;
         self.authorize(&Attempt {
             user,
-            verb: Verb::Update,
+            verb: how.verb,
             kind,
-            subresource: (subresource == Subresource::Status).then_some("status"),
+            subresource: how.subresource,
             namespace: key.namespace(),
             name: key.name(),
             object: old.as_ref(),
@@ -133,16 +194,16 @@ impl Gate {
         if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
             return Err(overtaken(kind, key.name()));
         }
-        let updated = admit::prepare_update(kind, &old, new, subresource, UnknownFields::Refuse)?;
-        let new = updated.object;
+        let updated = admit::prepare_update(kind, &old, new, how.part, options.unknown_fields)?;
+        let new = Written { object: updated.object, warnings: updated.warnings };
         if !updated.changed || options.dry_run {
             return Ok(Decision::Keep(new));
         }
         let change = Change::new(&user.name, &options.manager);
-        let change = if is_finished(&new) {
+        let change = if is_finished(&new.object) {
             change.remove(key.clone(), stored.mod_revision)
         } else {
-            let (change, bytes) = self.encode(kind, key, &new, change)?;
+            let (change, bytes) = self.encode(kind, key, &new.object, change)?;
             change.update(key.clone(), stored.mod_revision, bytes)
         };
         Ok(Decision::Write(change, new))
@@ -185,12 +246,11 @@ fn is_finished(object: &Value) -> bool {
 ///
 /// # Errors
 /// `Invalid` or `BadRequest` with every cause.
-pub(crate) fn prepare(kind: &Kind, object: Value) -> Result<(Key, Value), Status> {
+pub(crate) fn prepare(kind: &Kind, object: Value, unknown_fields: UnknownFields) -> Result<(Key, Written), Status> {
     let mut rng = rand::rng();
-    let request =
-        Create { namespace: "", now: jiff::Timestamp::now(), rng: &mut rng, unknown_fields: UnknownFields::Refuse };
+    let request = Create { namespace: "", now: jiff::Timestamp::now(), rng: &mut rng, unknown_fields };
     let prepared = admit::prepare_create(kind, object, request)?;
-    Ok((prepared.key, prepared.object))
+    Ok((prepared.key, Written { object: prepared.object, warnings: prepared.warnings }))
 }
 
 /// The bytes of an object whose sealed parts are sealed, or whose kind has none.

@@ -135,13 +135,13 @@ async fn submit(
     let job = convert::job_from_proto(message);
     let lowered = job::lower(&job)?;
     let kind = gate.registry().of_object(&text(&lowered, "/apiVersion"), &text(&lowered, "/kind"))?;
-    let options = WriteOptions { dry_run: request.dry_run, manager: MANAGER.into() };
+    let options = WriteOptions { dry_run: request.dry_run, ..WriteOptions::by(MANAGER) };
     let explain = |status| job::explain(&job, status);
     let target = (namespace(&job.namespace), job.name.as_str());
     let Some(found) = taken(gate, user, target).await? else {
         let mut object = lowered;
         object["metadata"]["namespace"] = json!(target.0);
-        let created = gate.create(user, &kind, object, &options).await.map_err(explain)?;
+        let created = gate.create(user, &kind, object, &options).await.map_err(explain)?.object;
         return Ok((describe(gate, user, &created).await?, "created"));
     };
     if job::raise(&found.object).is_none() {
@@ -159,12 +159,12 @@ async fn submit(
             format!("job \"{}\" exists with another type; end it with 'flotilla stop {}' first", job.name, job.name),
         ));
     }
-    let registry = gate.registry().clone();
+    let registry = gate.registry();
     let edit = |object: &mut Value| {
         *object = job::resubmit(&job, &registry, object)?.object;
         Ok(())
     };
-    let updated = gate.update(user, &kind, target, Subresource::None, &options, edit).await.map_err(explain)?;
+    let updated = gate.update(user, &kind, target, Subresource::None, &options, edit).await.map_err(explain)?.object;
     let same = text(&updated, "/metadata/resourceVersion") == text(&found.object, "/metadata/resourceVersion");
     Ok((describe(gate, user, &updated).await?, if same { "unchanged" } else { "updated" }))
 }
@@ -198,11 +198,11 @@ async fn scale(gate: &Gate, user: &User, request: &proto::ScaleJobRequest) -> Re
     }
     let target = (namespace(&request.namespace), request.name.as_str());
     let options = WriteOptions::by(MANAGER);
-    gate.update(user, &found.kind, target, Subresource::None, &options, |object| {
+    let edit = |object: &mut Value| {
         object["spec"]["replicas"] = json!(request.count);
         Ok(())
-    })
-    .await
+    };
+    Ok(gate.update(user, &found.kind, target, Subresource::None, &options, edit).await?.object)
 }
 
 async fn list(gate: &Gate, user: &User, asked: &str) -> Result<Vec<proto::JobStatus>, Status> {

@@ -3,10 +3,8 @@
 //! Invariant: a method learns who asks from the connection, never from the message.
 
 mod cluster;
-mod handshakes;
 mod images;
 mod jobs;
-mod listen;
 mod objects;
 mod pods;
 mod secrets;
@@ -16,8 +14,6 @@ use flotilla_api::{Reason, Status};
 use tonic::metadata::{BinaryMetadataKey, BinaryMetadataValue};
 use tonic::service::Routes;
 use tonic::{Code, Request};
-
-pub use listen::{serve_tcp, serve_unix};
 
 use crate::gate::User;
 use crate::node::Node;
@@ -88,7 +84,9 @@ fn master<T>(request: &Request<T>, what: &str) -> Result<User, tonic::Status> {
 /// The gRPC form of a refusal.
 fn refuse(status: Status) -> tonic::Status {
     let code = match status.reason {
-        Reason::BadRequest | Reason::Invalid | Reason::UnsupportedMediaType => Code::InvalidArgument,
+        Reason::BadRequest | Reason::Invalid | Reason::UnsupportedMediaType | Reason::NotAcceptable => {
+            Code::InvalidArgument
+        }
         Reason::Unauthorized => Code::Unauthenticated,
         Reason::Forbidden => Code::PermissionDenied,
         Reason::NotFound => Code::NotFound,

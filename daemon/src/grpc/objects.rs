@@ -32,7 +32,7 @@ impl Objects for Service {
         let user = user(&request)?;
         let request = request.into_inner();
         let manager = if request.field_manager.is_empty() { "flotilla".to_owned() } else { request.field_manager };
-        let options = WriteOptions { dry_run: request.dry_run, manager };
+        let options = WriteOptions { dry_run: request.dry_run, ..WriteOptions::by(manager) };
         let applied = self
             .gate
             .apply(&user, &request.manifest, &request.namespace, request.create_only, &options)
@@ -102,11 +102,11 @@ impl Objects for Service {
             grace_period_seconds: request.grace_period_seconds.map(i64::from),
             propagation: propagation(&request.propagation).map_err(refuse)?,
             manager: "flotilla".into(),
-            uid: None,
+            ..DeleteOptions::default()
         };
-        let gone =
+        let deleted =
             self.gate.delete(&user, &kind, (&request.namespace, &request.name), &options).await.map_err(refuse)?;
-        Ok(Response::new(proto::DeleteObjectResponse { gone }))
+        Ok(Response::new(proto::DeleteObjectResponse { gone: deleted.gone }))
     }
 }
 

@@ -231,7 +231,8 @@ async fn drop_others(gate: &Gate, term: u64, ring: &Ring) -> Result<(), Status> 
 
 /// Where objects with sealed parts are.
 fn prefixes(gate: &Gate) -> Vec<String> {
-    let kinds = gate.registry().iter().filter(|kind| !kind.sealed.is_empty());
+    let registry = gate.registry();
+    let kinds = registry.iter().filter(|kind| !kind.sealed.is_empty());
     kinds.map(|kind| kind.collection().prefix()).collect()
 }
 

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use async_trait::async_trait;
+use flotilla_api::admit::UnknownFields;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use flotilla_api::kinds::jointoken::JoinTokenObject;
 use flotilla_api::{Builtin, Change, Key, object};
@@ -17,7 +18,7 @@ use tokio::time::Instant;
 use tracing::{debug, info};
 
 use super::{MANAGER, Trust, hex, node_object};
-use crate::gate::{self, User};
+use crate::gate::{self, User, Written};
 use crate::members::TOKEN_LABELS_ANNOTATION;
 
 /// Replicas that a cluster has at most.
@@ -108,7 +109,8 @@ impl Trust {
             node["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION] = json!(given.join(","));
         }
         let kind = self.gate.built_in(Builtin::Node).map_err(|status| never(status.message))?;
-        let (node_key, node) = gate::prepare(&kind, node).map_err(|status| never(status.message))?;
+        let (node_key, Written { object: node, .. }) =
+            gate::prepare(&kind, node, UnknownFields::Refuse).map_err(|status| never(status.message))?;
         let encode = |error: serde_json::Error| never(error.to_string());
         let change = Change::new(User::node(&request.name).name, MANAGER)
             .create(node_key.clone(), object::encode(&node).map_err(encode)?)

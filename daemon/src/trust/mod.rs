@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use flotilla_api::Builtin;
+use flotilla_api::admit::UnknownFields;
 use flotilla_api::k8s_openapi::ByteString;
 use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::cluster::{ClusterObject, ClusterSpec};
@@ -22,7 +23,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::VERSION;
-use crate::gate::{self, Gate, User, WriteOptions};
+use crate::gate::{self, Gate, User, WriteOptions, Written};
 use crate::members::{EPOCH_ANNOTATION, ID_ANNOTATION, KEY_ANNOTATION, Members};
 
 pub use rotation::{CaStatus, lead as lead_rotation};
@@ -117,7 +118,8 @@ impl Trust {
             return Ok(());
         }
         let kind = self.gate.built_in(Builtin::Node)?;
-        let (key, node) = gate::prepare(&kind, self.own_node(identity, addresses, labels))?;
+        let node = self.own_node(identity, addresses, labels);
+        let (key, Written { object: node, .. }) = gate::prepare(&kind, node, UnknownFields::Refuse)?;
         let node = object::encode(&node).map_err(Status::internal)?;
         let change = Change::new(User::root().name, MANAGER);
         let change = match store.get(&key).map_err(gate::read_status)? {

@@ -10,12 +10,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// Handshakes under way at once.
-pub(super) const MAX_HANDSHAKES: usize = 256;
+pub(crate) const MAX_HANDSHAKES: usize = 256;
 /// From one address.
-pub(super) const MAX_HANDSHAKES_EACH: usize = 64;
+pub(crate) const MAX_HANDSHAKES_EACH: usize = 64;
 
 #[derive(Clone, Default)]
-pub(super) struct Handshakes(Arc<Mutex<Open>>);
+pub(crate) struct Handshakes(Arc<Mutex<Open>>);
 
 #[derive(Default)]
 struct Open {
@@ -51,7 +51,7 @@ impl Handshakes {
 }
 
 /// One handshake's place, given back when it is dropped.
-pub(super) struct Place {
+pub(crate) struct Place {
     handshakes: Handshakes,
     number: u64,
     given_up: CancellationToken,
@@ -61,6 +61,11 @@ impl Place {
     /// Waits until the place is needed for a newer handshake.
     pub async fn given_up(&self) {
         self.given_up.cancelled().await;
+    }
+
+    /// The same, for whoever does not hold the place; never so once it was given back.
+    pub fn when_given_up(&self) -> CancellationToken {
+        self.given_up.clone()
     }
 }
 

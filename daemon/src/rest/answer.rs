@@ -1,0 +1,189 @@
+//! Answers: bodies in the form that was asked for, and failures as `metav1.Status`.
+
+use std::io::Write as _;
+
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use flotilla_api::{Reason, Status};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use serde_json::{Map, Value, json};
+
+use super::route::Target;
+use super::{Body, BoxError};
+
+/// Answers larger than this are compressed for clients that accept it: upstream's threshold.
+const COMPRESS_FROM_BYTES: usize = 128 * 1024;
+/// A warning is cut after this.
+const MAX_WARNING_BYTES: usize = 1024;
+
+pub const JSON: &str = "application/json";
+
+/// A body that is there already.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| -> BoxError { match never {} }).boxed_unsync()
+}
+
+/// An answer of `bytes`.
+pub fn bytes(code: StatusCode, content_type: &'static str, bytes: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(full(bytes));
+    *response.status_mut() = code;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+    response
+}
+
+pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
+    bytes(code, "text/plain; charset=utf-8", text.into().into_bytes())
+}
+
+/// JSON, compressed if it is long and the client takes that.
+pub async fn json(code: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
+    if body.len() < COMPRESS_FROM_BYTES || !accepts_gzip(headers) {
+        return bytes(code, JSON, body);
+    }
+    // Megabytes take longer than a worker may be kept from its other connections.
+    let compressed = tokio::task::spawn_blocking(move || match gzip(&body) {
+        Ok(compressed) => Ok(compressed),
+        Err(_) => Err(body),
+    });
+    let (compressed, body) = match compressed.await {
+        Ok(Ok(compressed)) => (true, compressed),
+        Ok(Err(body)) => (false, body),
+        Err(_) => return failure(&Status::internal("the answer could not be compressed"), &Details::default()),
+    };
+    let mut response = bytes(code, JSON, body);
+    if compressed {
+        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+    }
+    response
+}
+
+fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    encoder.write_all(body)?;
+    encoder.finish()
+}
+
+fn accepts_gzip(headers: &HeaderMap) -> bool {
+    let accepted = headers.get(header::ACCEPT_ENCODING).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    accepted.split(',').any(|one| {
+        let (name, parameters) = one.split_once(';').unwrap_or((one, ""));
+        name.trim() == "gzip" && !parameters.replace(' ', "").eq_ignore_ascii_case("q=0")
+    })
+}
+
+/// Adds a `Warning` header for each sentence.
+pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+    for warning in warnings {
+        let mut text: String = warning.chars().filter(|c| !c.is_control()).collect();
+        if text.len() > MAX_WARNING_BYTES {
+            text = text.chars().take(MAX_WARNING_BYTES / 4).collect();
+        }
+        let quoted = text.replace('\\', "\\\\").replace('"', "\\\"");
+        if let Ok(value) = HeaderValue::from_bytes(format!("299 - \"{quoted}\"").as_bytes()) {
+            response.headers_mut().append(header::WARNING, value);
+        }
+    }
+}
+
+/// What a failure is about.
+#[derive(Clone, Debug, Default)]
+pub struct Details {
+    name: String,
+    group: String,
+    /// In the plural, as upstream has it here.
+    kind: String,
+}
+
+impl Details {
+    pub fn of(target: &Target) -> Self {
+        Self {
+            name: target.name.clone().unwrap_or_default(),
+            group: target.group.clone(),
+            kind: target.resource.clone(),
+        }
+    }
+}
+
+/// The `metav1.Status` of a failure.
+pub fn failure(status: &Status, details: &Details) -> Response<Body> {
+    let body = failure_json(status, details);
+    let code = StatusCode::from_u16(status.reason.code()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let mut response = bytes(code, JSON, body.to_string());
+    if let Some(seconds) = status.retry_after_seconds {
+        response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}
+
+/// The same as JSON, as watches carry it.
+pub fn failure_json(status: &Status, about: &Details) -> Value {
+    let mut details = Map::new();
+    let mut add = |field: &str, value: &str| {
+        if !value.is_empty() {
+            details.insert(field.into(), value.into());
+        }
+    };
+    let named = status.reason != Reason::Expired && status.reason != Reason::Unauthorized;
+    if named {
+        add("name", &about.name);
+        add("group", &about.group);
+        add("kind", &about.kind);
+    }
+    if !status.causes.is_empty() {
+        details.insert("causes".into(), json!(status.causes));
+    }
+    if let Some(seconds) = status.retry_after_seconds {
+        details.insert("retryAfterSeconds".into(), seconds.into());
+    }
+    let mut body = json!({
+        "kind": "Status",
+        "apiVersion": "v1",
+        "metadata": {},
+        "status": "Failure",
+        "message": status.message,
+        "reason": status.reason,
+        "code": status.reason.code(),
+    });
+    if !details.is_empty() {
+        body["details"] = Value::Object(details);
+    }
+    body
+}
+
+/// The `metav1.Status` of something that went well and left nothing to show.
+pub fn success(details: Value) -> Value {
+    json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_says_what_it_is_about() {
+        let target = Target {
+            group: "apps".into(),
+            resource: "deployments".into(),
+            name: Some("web".into()),
+            ..Target::default()
+        };
+        let status = Status::not_found("deployments.apps", "web");
+        let body = failure_json(&status, &Details::of(&target));
+        assert_eq!(body["code"], 404);
+        assert_eq!(body["reason"], "NotFound");
+        assert_eq!(body["details"], json!({"name": "web", "group": "apps", "kind": "deployments"}));
+    }
+
+    #[test]
+    fn warnings_stay_within_their_quotes() {
+        let mut response = text(StatusCode::OK, "");
+        warn(&mut response, &["unknown field \"spec.x\"\r\n".into()]);
+        assert_eq!(response.headers()[header::WARNING], "299 - \"unknown field \\\"spec.x\\\"\"");
+    }
+}

@@ -1,0 +1,150 @@
+//! The REST face: the Kubernetes API, for `kubectl` and every other client of it.
+//!
+//! A request is routed by its path, authenticated, and turned into calls of the gate; what the gate returns is written in
+//! the form that the client accepts. Handlers are generic over kinds. Defined by the Kubernetes API reference and by what
+//! kube-apiserver does where that is silent.
+//!
+//! Invariant: nothing here decides who may do what, or what an object must be like.
+//! Invariant: a body is read whole only up to [`MAX_BODY_BYTES`], and only once it is known who sends it.
+
+mod answer;
+mod authn;
+mod body;
+mod delete;
+mod discovery;
+mod negotiate;
+mod plain;
+mod query;
+mod read;
+mod route;
+mod scale;
+mod subresource;
+mod table;
+mod watch;
+mod write;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use flotilla_api::admit::Subresource;
+use flotilla_api::{Kind, Reason, Status};
+use http::request::Parts;
+use http::{Method, Request, Response};
+use http_body_util::combinators::UnsyncBoxBody;
+use hyper::body::Incoming;
+
+use crate::gate::{Gate, User};
+use crate::listen::Peer;
+use crate::node::Node;
+use negotiate::Accepts;
+use query::Query;
+use route::{Route, Target};
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What is sent back, whole or as a stream.
+pub type Body = UnsyncBoxBody<Bytes, BoxError>;
+
+type Answer = Result<Response<Body>, Status>;
+
+/// The largest request body: upstream's bound.
+const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+
+/// The face of one node. Cheap to clone.
+#[derive(Clone)]
+pub struct Rest {
+    node: Node,
+}
+
+/// One request, as far as it is understood without its body.
+struct Call {
+    user: User,
+    head: Parts,
+    query: Query,
+    accepts: Accepts,
+}
+
+impl Rest {
+    pub fn new(node: &Node) -> Self {
+        Self { node: node.clone() }
+    }
+
+    fn gate(&self) -> &Gate {
+        &self.node.gate
+    }
+
+    /// Answers one request; what goes wrong is an answer too.
+    pub async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+        let (head, body) = request.into_parts();
+        let details = match route::parse(head.uri.path()) {
+            Route::Resource(target) => answer::Details::of(&target),
+            Route::Path(_) => answer::Details::default(),
+        };
+        match self.handle(peer, head, body).await {
+            Ok(response) => response,
+            Err(status) => answer::failure(&status, &details),
+        }
+    }
+
+    async fn handle(&self, peer: Peer, head: Parts, body: Incoming) -> Answer {
+        let user = self.authenticate(&peer, &head.headers)?;
+        if !user.is_anonymous() {
+            peer.is_known();
+        }
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let route = route::parse(head.uri.path());
+        match route {
+            Route::Path(path) => self.plain(&user, &head, &query, &path).await,
+            Route::Resource(target) => {
+                let accepts = Accepts::parse(&head.headers)?;
+                self.resource(&Call { user, head, query, accepts }, body, &target).await
+            }
+        }
+    }
+
+    async fn resource(&self, call: &Call, body: Incoming, target: &Target) -> Answer {
+        let kind = self
+            .gate()
+            .registry()
+            .served(&target.group, &target.version, &target.resource)
+            .filter(|kind| kind.is_namespaced() || target.namespace.is_none())
+            .ok_or_else(no_such_resource)?;
+        let method = call.head.method.clone();
+        let watches = target.watch || call.query.flag("watch");
+        match (&target.name, &target.subresource) {
+            (None, Some(_)) => Err(no_such_resource()),
+            (Some(name), Some(subresource)) => self.subresource(call, body, &kind, target, name, subresource).await,
+            (None, None) => match method {
+                Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
+                Method::GET | Method::HEAD => self.list(call, &kind, target).await,
+                Method::POST => self.create(call, body, &kind, target).await,
+                Method::DELETE => self.delete_collection(call, body, &kind, target).await,
+                _ => Err(not_allowed()),
+            },
+            (Some(name), None) => match method {
+                Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
+                Method::GET | Method::HEAD => self.get(call, &kind, target, name).await,
+                Method::PUT => self.replace(call, body, &kind, target, name, Subresource::None).await,
+                Method::DELETE => self.delete(call, body, &kind, target, name).await,
+                _ => Err(not_allowed()),
+            },
+        }
+    }
+}
+
+/// A namespaced object without a namespace in its path is one of no namespace that there is.
+fn at<'a>(kind: &Arc<Kind>, target: &'a Target, name: &'a str) -> Result<(&'a str, &'a str), Status> {
+    match (&target.namespace, kind.is_namespaced()) {
+        (Some(namespace), _) => Ok((namespace, name)),
+        (None, false) => Ok(("", name)),
+        (None, true) => Err(no_such_resource()),
+    }
+}
+
+fn no_such_resource() -> Status {
+    Status::new(Reason::NotFound, "the server could not find the requested resource")
+}
+
+fn not_allowed() -> Status {
+    Status::new(Reason::MethodNotAllowed, "the server does not allow this method on the requested resource")
+}

@@ -1,0 +1,114 @@
+//! What form of an answer a client accepts.
+//!
+//! Objects are JSON or YAML; they may be asked for as a `Table` or as their metadata only (`as=`, `g=`, `v=`).
+
+use flotilla_api::{Reason, Status};
+use http::{HeaderMap, header};
+
+/// The first form that the client names and that is served.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepts {
+    pub form: Form,
+    pub view: View,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    Json,
+    Yaml,
+}
+
+/// What of an object is shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum View {
+    Whole,
+    /// As people read it; the version of `meta.k8s.io` that was asked for.
+    Table(&'static str),
+    /// `PartialObjectMetadata`, or a list of them.
+    Metadata(&'static str),
+    /// The groups with their versions and resources, at once: the version of `apidiscovery.k8s.io`.
+    AllGroups(&'static str),
+}
+
+impl Accepts {
+    /// # Errors
+    /// `NotAcceptable`, with what is served instead.
+    pub fn parse(headers: &HeaderMap) -> Result<Self, Status> {
+        let mut ranges = Vec::new();
+        for value in headers.get_all(header::ACCEPT) {
+            ranges.extend(value.to_str().unwrap_or_default().split(',').map(str::trim).filter(|one| !one.is_empty()));
+        }
+        if ranges.is_empty() {
+            return Ok(Self { form: Form::Json, view: View::Whole });
+        }
+        ranges.iter().find_map(|range| one(range)).ok_or_else(|| {
+            Status::new(
+                Reason::NotAcceptable,
+                "only the following media types are accepted: application/json, application/yaml",
+            )
+        })
+    }
+}
+
+fn one(range: &str) -> Option<Accepts> {
+    let mut parts = range.split(';').map(str::trim);
+    let form = match parts.next()? {
+        "application/json" | "*/*" | "application/*" => Form::Json,
+        "application/yaml" | "application/x-yaml" | "text/yaml" => Form::Yaml,
+        _ => return None,
+    };
+    let (mut wanted, mut group, mut version) = ("", "", "");
+    for (name, value) in parts.filter_map(|part| part.split_once('=')) {
+        match name {
+            "as" => wanted = value,
+            "g" => group = value,
+            "v" => version = value,
+            _ => {}
+        }
+    }
+    let known = |versions: &[&'static str]| versions.iter().copied().find(|known| *known == version);
+    let view = match (wanted, group) {
+        ("", _) => View::Whole,
+        ("Table", "meta.k8s.io") => View::Table(known(&["v1", "v1beta1"])?),
+        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io") => {
+            View::Metadata(known(&["v1", "v1beta1"])?)
+        }
+        ("APIGroupDiscoveryList", "apidiscovery.k8s.io") => View::AllGroups(known(&["v2", "v2beta1"])?),
+        _ => return None,
+    };
+    Some(Accepts { form, view })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn accepts(value: &str) -> Result<Accepts, Status> {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::ACCEPT, value.parse().unwrap());
+        Accepts::parse(&headers)
+    }
+
+    #[test]
+    fn the_first_form_that_is_served_is_taken() {
+        let json = |view| Accepts { form: Form::Json, view };
+        let table = [
+            ("application/json", json(View::Whole)),
+            ("application/vnd.kubernetes.protobuf,application/json", json(View::Whole)),
+            ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", json(View::Table("v1"))),
+            ("application/json;as=Table;v=v1beta1;g=meta.k8s.io, application/json", json(View::Table("v1beta1"))),
+            ("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", json(View::Whole)),
+            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", json(View::Metadata("v1"))),
+            (
+                "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
+                json(View::AllGroups("v2")),
+            ),
+            ("application/yaml", Accepts { form: Form::Yaml, view: View::Whole }),
+            ("*/*", json(View::Whole)),
+        ];
+        for (value, wanted) in table {
+            assert_eq!(accepts(value).unwrap(), wanted, "{value}");
+        }
+        assert_eq!(accepts("application/vnd.kubernetes.protobuf").unwrap_err().reason, Reason::NotAcceptable);
+    }
+}

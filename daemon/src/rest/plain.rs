@@ -1,0 +1,124 @@
+//! What is no resource: discovery, health, version.
+
+use flotilla_api::Status;
+use http::request::Parts;
+use http::{Method, StatusCode, header};
+use serde_json::{Value, json};
+
+use super::negotiate::{Accepts, View};
+use super::query::Query;
+use super::{Answer, Rest, answer, discovery, not_allowed};
+use crate::VERSION;
+use crate::gate::User;
+
+/// The version of Kubernetes whose API is served.
+const KUBERNETES_MINOR: &str = "37";
+
+impl Rest {
+    pub(super) async fn plain(&self, user: &User, head: &Parts, query: &Query, path: &str) -> Answer {
+        self.gate().authorize_path(user, &head.method, path)?;
+        if !matches!(head.method, Method::GET | Method::HEAD) {
+            return Err(not_allowed());
+        }
+        let registry = self.gate().registry();
+        let accepts = || Accepts::parse(&head.headers);
+        let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
+        let body = match parts.as_slice() {
+            ["healthz" | "livez" | "readyz", rest @ ..] => return self.health(parts[0], rest, query).await,
+            ["version"] => Some(version()),
+            ["api"] => Some(match accepts()?.view {
+                View::AllGroups(version) => discovery::aggregated(&registry, true, version),
+                _ => discovery::core_versions(),
+            }),
+            ["apis"] => Some(match accepts()?.view {
+                View::AllGroups(version) => discovery::aggregated(&registry, false, version),
+                _ => discovery::groups(&registry),
+            }),
+            ["api", version] => discovery::resources(&registry, "", version),
+            ["apis", group] => discovery::group(&registry, group),
+            ["apis", group, version] => discovery::resources(&registry, group, version),
+            [""] => Some(json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/readyz", "/version"]})),
+            _ => None,
+        };
+        match body {
+            Some(body) => discovered(head, &body).await,
+            None => Ok(answer::text(StatusCode::NOT_FOUND, "404 page not found\n")),
+        }
+    }
+
+    /// Health as upstream tells it: `ok`, or each check on a line of its own.
+    async fn health(&self, which: &str, only: &[&str], query: &Query) -> Answer {
+        let status = self.gate().store().status().borrow().clone();
+        let mut checks = vec![("ping", Ok(())), ("store", status.fatal.map_or(Ok(()), Err))];
+        if which != "livez" {
+            let led = self.gate().store().barrier().await.map(drop).map_err(|error| error.to_string());
+            checks.push(("leader", led));
+        }
+        let excluded = query.all("exclude");
+        checks.retain(|(name, _)| only.first().is_none_or(|only| only == name) && !excluded.contains(name));
+        if !only.is_empty() && checks.is_empty() {
+            return Ok(answer::text(StatusCode::NOT_FOUND, "404 page not found\n"));
+        }
+        let failed = checks.iter().any(|(_, check)| check.is_err());
+        let code = if failed { StatusCode::INTERNAL_SERVER_ERROR } else { StatusCode::OK };
+        if !failed && !query.has("verbose") {
+            return Ok(answer::text(code, "ok"));
+        }
+        let mut text = String::new();
+        for (name, check) in &checks {
+            match check {
+                Ok(()) => text.push_str(&format!("[+]{name} ok\n")),
+                // The reason is for those who may read the log.
+                Err(_) => text.push_str(&format!("[-]{name} failed: reason withheld\n")),
+            }
+        }
+        let end = if failed { "failed" } else { "passed" };
+        text.push_str(&format!("{which} check {end}\n"));
+        Ok(answer::text(code, text))
+    }
+}
+
+/// JSON that clients keep: they ask with the tag of what they have.
+async fn discovered(head: &Parts, body: &Value) -> Answer {
+    let bytes = body.to_string().into_bytes();
+    let tag = format!("\"{}\"", tag(&bytes));
+    let known = head.headers.get(header::IF_NONE_MATCH).and_then(|value| value.to_str().ok());
+    let same = known.is_some_and(|known| known.split(',').any(|one| one.trim().trim_start_matches("W/") == tag));
+    let mut response = match same {
+        true => answer::bytes(StatusCode::NOT_MODIFIED, answer::JSON, Vec::new()),
+        false => answer::json(StatusCode::OK, &head.headers, bytes).await,
+    };
+    response.headers_mut().insert(header::ETAG, tag.parse().map_err(Status::internal)?);
+    if let View::AllGroups(version) = Accepts::parse(&head.headers)?.view {
+        let content_type = format!("application/json;g=apidiscovery.k8s.io;v={version};as=APIGroupDiscoveryList");
+        // Clients look at it to tell the two forms apart.
+        if head.uri.path().trim_matches('/').split('/').count() == 1 {
+            response.headers_mut().insert(header::CONTENT_TYPE, content_type.parse().map_err(Status::internal)?);
+        }
+    }
+    Ok(response)
+}
+
+/// A name for the bytes that others do not have.
+fn tag(bytes: &[u8]) -> String {
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
+    digest.as_ref().iter().take(16).map(|byte| format!("{byte:02X}")).collect()
+}
+
+fn version() -> Value {
+    json!({
+        "major": "1",
+        "minor": KUBERNETES_MINOR,
+        "gitVersion": format!("v1.{KUBERNETES_MINOR}.0+flotilla.{VERSION}"),
+        "gitCommit": "",
+        "gitTreeState": "clean",
+        "buildDate": "1970-01-01T00:00:00Z",
+        "goVersion": "",
+        "compiler": "rustc",
+        "platform": format!("{}/{}", std::env::consts::OS, match std::env::consts::ARCH {
+            "x86_64" => "amd64",
+            "aarch64" => "arm64",
+            other => other,
+        }),
+    })
+}

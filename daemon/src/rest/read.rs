@@ -1,0 +1,208 @@
+//! Get and list.
+
+use std::sync::Arc;
+
+use flotilla_api::{Cause, Kind, Reason, Status};
+use http::StatusCode;
+use serde_json::{Value, json};
+
+use super::negotiate::{Form, View};
+use super::query::Query;
+use super::route::Target;
+use super::table::{self, Include};
+use super::{Answer, Call, Rest, answer, at};
+use crate::gate::{At, List, ListQuery};
+
+impl Rest {
+    pub(super) async fn get(&self, call: &Call, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
+        let (namespace, name) = at(kind, target, name)?;
+        if is_whole_json(call) {
+            let json = self.gate().get_json(&call.user, kind, namespace, name).await?;
+            return Ok(answer::json(StatusCode::OK, &call.head.headers, json).await);
+        }
+        let object = self.gate().get(&call.user, kind, namespace, name).await?;
+        self.show(call, kind, StatusCode::OK, &object).await
+    }
+
+    pub(super) async fn list(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
+        let query = list_query(call, kind, target)?;
+        let headers = &call.head.headers;
+        if is_whole_json(call) {
+            let list = self.gate().list_json(&call.user, kind, &query).await?;
+            return Ok(answer::json(StatusCode::OK, headers, list_json(kind, &list)).await);
+        }
+        let list = self.gate().list(&call.user, kind, &query).await?;
+        let metadata = list_metadata(list.revision, &list.continue_token);
+        let body = match call.accepts.view {
+            View::Table(version) => {
+                let include = Include::parse(call.query.get("includeObject"));
+                table::table(kind, version, &list.items, metadata, include, true)
+            }
+            View::Metadata(version) => json!({
+                "kind": "PartialObjectMetadataList",
+                "apiVersion": format!("meta.k8s.io/{version}"),
+                "metadata": metadata,
+                "items": list.items.iter().map(|object| table::partial(version, object)).collect::<Vec<_>>(),
+            }),
+            View::Whole | View::AllGroups(_) => json!({
+                "kind": format!("{}List", kind.kind),
+                "apiVersion": kind.api_version(),
+                "metadata": metadata,
+                "items": list.items,
+            }),
+        };
+        write(call, StatusCode::OK, &body).await
+    }
+
+    /// Answers with one object, in the form that the client accepts.
+    pub(super) async fn show(&self, call: &Call, kind: &Arc<Kind>, code: StatusCode, object: &Value) -> Answer {
+        match call.accepts.view {
+            View::Table(version) => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let include = Include::parse(call.query.get("includeObject"));
+                let one = std::slice::from_ref(object);
+                write(call, code, &table::table(kind, version, one, metadata, include, true)).await
+            }
+            View::Metadata(version) => write(call, code, &table::partial(version, object)).await,
+            View::Whole | View::AllGroups(_) => write(call, code, object).await,
+        }
+    }
+}
+
+/// Answers with JSON, or the same as YAML.
+pub(super) async fn write(call: &Call, code: StatusCode, body: &Value) -> Answer {
+    match call.accepts.form {
+        Form::Json => Ok(answer::json(code, &call.head.headers, body.to_string().into_bytes()).await),
+        Form::Yaml => {
+            let yaml = serde_saphyr::to_string(body).map_err(Status::internal)?;
+            Ok(answer::bytes(code, "application/yaml", yaml))
+        }
+    }
+}
+
+/// Whether the stored bytes do, without being decoded.
+fn is_whole_json(call: &Call) -> bool {
+    call.accepts.form == Form::Json && matches!(call.accepts.view, View::Whole | View::AllGroups(_))
+}
+
+/// A list around objects that are JSON already.
+fn list_json(kind: &Kind, list: &List<Vec<u8>>) -> Vec<u8> {
+    let metadata = list_metadata(list.revision, &list.continue_token);
+    let head = format!(
+        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
+        kind.kind,
+        kind.api_version()
+    );
+    let size = head.len() + 2 + list.items.iter().map(|item| item.len() + 1).sum::<usize>();
+    let mut json = Vec::with_capacity(size);
+    json.extend_from_slice(head.as_bytes());
+    for (index, item) in list.items.iter().enumerate() {
+        if index > 0 {
+            json.push(b',');
+        }
+        json.extend_from_slice(item);
+    }
+    json.extend_from_slice(b"]}");
+    json
+}
+
+fn list_metadata(revision: u64, continue_token: &str) -> Value {
+    let mut metadata = json!({"resourceVersion": revision.to_string()});
+    if !continue_token.is_empty() {
+        metadata["continue"] = continue_token.into();
+    }
+    metadata
+}
+
+/// What to list, by the query.
+pub(super) fn list_query(call: &Call, kind: &Kind, target: &Target) -> Result<ListQuery, Status> {
+    let query = &call.query;
+    let namespace = target.namespace.clone().filter(|_| kind.is_namespaced());
+    let mut fields = query.get("fieldSelector").to_owned();
+    if let Some(name) = &target.name {
+        // A watch of one object, the old way.
+        fields = [fields.as_str(), &format!("metadata.name={name}")].join(",").trim_start_matches(',').into();
+    }
+    let limit = query.number("limit")?.unwrap_or_default();
+    Ok(ListQuery {
+        limit: usize::try_from(limit).unwrap_or_default(),
+        continue_token: query.get("continue").to_owned(),
+        at: as_of(query)?,
+        ..ListQuery::parse(namespace, query.get("labelSelector"), &fields)?
+    })
+}
+
+/// As of when to list. Defined by the API concepts, "Semantics for get and list".
+fn as_of(query: &Query) -> Result<At, Status> {
+    let (version, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
+    let continued = !query.get("continue").is_empty();
+    let forbidden = |why: &str| Err(invalid("resourceVersionMatch", format!("Forbidden: {why}")));
+    if continued {
+        return match (matching, version) {
+            ("", "" | "0") => Ok(At::Latest),
+            ("", _) => Err(Status::bad_request("specifying resource version is not allowed when using continue")),
+            _ => forbidden("resourceVersionMatch is forbidden when continue is provided"),
+        };
+    }
+    let revision = revision(version)?;
+    match (matching, revision) {
+        ("", None) => Ok(At::Latest),
+        ("", Some(revision)) => Ok(match query.number("limit")?.unwrap_or_default() > 0 && revision > 0 {
+            true => At::Exactly(revision),
+            false => At::NotOlderThan(revision),
+        }),
+        (_, None) => forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"),
+        ("NotOlderThan", Some(revision)) => Ok(At::NotOlderThan(revision)),
+        ("Exact", Some(0)) => forbidden("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""),
+        ("Exact", Some(revision)) => Ok(At::Exactly(revision)),
+        (other, _) => Err(invalid(
+            "resourceVersionMatch",
+            format!("Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""),
+        )),
+    }
+}
+
+/// A resource version; `None` if there is none.
+pub(super) fn revision(text: &str) -> Result<Option<u64>, Status> {
+    match text {
+        "" => Ok(None),
+        text => text
+            .parse()
+            .map(Some)
+            .map_err(|error| invalid("resourceVersion", format!("Invalid value: \"{text}\": {error}"))),
+    }
+}
+
+/// Upstream's refusal of list options.
+pub(super) fn invalid(field: &str, message: String) -> Status {
+    let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
+    Status { reason: Reason::Invalid, ..Status::invalid("ListOptions.meta.k8s.io", "", vec![cause]) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_mean_what_the_api_concepts_say() {
+        let table = [
+            ("", Ok(At::Latest)),
+            ("resourceVersion=0", Ok(At::NotOlderThan(0))),
+            ("resourceVersion=7", Ok(At::NotOlderThan(7))),
+            ("resourceVersion=7&limit=2", Ok(At::Exactly(7))),
+            ("resourceVersion=0&limit=2", Ok(At::NotOlderThan(0))),
+            ("resourceVersion=7&resourceVersionMatch=Exact", Ok(At::Exactly(7))),
+            ("resourceVersion=7&resourceVersionMatch=NotOlderThan&limit=1", Ok(At::NotOlderThan(7))),
+            ("continue=x", Ok(At::Latest)),
+            ("resourceVersion=0&resourceVersionMatch=Exact", Err(Reason::Invalid)),
+            ("resourceVersionMatch=Exact", Err(Reason::Invalid)),
+            ("resourceVersion=7&resourceVersionMatch=Other", Err(Reason::Invalid)),
+            ("resourceVersion=x", Err(Reason::Invalid)),
+            ("resourceVersion=7&continue=x", Err(Reason::BadRequest)),
+            ("continue=x&resourceVersionMatch=Exact", Err(Reason::Invalid)),
+        ];
+        for (query, wanted) in table {
+            assert_eq!(as_of(&Query::parse(query)).map_err(|status| status.reason), wanted, "{query}");
+        }
+    }
+}

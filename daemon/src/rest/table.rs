@@ -1,0 +1,81 @@
+//! Objects as people read them: `Table`, and `PartialObjectMetadata`.
+
+use flotilla_api::Kind;
+use flotilla_api::kinds::Column;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+
+/// Which part of each object a row carries beside its cells.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Include {
+    #[default]
+    Metadata,
+    Object,
+    None,
+}
+
+impl Include {
+    /// As `includeObject` says.
+    pub fn parse(text: &str) -> Self {
+        match text {
+            "Object" => Self::Object,
+            "None" => Self::None,
+            _ => Self::Metadata,
+        }
+    }
+}
+
+/// The rows of `objects`, under the headers of their kind unless those were sent before.
+pub fn table(kind: &Kind, version: &str, objects: &[Value], metadata: Value, include: Include, headed: bool) -> Value {
+    let columns = kind.columns();
+    let now = Timestamp::now();
+    let rows: Vec<Value> = objects.iter().map(|object| row(kind, version, &columns, object, include, now)).collect();
+    let definitions: Vec<Value> = match headed {
+        true => columns.iter().map(definition).collect(),
+        false => Vec::new(),
+    };
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": metadata,
+        "columnDefinitions": if headed { Value::Array(definitions) } else { Value::Null },
+        "rows": rows,
+    })
+}
+
+fn definition(column: &Column) -> Value {
+    json!({
+        "name": column.name,
+        "type": column.type_,
+        "format": if column.name == "Name" { "name" } else { "" },
+        "description": column.name,
+        "priority": i32::from(column.wide),
+    })
+}
+
+fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, include: Include, now: Timestamp) -> Value {
+    let cells: Vec<Value> = kind
+        .row(object, now)
+        .into_iter()
+        .zip(columns)
+        .map(|(cell, column)| match column.type_ {
+            "integer" => cell.parse::<i64>().map_or(Value::String(cell), Value::from),
+            _ => Value::String(cell),
+        })
+        .collect();
+    let object = match include {
+        Include::Metadata => partial(version, object),
+        Include::Object => object.clone(),
+        Include::None => Value::Null,
+    };
+    json!({"cells": cells, "object": object})
+}
+
+/// An object's metadata, and nothing else of it.
+pub fn partial(version: &str, object: &Value) -> Value {
+    json!({
+        "kind": "PartialObjectMetadata",
+        "apiVersion": format!("meta.k8s.io/{version}"),
+        "metadata": object.get("metadata").cloned().unwrap_or(Value::Null),
+    })
+}

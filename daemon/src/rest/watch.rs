@@ -1,0 +1,303 @@
+//! Watch: the changes of what a list shows, one JSON event a line, for as long as the client listens.
+//!
+//! Invariant: a client that does not read holds up its own watch only; what it misses is read from history when it reads
+//! again, or it is told that it is gone.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flotilla_api::{Kind, Reason, Status};
+use futures::StreamExt;
+use http::header::{self, HeaderValue};
+use http::{Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use rand::Rng;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::negotiate::View;
+use super::read::{invalid, list_query, revision};
+use super::route::Target;
+use super::table::{self, Include};
+use super::{Answer, BoxError, Call, Rest, answer};
+use crate::gate::{At, Gate, Happened, ListQuery, ObjectEvent, Observer, User};
+
+/// A watch that says nothing of its length ends after this, and up to twice as long, so that not all come back at once.
+const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+/// How often a quiet watch tells how far it is, if the client wants to know.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
+/// Events that one frame carries at most, if they are ready.
+const FRAME_BYTES: usize = 64 * 1024;
+
+const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
+
+impl Rest {
+    pub(super) async fn watch(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
+        let start = Start::parse(call)?;
+        let query =
+            ListQuery { limit: 0, continue_token: String::new(), at: start.at(), ..list_query(call, kind, target)? };
+        let timeout = match call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0) {
+            Some(seconds) => Duration::from_secs(seconds.unsigned_abs()),
+            None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),
+        };
+        let form = EventForm {
+            kind: kind.clone(),
+            view: call.accepts.view,
+            include: Include::parse(call.query.get("includeObject")),
+            headed: false,
+        };
+        let mut state = Watching {
+            lines: VecDeque::new(),
+            observer: None,
+            form,
+            bookmarks: call.query.flag("allowWatchBookmarks"),
+            seen: 0,
+            told: 0,
+            bookmark_at: Instant::now() + BOOKMARK_INTERVAL,
+            until: Instant::now() + timeout,
+            ended: false,
+        };
+        state.begin(self.gate(), &call.user, query, start).await?;
+        let frames = futures::stream::unfold(state, |mut state| async move {
+            let frame = state.next_frame().await?;
+            Some((Ok::<_, BoxError>(Frame::data(frame)), state))
+        });
+        let frames = frames.take_until(self.node.stop.clone().cancelled_owned());
+        let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
+        *response.status_mut() = StatusCode::OK;
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer::JSON));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        Ok(response)
+    }
+}
+
+/// Where a watch begins. Defined by the API concepts, "Semantics for watch".
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Start {
+    /// With what there is, told as added, as of this revision at least; a bookmark after it if `marked`.
+    State { at: At, marked: bool },
+    /// With what happens after this revision.
+    After(u64),
+}
+
+impl Start {
+    fn parse(call: &Call) -> Result<Self, Status> {
+        let query = &call.query;
+        let version = revision(query.get("resourceVersion"))?;
+        let matching = query.get("resourceVersionMatch");
+        let forbidden = |field: &str, why: &str| Err(invalid(field, format!("Forbidden: {why}")));
+        if query.has("sendInitialEvents") {
+            if matching != "NotOlderThan" {
+                return forbidden(
+                    "resourceVersionMatch",
+                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
+                );
+            }
+            if !query.flag("allowWatchBookmarks") {
+                return forbidden("sendInitialEvents", "sendInitialEvents requires allowWatchBookmarks");
+            }
+        } else if !matching.is_empty() {
+            return forbidden(
+                "resourceVersionMatch",
+                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
+            );
+        }
+        let at = match version {
+            None => At::Latest,
+            Some(version) => At::NotOlderThan(version),
+        };
+        Ok(match (query.has("sendInitialEvents"), query.flag("sendInitialEvents"), version) {
+            (true, true, _) => Start::State { at, marked: true },
+            (true, false, Some(version)) if version > 0 => Start::After(version),
+            (true, false, _) => Start::After(0),
+            (false, _, None | Some(0)) => Start::State { at, marked: false },
+            (false, _, Some(version)) => Start::After(version),
+        })
+    }
+
+    fn at(self) -> At {
+        match self {
+            Start::State { at, .. } => at,
+            Start::After(_) => At::Latest,
+        }
+    }
+}
+
+/// A watch under way.
+struct Watching {
+    /// Made and not yet sent.
+    lines: VecDeque<Bytes>,
+    observer: Option<Observer>,
+    form: EventForm,
+    bookmarks: bool,
+    /// Everything up to this revision was looked at.
+    seen: u64,
+    /// The client knows that nothing up to this revision is missing.
+    told: u64,
+    bookmark_at: Instant,
+    until: Instant,
+    ended: bool,
+}
+
+impl Watching {
+    async fn begin(&mut self, gate: &Gate, user: &User, query: ListQuery, start: Start) -> Result<(), Status> {
+        let after = match start {
+            Start::State { marked, .. } => {
+                let list = gate.list_json(user, &self.form.kind, &query).await?;
+                for json in list.items {
+                    let line = self.form.event("ADDED", json.into())?;
+                    self.lines.push_back(line);
+                }
+                if marked {
+                    let line = self.form.bookmark(list.revision, true);
+                    self.lines.push_back(line);
+                }
+                list.revision
+            }
+            Start::After(0) => gate.now().await?,
+            Start::After(revision) => revision,
+        };
+        (self.seen, self.told) = (after, after);
+        self.observer = Some(gate.watch(user, &self.form.kind, query, after).await?);
+        Ok(())
+    }
+
+    /// What to send next; `None` at the end.
+    async fn next_frame(&mut self) -> Option<Bytes> {
+        while self.lines.is_empty() && !self.ended {
+            self.wait().await;
+        }
+        let first = self.lines.pop_front()?;
+        if self.lines.is_empty() {
+            return Some(first);
+        }
+        let mut frame = first.to_vec();
+        while let Some(next) = self.lines.pop_front_if(|next| frame.len() + next.len() <= FRAME_BYTES) {
+            frame.extend_from_slice(&next);
+        }
+        Some(frame.into())
+    }
+
+    async fn wait(&mut self) {
+        let Some(observer) = &mut self.observer else {
+            self.ended = true;
+            return;
+        };
+        let due = self.until.min(if self.bookmarks { self.bookmark_at } else { self.until });
+        let happened = tokio::select! {
+            happened = observer.next() => happened,
+            () = tokio::time::sleep_until(due) => return self.on_time(),
+        };
+        match happened {
+            Ok(None) => self.ended = true,
+            Ok(Some(event)) => self.on_event(event),
+            Err(status) => self.fail(&status),
+        }
+    }
+
+    fn on_event(&mut self, event: ObjectEvent) {
+        self.seen = self.seen.max(event.revision);
+        let type_ = match event.happened {
+            Happened::Added => "ADDED",
+            Happened::Modified => "MODIFIED",
+            Happened::Deleted => "DELETED",
+            Happened::Bookmark => return,
+        };
+        self.told = self.seen;
+        match self.form.event(type_, event.json) {
+            Ok(line) => self.lines.push_back(line),
+            Err(status) => self.fail(&status),
+        }
+    }
+
+    fn on_time(&mut self) {
+        let now = Instant::now();
+        self.ended = now >= self.until;
+        if self.bookmarks && self.seen > self.told {
+            let line = self.form.bookmark(self.seen, false);
+            self.lines.push_back(line);
+            self.told = self.seen;
+        }
+        self.bookmark_at = now + BOOKMARK_INTERVAL;
+    }
+
+    fn fail(&mut self, status: &Status) {
+        let status = match status.reason {
+            Reason::Expired => Status { message: status.message.clone(), ..Status::new(Reason::Expired, "") },
+            _ => status.clone(),
+        };
+        let object = answer::failure_json(&status, &answer::Details::default());
+        self.lines.push_back(line("ERROR", object.to_string().as_bytes()));
+        self.ended = true;
+        self.observer = None;
+    }
+}
+
+/// How events are written.
+struct EventForm {
+    kind: Arc<Kind>,
+    view: View,
+    include: Include,
+    /// The headers of a table were sent.
+    headed: bool,
+}
+
+impl EventForm {
+    fn event(&mut self, type_: &str, json: Bytes) -> Result<Bytes, Status> {
+        if matches!(self.view, View::Whole | View::AllGroups(_)) {
+            return Ok(line(type_, &json));
+        }
+        let object: Value = serde_json::from_slice(&json).map_err(Status::internal)?;
+        Ok(line(type_, self.viewed(&object).to_string().as_bytes()))
+    }
+
+    fn viewed(&mut self, object: &Value) -> Value {
+        match self.view {
+            View::Table(version) => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                let headed = !std::mem::replace(&mut self.headed, true);
+                let one = std::slice::from_ref(object);
+                table::table(&self.kind, version, one, metadata, self.include, headed)
+            }
+            View::Metadata(version) => table::partial(version, object),
+            View::Whole | View::AllGroups(_) => object.clone(),
+        }
+    }
+
+    fn bookmark(&mut self, revision: u64, initial: bool) -> Bytes {
+        let mut object = json!({
+            "kind": self.kind.kind,
+            "apiVersion": self.kind.api_version(),
+            "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null},
+        });
+        if initial {
+            object["metadata"]["annotations"] = json!({INITIAL_EVENTS_END: "true"});
+        }
+        let object = match self.view {
+            View::Table(version) => json!({
+                "kind": "Table",
+                "apiVersion": format!("meta.k8s.io/{version}"),
+                "metadata": {"resourceVersion": revision.to_string()},
+                "columnDefinitions": null,
+                "rows": [{"cells": [], "object": table::partial(version, &object)}],
+            }),
+            View::Metadata(version) => table::partial(version, &object),
+            View::Whole | View::AllGroups(_) => object,
+        };
+        line("BOOKMARK", object.to_string().as_bytes())
+    }
+}
+
+fn line(type_: &str, object: &[u8]) -> Bytes {
+    let mut line = Vec::with_capacity(object.len() + 32);
+    line.extend_from_slice(b"{\"type\":\"");
+    line.extend_from_slice(type_.as_bytes());
+    line.extend_from_slice(b"\",\"object\":");
+    line.extend_from_slice(object);
+    line.extend_from_slice(b"}\n");
+    line.into()
+}
