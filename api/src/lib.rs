@@ -19,6 +19,7 @@ pub mod key;
 pub mod kinds;
 pub mod names;
 pub mod object;
+pub mod openapi;
 pub mod quantity;
 pub mod registry;
 pub mod schema;

@@ -101,6 +101,12 @@ pub fn get(name: &str) -> Option<&'static Schema> {
     entry.schema.get_or_init(|| serde_json::from_str(entry.json).ok()).as_ref()
 }
 
+/// The facts of a type as they stand in the data.
+pub fn json(name: &str) -> Option<&'static str> {
+    let index = ENTRIES.binary_search_by_key(&name, |entry| entry.name).ok()?;
+    Some(ENTRIES[index].json)
+}
+
 /// The names of all types, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     ENTRIES.iter().map(|entry| entry.name)
