@@ -16,6 +16,7 @@ use crate::selector;
 /// What stands in a cell that has nothing to say.
 pub const NONE: &str = "<none>";
 pub const UNKNOWN: &str = "<unknown>";
+pub const UNSET: &str = "<unset>";
 
 /// A column of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -22,6 +22,7 @@ pub mod object;
 pub mod openapi;
 pub mod quantity;
 pub mod registry;
+pub mod schedule;
 pub mod schema;
 pub mod sealing;
 pub mod selector;

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::discovery::v1::{self as discovery, EndpointPort};
 
 use super::{BuiltIn, Info};
-use crate::columns::{self, Column};
+use crate::columns::{self, Column, UNSET};
 use crate::defaults::{set, set_text};
 use crate::field::{Errors, Path};
 use crate::{names, validate};
@@ -14,7 +14,6 @@ use crate::{names, validate};
 const MAX_ENDPOINTS: usize = 1_000;
 const MAX_ADDRESSES: usize = 100;
 const MAX_PORTS: usize = 20_000;
-const UNSET: &str = "<unset>";
 
 pub struct EndpointSlice;
 

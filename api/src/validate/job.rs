@@ -11,6 +11,18 @@ const MAX_INDEXED_PARALLELISM: i32 = 100_000;
 pub(crate) fn job(job: &Job, errors: &mut Errors) {
     let path = Path::new("spec");
     let Some(spec) = &job.spec else { return errors.required(&path, "") };
+    match &spec.selector {
+        None => errors.required(&path.child("selector"), ""),
+        Some(labels) => {
+            selector::validate(labels, &path.child("selector"), errors);
+            workload::must_match(labels, &spec.template, &path, errors);
+        }
+    }
+    template(spec, &path, errors);
+}
+
+/// What a job is to be like, whether it is made yet or not.
+pub(crate) fn template(spec: &JobSpec, path: &Path, errors: &mut Errors) {
     non_negative(spec.parallelism, &path.child("parallelism"), errors);
     non_negative(spec.completions, &path.child("completions"), errors);
     non_negative(spec.active_deadline_seconds, &path.child("activeDeadlineSeconds"), errors);
@@ -22,14 +34,7 @@ pub(crate) fn job(job: &Job, errors: &mut Errors) {
     one_of(spec.completion_mode.as_deref(), &modes, &path.child("completionMode"), errors);
     let policies = ["Failed", "TerminatingOrFailed"];
     one_of(spec.pod_replacement_policy.as_deref(), &policies, &path.child("podReplacementPolicy"), errors);
-    indexed(spec, &path, errors);
-    match &spec.selector {
-        None => errors.required(&path.child("selector"), ""),
-        Some(labels) => {
-            selector::validate(labels, &path.child("selector"), errors);
-            workload::must_match(labels, &spec.template, &path, errors);
-        }
-    }
+    indexed(spec, path, errors);
     workload::template(&spec.template, &["OnFailure", "Never"], &path.child("template"), errors);
 }
 

@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::field::{Errors, Path};
 
 pub(crate) mod container;
+pub(crate) mod ingress;
 pub(crate) mod job;
 pub(crate) mod metadata;
 pub(crate) mod net;
@@ -22,6 +23,7 @@ pub(crate) mod rbac;
 pub(crate) mod resources;
 pub(crate) mod scheduling;
 pub(crate) mod service;
+pub(crate) mod storage;
 pub(crate) mod volume;
 pub(crate) mod workload;
 

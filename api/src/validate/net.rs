@@ -47,3 +47,14 @@ pub(crate) fn cidr(text: &str, path: &Path, errors: &mut Errors) {
         errors.invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");
     }
 }
+
+/// Whether an address is in a range.
+pub(crate) fn contains((network, length): (IpAddr, u8), address: IpAddr) -> bool {
+    let (network, address, bits) = match (network, address) {
+        (IpAddr::V4(a), IpAddr::V4(b)) => (u128::from(a.to_bits()), u128::from(b.to_bits()), 32),
+        (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits(), b.to_bits(), 128),
+        _ => return false,
+    };
+    let shift = bits - u32::from(length);
+    network.checked_shr(shift) == address.checked_shr(shift)
+}

@@ -38,7 +38,7 @@ pub(crate) fn must_match(labels: &LabelSelector, template: &PodTemplateSpec, pat
     }
 }
 
-/// A pod template; `restart` lists the restart policies that its pods may have.
+/// A pod template; `restart` lists the restart policies that its pods may have, all three if it does not matter.
 pub(crate) fn template(template: &PodTemplateSpec, restart: &[&str], path: &Path, errors: &mut Errors) {
     if let Some(of) = &template.metadata {
         metadata::labels(of.labels.as_ref(), &path.child("labels"), errors);
@@ -48,6 +48,9 @@ pub(crate) fn template(template: &PodTemplateSpec, restart: &[&str], path: &Path
     let Some(spec) = &template.spec else { return errors.required(&path, "") };
     pod::spec(spec, &path, errors);
     let policy = spec.restart_policy.as_deref().unwrap_or_default();
+    if restart.len() == 3 {
+        return;
+    }
     if restart == ["Always"] {
         if matches!(policy, "Never" | "OnFailure") {
             errors.not_supported(&path.child("restartPolicy"), policy, restart);
@@ -109,7 +112,7 @@ fn percent(value: &IntOrString) -> Option<u32> {
     digits.parse().ok()
 }
 
-fn is_zero(value: &IntOrString) -> bool {
+pub(crate) fn is_zero(value: &IntOrString) -> bool {
     matches!(value, IntOrString::Int(0)) || percent(value) == Some(0)
 }
 
