@@ -26,6 +26,7 @@ mod plan;
 pub mod pod;
 mod pods;
 mod preference;
+pub mod rbac;
 mod replica_set;
 pub mod resources;
 mod scheduler;
