@@ -27,6 +27,7 @@ mod peers;
 pub mod proto;
 mod rest;
 pub mod revive;
+mod roles;
 mod secrets;
 pub mod serve;
 mod streams;

@@ -130,6 +130,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     spawn(&tasks, "members", keeper.run(stop.clone()));
 
     let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()), Sealer::new(seal_key.clone()));
+    let (roles, stopped) = (gate.clone(), stop.clone());
+    spawn(&tasks, "roles", async move { roles.follow_roles(stopped).await });
     let lifetime = config.certificate_lifetime();
     let trust = Arc::new(Trust::new(gate.clone(), net.clone(), members.clone(), seal_key, lifetime));
     net.admit_with(trust.clone());

@@ -14,7 +14,7 @@ mod reconcile;
 mod rule;
 
 pub use aggregate::aggregate;
-pub use cover::{compact, covers, describe};
+pub use cover::{compact, covers, describe, quoted};
 pub use defaults::{default_bindings, default_roles};
 pub use policy::{Grant, Policy, Rules, Who};
 pub use reconcile::{reconcile_binding, reconcile_role};

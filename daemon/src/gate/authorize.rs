@@ -1,14 +1,18 @@
-//! Who may do what, until roles can be declared: masters everything; a node what concerns itself and its pods.
+//! Who may do what: masters everything, a node what concerns itself, everyone what roles grant them.
 //!
-//! Defined by Kubernetes' Node authorizer and NodeRestriction admission.
+//! Defined by Kubernetes' authorization chain (`Node`, `RBAC`) and its words for a refusal.
+//!
+//! Invariant: a refusal is told only when the roles were looked at as they were after the request began; a grant may rest
+//! on roles that changed a moment ago.
 
 use flotilla_api::{GroupResource, Kind, Reason, Status};
+use flotilla_control::rbac::{Action, Who};
 use serde_json::Value;
 
+use super::node::NodeAction;
 use super::{Gate, User, Verb};
-use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION};
 
-/// One request, as the rules see it.
+/// One request for objects of a kind, as the rules see it.
 pub(super) struct Attempt<'a> {
     pub user: &'a User,
     pub verb: Verb,
@@ -21,194 +25,178 @@ pub(super) struct Attempt<'a> {
     pub object: Option<&'a Value>,
 }
 
-impl Gate {
-    /// # Errors
-    /// `Forbidden`, in upstream's words.
-    pub(super) fn authorize(&self, attempt: &Attempt) -> Result<(), Status> {
-        if attempt.user.is_master() {
-            return Ok(());
-        }
-        if let Some(node) = attempt.user.as_node()
-            && self.node_may(node, attempt)
-        {
-            return Ok(());
-        }
-        Err(forbidden(attempt))
+impl<'a> Attempt<'a> {
+    fn action(&self) -> Action<'a> {
+        let kind = self.kind;
+        resource_action(
+            self.verb.as_str(),
+            (&kind.group, &kind.plural, self.subresource.unwrap_or_default()),
+            (self.namespace, self.name),
+        )
     }
+}
 
-    /// Whether a path that is no resource may be asked: health and version by anyone, discovery by everyone who is known,
-    /// the rest by those who may do everything.
+/// An action on a resource. As upstream has it, a Namespace is in itself: who may do something in a namespace may be
+/// allowed to read its object.
+pub fn resource_action<'a>(
+    verb: &'a str,
+    (group, resource, subresource): (&'a str, &'a str, &'a str),
+    (namespace, name): (&'a str, &'a str),
+) -> Action<'a> {
+    let namespace = if (group, resource) == ("", "namespaces") { name } else { namespace };
+    Action::Resource { verb, group, resource, subresource, namespace, name }
+}
+
+impl Gate {
+    /// Decides from the roles as they are known here; who is refused asks again behind a barrier.
     ///
     /// # Errors
     /// `Forbidden`, in upstream's words.
-    pub fn authorize_path(&self, user: &User, method: &http::Method, path: &str) -> Result<(), Status> {
-        const PUBLIC: &[&str] = &["healthz", "livez", "readyz", "version"];
-        const KNOWN: &[&str] = &["api", "apis", "openapi"];
-        let first = path.trim_start_matches('/').split('/').next().unwrap_or_default();
-        let allowed = user.is_master()
-            || PUBLIC.contains(&first)
-            || (!user.is_anonymous() && (KNOWN.contains(&first) || path == "/"));
-        if allowed {
-            return Ok(());
+    pub(super) fn authorize(&self, attempt: &Attempt) -> Result<(), Status> {
+        let action = attempt.action();
+        let judged = self.judge(attempt.user, &action, attempt.object);
+        judged.map(drop).map_err(|why| forbidden(attempt.user, &action, &why))
+    }
+
+    /// As [`Gate::authorize`], for a request that is not decided again by others: a refusal holds.
+    ///
+    /// # Errors
+    /// `Forbidden`, or why the roles cannot be read.
+    pub(super) async fn permit(&self, attempt: &Attempt<'_>) -> Result<(), Status> {
+        self.require(attempt.user, &attempt.action(), attempt.object).await
+    }
+
+    /// # Errors
+    /// `Forbidden` in upstream's words if the user may not, or why the roles cannot be read.
+    pub async fn require(&self, user: &User, action: &Action<'_>, object: Option<&Value>) -> Result<(), Status> {
+        match self.judge_surely(user, action, object).await? {
+            Ok(_) => Ok(()),
+            Err(why) => Err(forbidden(user, action, &why)),
         }
+    }
+
+    /// # Errors
+    /// `Forbidden`, in upstream's words.
+    pub async fn authorize_path(&self, user: &User, method: &http::Method, path: &str) -> Result<(), Status> {
         let verb = method.as_str().to_ascii_lowercase();
-        Err(Status::new(Reason::Forbidden, format!("forbidden: User \"{}\" cannot {verb} path \"{path}\"", user.name)))
+        self.require(user, &Action::Path { verb: &verb, path }, None).await
     }
 
-    fn node_may(&self, node: &str, attempt: &Attempt) -> bool {
-        let reading = matches!(attempt.verb, Verb::Get | Verb::List | Verb::Watch);
-        match (&*attempt.kind.group, &*attempt.kind.plural) {
-            ("", "nodes") => reading || (matches!(attempt.verb, Verb::Update | Verb::Patch) && attempt.name == node),
-            ("", "pods") => match attempt.verb {
-                Verb::List | Verb::Watch => true,
-                Verb::Get | Verb::Delete => is_bound_to(attempt.object, node),
-                Verb::Update | Verb::Patch => {
-                    attempt.subresource == Some("status") && is_bound_to(attempt.object, node)
-                }
-                Verb::Create | Verb::DeleteCollection => false,
-            },
-            ("", "events") => matches!(attempt.verb, Verb::Create | Verb::Update | Verb::Patch),
-            ("", "configmaps" | "secrets") => {
-                attempt.verb == Verb::Get && self.a_pod_of_the_node_refers_to(node, attempt)
-            }
-            ("coordination.k8s.io", "leases") => {
-                attempt.namespace == "kube-node-lease" && (attempt.verb == Verb::Create || attempt.name == node)
-            }
-            _ => false,
+    /// Whether the user may: why, or why not.
+    ///
+    /// # Errors
+    /// Why the roles cannot be read.
+    pub async fn judge_surely(
+        &self,
+        user: &User,
+        action: &Action<'_>,
+        object: Option<&Value>,
+    ) -> Result<Result<String, String>, Status> {
+        if let Ok(why) = self.judge(user, action, object) {
+            return Ok(Ok(why));
         }
+        self.catch_up_roles().await?;
+        Ok(self.judge(user, action, object))
     }
 
-    fn a_pod_of_the_node_refers_to(&self, node: &str, attempt: &Attempt) -> bool {
-        let prefix = GroupResource::new("", "pods").namespace_prefix(attempt.namespace);
-        let Ok(pods) = self.store.range(flotilla_raft::Range::prefix(prefix)) else { return false };
-        pods.items.iter().filter_map(|kv| serde_json::from_slice::<Value>(&kv.value).ok()).any(|pod| {
-            is_bound_to(Some(&pod), node)
-                && pod.get("spec").is_some_and(|spec| refers_to(spec, &attempt.kind.plural, attempt.name))
-        })
+    /// Waits until the roles are known here as they were when this was asked.
+    pub(super) async fn catch_up_roles(&self) -> Result<(), Status> {
+        let revision = self.barrier().await?;
+        self.roles.reach(revision).await
     }
-}
 
-/// What a node may not change of itself: who it is, its taints, and what its token gave it.
-///
-/// # Errors
-/// `Forbidden`, naming the first of these.
-pub(super) fn restrict_node(user: &User, kind: &Kind, old: &Value, new: &Value) -> Result<(), Status> {
-    let Some(node) = user.as_node().filter(|_| kind.group.is_empty() && kind.plural == "nodes") else { return Ok(()) };
-    let annotation = |node: &Value, name: &str| node["metadata"]["annotations"][name].clone();
-    let label = |node: &Value, name: &str| node["metadata"]["labels"][name].clone();
-    let fixed = [ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION];
-    let given = annotation(old, TOKEN_LABELS_ANNOTATION);
-    let given = given.as_str().unwrap_or_default().split(',').filter(|label| !label.is_empty());
-    let changed = fixed.into_iter().find(|name| annotation(old, name) != annotation(new, name));
-    let changed = changed.or_else(|| given.into_iter().find(|name| label(old, name) != label(new, name)));
-    let changed = changed.or_else(|| (old["spec"]["taints"] != new["spec"]["taints"]).then_some("spec.taints"));
-    match changed {
-        None => Ok(()),
-        Some(what) => Err(Status::new(
-            Reason::Forbidden,
-            format!("nodes \"{node}\" is forbidden: node \"{node}\" is not allowed to modify {what} of itself"),
-        )),
-    }
-}
-
-fn is_bound_to(pod: Option<&Value>, node: &str) -> bool {
-    pod.and_then(|pod| pod.pointer("/spec/nodeName")).and_then(Value::as_str) == Some(node)
-}
-
-/// Whether a pod's spec names the ConfigMap or Secret, in any of the fields that can.
-fn refers_to(spec: &Value, plural: &str, name: &str) -> bool {
-    let fields: &[&str] = match plural {
-        "configmaps" => &["configMap", "configMapRef", "configMapKeyRef"],
-        _ => &["secret", "secretRef", "secretKeyRef", "imagePullSecrets"],
-    };
-    match spec {
-        Value::Array(items) => items.iter().any(|item| refers_to(item, plural, name)),
-        Value::Object(map) => map.iter().any(|(field, value)| {
-            (fields.contains(&field.as_str()) && names(value, name)) || refers_to(value, plural, name)
-        }),
-        _ => false,
-    }
-}
-
-fn names(reference: &Value, name: &str) -> bool {
-    match reference {
-        Value::Array(items) => items.iter().any(|item| names(item, name)),
-        Value::Object(map) => {
-            ["name", "secretName"].iter().any(|field| map.get(*field).and_then(Value::as_str) == Some(name))
+    /// Why the user may, by what is known here, or why not: both in upstream's words, and empty where it has none.
+    fn judge(&self, user: &User, action: &Action, object: Option<&Value>) -> Result<String, String> {
+        if user.is_master() {
+            return Ok(String::new());
         }
-        _ => false,
+        let mut reasons = Vec::new();
+        if let (Some(node), &Action::Resource { verb, group, resource, subresource, namespace, name }) =
+            (user.as_node(), action)
+        {
+            let asked = NodeAction { verb, group, resource, subresource, namespace, name, object };
+            match self.node_may(node, &asked) {
+                Ok(()) => return Ok(String::new()),
+                Err(why) => reasons.push(why),
+            }
+        }
+        match self.roles.policy().check(user.who(), action) {
+            Ok(grant) => return Ok(grant.to_string()),
+            Err(why) => reasons.push(why),
+        }
+        reasons.retain(|reason| !reason.is_empty());
+        Err(reasons.join("\n"))
     }
 }
 
-fn forbidden(attempt: &Attempt) -> Status {
-    let collection = GroupResource::new(&*attempt.kind.group, &*attempt.kind.plural);
-    let resource = match attempt.subresource {
-        Some(subresource) => format!("{}/{subresource}", attempt.kind.plural),
-        None => attempt.kind.plural.to_string(),
+impl User {
+    pub(super) fn who(&self) -> Who<'_> {
+        Who { name: &self.name, groups: &self.groups }
+    }
+}
+
+/// Upstream's refusal.
+pub(super) fn forbidden(user: &User, action: &Action, why: &str) -> Status {
+    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+    let message = match *action {
+        Action::Path { verb, path } => format!("forbidden: User {:?} cannot {verb} path {path:?}{why}", user.name),
+        Action::Resource { verb, group, resource, subresource, namespace, name } => {
+            let collection = GroupResource::new(group, resource);
+            let name = if name.is_empty() { String::new() } else { format!(" {name:?}") };
+            let part = if subresource.is_empty() { String::new() } else { format!("/{subresource}") };
+            let place = match namespace {
+                "" => "at the cluster scope".to_owned(),
+                namespace => format!("in the namespace {namespace:?}"),
+            };
+            format!(
+                "{collection}{name} is forbidden: User {:?} cannot {verb} resource \"{resource}{part}\" in API group \
+                 {group:?} {place}{why}",
+                user.name
+            )
+        }
     };
-    let place = match attempt.namespace {
-        "" => "at the cluster scope".to_owned(),
-        namespace => format!("in the namespace \"{namespace}\""),
-    };
-    let name = if attempt.name.is_empty() { String::new() } else { format!(" \"{}\"", attempt.name) };
-    Status::new(
-        Reason::Forbidden,
-        format!(
-            "{collection}{name} is forbidden: User \"{}\" cannot {} resource \"{resource}\" in API group \"{}\" {place}",
-            attempt.user.name, attempt.verb, attempt.kind.group
-        ),
-    )
+    Status::new(Reason::Forbidden, message)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
-    fn a_reference_is_found_wherever_a_pod_may_hold_one() {
-        let spec = json!({
-            "containers": [{"env": [{"valueFrom": {"secretKeyRef": {"name": "a", "key": "k"}}}],
-                            "envFrom": [{"configMapRef": {"name": "b"}}]}],
-            "volumes": [{"secret": {"secretName": "c"}}, {"projected": {"sources": [{"configMap": {"name": "d"}}]}}],
-            "imagePullSecrets": [{"name": "e"}],
-        });
-        for (plural, name) in
-            [("secrets", "a"), ("configmaps", "b"), ("secrets", "c"), ("configmaps", "d"), ("secrets", "e")]
-        {
-            assert!(refers_to(&spec, plural, name), "{plural} {name}");
+    fn a_refusal_is_worded_as_upstream_does() {
+        let user = User::new("ann", Vec::new());
+        let table = [
+            (
+                resource_action("list", ("", "pods", ""), ("default", "")),
+                "pods is forbidden: User \"ann\" cannot list resource \"pods\" in API group \"\" in the namespace \
+                 \"default\"",
+            ),
+            (
+                resource_action("get", ("", "nodes", ""), ("", "n1")),
+                "nodes \"n1\" is forbidden: User \"ann\" cannot get resource \"nodes\" in API group \"\" at the \
+                 cluster scope",
+            ),
+            (
+                resource_action("patch", ("apps", "deployments", "scale"), ("a", "web")),
+                "deployments.apps \"web\" is forbidden: User \"ann\" cannot patch resource \"deployments/scale\" in \
+                 API group \"apps\" in the namespace \"a\"",
+            ),
+            (
+                resource_action("get", ("", "namespaces", ""), ("", "red")),
+                "namespaces \"red\" is forbidden: User \"ann\" cannot get resource \"namespaces\" in API group \"\" \
+                 in the namespace \"red\"",
+            ),
+            (
+                resource_action("list", ("", "namespaces", ""), ("", "")),
+                "namespaces is forbidden: User \"ann\" cannot list resource \"namespaces\" in API group \"\" at the \
+                 cluster scope",
+            ),
+            (Action::Path { verb: "get", path: "/metrics" }, "forbidden: User \"ann\" cannot get path \"/metrics\""),
+        ];
+        for (action, message) in table {
+            assert_eq!(forbidden(&user, &action, "").message, message);
         }
-        assert!(!refers_to(&spec, "configmaps", "a") && !refers_to(&spec, "secrets", "b"));
-    }
-
-    #[test]
-    fn a_node_does_not_change_who_it_is_nor_what_its_token_gave_it() {
-        let registry = flotilla_api::Registry::builtin();
-        let kind = registry.built_in(flotilla_api::Builtin::Node).unwrap();
-        let old = json!({
-            "metadata": {
-                "labels": {"zone": "a", "own": "1"},
-                "annotations": {ID_ANNOTATION: "7", KEY_ANNOTATION: "k", TOKEN_LABELS_ANNOTATION: "zone,disk"},
-            },
-            "spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]},
-        });
-        let may = |user: &User, path: &str, value: Value| {
-            let mut new = old.clone();
-            *new.pointer_mut(path).unwrap() = value;
-            restrict_node(user, &kind, &old, &new).is_ok()
-        };
-        let node = User::node("n");
-        assert!(may(&node, "/metadata/labels/own", json!("2")));
-        assert!(!may(&node, "/metadata/labels/zone", json!("b")));
-        assert!(!may(&node, "/metadata/labels", json!({"zone": "a", "disk": "fast"})), "added though the token's");
-        assert!(!may(&node, "/metadata/annotations/flotilla.dev~1node-id", json!("8")));
-        assert!(!may(&node, "/spec/taints", json!([])));
-        assert!(may(&User::root(), "/spec/taints", json!([])));
-    }
-
-    #[test]
-    fn a_pod_is_bound_to_one_node() {
-        let pod = json!({"spec": {"nodeName": "n1"}});
-        assert!(is_bound_to(Some(&pod), "n1") && !is_bound_to(Some(&pod), "n2") && !is_bound_to(None, "n1"));
+        let action = Action::Path { verb: "get", path: "/" };
+        assert!(forbidden(&user, &action, "RBAC: x not found").message.ends_with("path \"/\": RBAC: x not found"));
     }
 }

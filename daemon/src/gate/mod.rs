@@ -11,8 +11,11 @@
 mod apply;
 mod authorize;
 mod delete;
+mod escalate;
+mod node;
 mod read;
 mod renderings;
+mod roles;
 mod seal;
 mod settle;
 mod write;
@@ -25,10 +28,13 @@ use std::time::Duration;
 use flotilla_api::{Builtin, Key, Kind, Registry, Status};
 use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
 use serde_json::Value;
+use tokio_util::sync::CancellationToken;
 
 use renderings::Renderings;
+use roles::Roles;
 
 pub use apply::Outcome;
+pub use authorize::resource_action;
 pub use delete::{DeleteOptions, Propagation};
 #[cfg(any(test, fuzzing))]
 pub(crate) use read::parse_continue as continue_token;
@@ -111,9 +117,9 @@ pub enum Verb {
     DeleteCollection,
 }
 
-impl fmt::Display for Verb {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl Verb {
+    pub fn as_str(self) -> &'static str {
+        match self {
             Verb::Get => "get",
             Verb::List => "list",
             Verb::Watch => "watch",
@@ -122,7 +128,13 @@ impl fmt::Display for Verb {
             Verb::Patch => "patch",
             Verb::Delete => "delete",
             Verb::DeleteCollection => "deletecollection",
-        })
+        }
+    }
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
     }
 }
 
@@ -133,15 +145,27 @@ pub struct Gate {
     registry: Arc<RwLock<Arc<Registry>>>,
     sealer: Sealer,
     renderings: Arc<Renderings>,
+    roles: Roles,
 }
 
 impl Gate {
     pub fn new(store: Store, registry: Arc<Registry>, sealer: Sealer) -> Self {
-        Self { store, registry: Arc::new(RwLock::new(registry)), sealer, renderings: Arc::default() }
+        Self {
+            store,
+            registry: Arc::new(RwLock::new(registry)),
+            sealer,
+            renderings: Arc::default(),
+            roles: Roles::default(),
+        }
     }
 
     pub fn store(&self) -> &Store {
         &self.store
+    }
+
+    /// Keeps what this node knows of roles and bindings until `stop`; until then only masters and nodes may do anything.
+    pub async fn follow_roles(&self, stop: CancellationToken) {
+        self.roles.clone().follow(self.store.clone(), stop).await;
     }
 
     /// The kinds as they are now.

@@ -113,7 +113,7 @@ impl Gate {
         let found = self.load(&Self::key(kind, namespace, name)?)?;
         // Only those who may not do everything are judged by what the object says.
         let seen = found.as_ref().filter(|_| !user.is_master()).map(object).transpose()?;
-        self.authorize(&Attempt {
+        self.permit(&Attempt {
             user,
             verb: Verb::Get,
             kind,
@@ -121,7 +121,8 @@ impl Gate {
             namespace: Self::namespace(kind, namespace),
             name,
             object: seen.as_ref(),
-        })?;
+        })
+        .await?;
         found.ok_or_else(|| Status::not_found(kind.collection(), name))
     }
 
@@ -161,7 +162,7 @@ impl Gate {
         query: &ListQuery,
         item: impl Fn(&KeyValue) -> Result<T, Status>,
     ) -> Result<List<T>, Status> {
-        self.authorize_collection(user, verb, kind, query)?;
+        self.authorize_collection(user, verb, kind, query).await?;
         Self::check_fields(kind, query)?;
         let (mut revision, mut after) = match query.continue_token.as_str() {
             "" => (self.reach(query.at).await?, None),
@@ -214,7 +215,7 @@ impl Gate {
     /// # Errors
     /// `Forbidden`, `Expired` if that is compacted, or why the store cannot be read.
     pub async fn watch(&self, user: &User, kind: &Kind, query: ListQuery, revision: u64) -> Result<Observer, Status> {
-        self.authorize_collection(user, Verb::Watch, kind, &query)?;
+        self.authorize_collection(user, Verb::Watch, kind, &query).await?;
         Self::check_fields(kind, &query)?;
         let watch = self.store.watch(&query.prefix(kind), revision + 1).await.map_err(read_status)?;
         Ok(Observer { watch, query, gate: self.clone(), kind: kind.clone(), ready: Default::default() })
@@ -227,7 +228,7 @@ impl Gate {
     pub async fn connect(&self, user: &User, subresource: &str, namespace: &str, name: &str) -> Result<Value, Status> {
         let kind = self.kind("pods")?;
         let verb = if subresource == "log" { Verb::Get } else { Verb::Create };
-        self.authorize(&Attempt {
+        self.permit(&Attempt {
             user,
             verb,
             kind: &kind,
@@ -235,7 +236,8 @@ impl Gate {
             namespace: Self::namespace(&kind, namespace),
             name,
             object: None,
-        })?;
+        })
+        .await?;
         self.barrier().await?;
         let stored = self.load(&Self::key(&kind, namespace, name)?)?;
         stored.map(|kv| object(&kv)).transpose()?.ok_or_else(|| Status::not_found("pods", name))
@@ -247,9 +249,17 @@ impl Gate {
         query.fields.check(&known).map_err(Status::bad_request)
     }
 
-    fn authorize_collection(&self, user: &User, verb: Verb, kind: &Kind, query: &ListQuery) -> Result<(), Status> {
+    /// A selector that lets one name through asks for that object only.
+    async fn authorize_collection(
+        &self,
+        user: &User,
+        verb: Verb,
+        kind: &Kind,
+        query: &ListQuery,
+    ) -> Result<(), Status> {
         let namespace = query.namespace.as_deref().unwrap_or_default();
-        self.authorize(&Attempt { user, verb, kind, subresource: None, namespace, name: "", object: None })
+        let name = query.fields.exact("metadata.name").unwrap_or_default();
+        self.permit(&Attempt { user, verb, kind, subresource: None, namespace, name, object: None }).await
     }
 }
 

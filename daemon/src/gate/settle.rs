@@ -8,7 +8,7 @@
 //! after the request began.
 //! Invariant: a request that nobody overtakes asks for at most one barrier, unless it builds on what it wrote itself.
 
-use flotilla_api::{Change, Kind, Status};
+use flotilla_api::{Change, Kind, Reason, Status};
 use flotilla_raft::ProposeError;
 
 use super::write::contended;
@@ -38,17 +38,25 @@ impl<T> Decision<T> {
 pub(super) struct Reads {
     /// Everything that was acknowledged before the request began is seen.
     current: bool,
+    /// So are roles and bindings.
+    roles_current: bool,
 }
 
 impl Reads {
     /// What this request wrote itself counts from now on: the next doubt takes a barrier.
     pub fn expire(&mut self) {
-        self.current = false;
+        *self = Self::default();
     }
 
     async fn renew(&mut self, gate: &Gate) -> Result<(), Status> {
         gate.barrier().await?;
         self.current = true;
+        Ok(())
+    }
+
+    async fn renew_roles(&mut self, gate: &Gate) -> Result<(), Status> {
+        gate.catch_up_roles().await?;
+        *self = Self { current: true, roles_current: true };
         Ok(())
     }
 }
@@ -63,12 +71,16 @@ impl Gate {
         reads: &mut Reads,
         mut decide: impl FnMut() -> Result<Decision<T>, Status>,
     ) -> Result<Decision<T>, Status> {
-        match decide()? {
-            Decision::Keep(_) | Decision::Refuse(_) if !reads.current => {
-                reads.renew(self).await?;
-                decide()
+        loop {
+            match decide()? {
+                Decision::Refuse(status)
+                    if matches!(status.reason, Reason::Forbidden | Reason::NotFound) && !reads.roles_current =>
+                {
+                    reads.renew_roles(self).await?;
+                }
+                Decision::Keep(_) | Decision::Refuse(_) if !reads.current => reads.renew(self).await?,
+                decision => return Ok(decision),
             }
-            decision => Ok(decision),
         }
     }
 

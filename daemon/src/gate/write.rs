@@ -4,7 +4,8 @@ use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
 use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
 use serde_json::Value;
 
-use super::authorize::{Attempt, restrict_node};
+use super::authorize::Attempt;
+use super::node::restrict_node;
 use super::settle::{Decision, Reads};
 use super::{Gate, User, Verb, object};
 
@@ -85,17 +86,23 @@ impl Gate {
         new: &Value,
         options: &WriteOptions,
     ) -> Result<Decision<Written>, Status> {
-        let (key, written) = prepare(kind, new.clone(), options.unknown_fields)?;
-        let prepared = &written.object;
-        self.authorize(&Attempt {
+        let allowed = self.authorize(&Attempt {
             user,
             verb: Verb::Create,
             kind,
             subresource: None,
-            namespace: key.namespace(),
+            namespace: Self::namespace(kind, text(new, "/metadata/namespace")),
             name: "",
-            object: Some(prepared),
-        })?;
+            object: None,
+        });
+        if let Err(status) = allowed {
+            return Ok(Decision::Refuse(status));
+        }
+        let (key, written) = prepare(kind, new.clone(), options.unknown_fields)?;
+        let prepared = &written.object;
+        if let Err(status) = self.check_escalation(user, kind, None, prepared) {
+            return Ok(Decision::Refuse(status));
+        }
         if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
             return Ok(Decision::Refuse(Status::already_exists(key.collection(), key.name())));
         }
@@ -196,6 +203,7 @@ impl Gate {
         }
         let updated = admit::prepare_update(kind, &old, new, how.part, options.unknown_fields)?;
         let new = Written { object: updated.object, warnings: updated.warnings };
+        self.check_escalation(user, kind, Some(&old), &new.object)?;
         if !updated.changed || options.dry_run {
             return Ok(Decision::Keep(new));
         }

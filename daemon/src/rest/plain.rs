@@ -16,7 +16,7 @@ const KUBERNETES_MINOR: &str = "37";
 
 impl Rest {
     pub(super) async fn plain(&self, user: &User, head: &Parts, query: &Query, path: &str) -> Answer {
-        self.gate().authorize_path(user, &head.method, path)?;
+        self.gate().authorize_path(user, &head.method, path).await?;
         if !matches!(head.method, Method::GET | Method::HEAD) {
             return Err(not_allowed());
         }
