@@ -21,6 +21,7 @@ pub mod names;
 pub mod object;
 pub mod openapi;
 pub mod quantity;
+pub mod questions;
 pub mod registry;
 pub mod schedule;
 pub mod schema;

@@ -118,6 +118,20 @@ pub fn prepare_update(
     Ok(Updated { object: decoded.object, changed, warnings: decoded.warnings })
 }
 
+/// Decodes an object that is asked and not kept, and says what there was to warn of.
+///
+/// # Errors
+/// `BadRequest` for what does not decode.
+pub fn prepare_question(
+    kind: &Kind,
+    object: Value,
+    unknown_fields: UnknownFields,
+) -> Result<(Value, Vec<String>), Status> {
+    let mut decoded = decode(kind, object, unknown_fields)?;
+    decoded.finish(kind, Errors::new())?;
+    Ok((decoded.object, decoded.warnings))
+}
+
 fn update_object(kind: &Kind, old: &Value, new: &mut Value, errors: &mut Errors) {
     keep_metadata(old, new);
     if kind.has_status() {

@@ -5,6 +5,9 @@
 //! Invariant: a refusal is told only when the roles were looked at as they were after the request began; a grant may rest
 //! on roles that changed a moment ago.
 
+use std::pin::Pin;
+
+use flotilla_api::k8s_openapi::api::rbac::v1::PolicyRule;
 use flotilla_api::{GroupResource, Kind, Reason, Status};
 use flotilla_control::rbac::{Action, Who};
 use serde_json::Value;
@@ -99,10 +102,55 @@ impl Gate {
         Ok(self.judge(user, action, object))
     }
 
+    /// As [`Gate::judge_surely`], for a question about a user: of a node's request the object is looked up.
+    ///
+    /// # Errors
+    /// Why the roles or the object cannot be read.
+    pub async fn review(&self, user: &User, action: &Action<'_>) -> Result<Result<String, String>, Status> {
+        let stored = match *action {
+            Action::Resource { group, resource, namespace, name, .. }
+                if user.as_node().is_some() && !name.is_empty() =>
+            {
+                match self.registry().by_resource(group, resource) {
+                    Some(kind) => self.load(&Self::key(&kind, namespace, name)?)?,
+                    None => None,
+                }
+            }
+            _ => None,
+        };
+        let object = stored.as_ref().map(super::object).transpose()?;
+        self.judge_surely(user, action, object.as_ref()).await
+    }
+
+    /// Refuses who may not do this whatever the object is; a node's request is judged when its object is known.
+    ///
+    /// # Errors
+    /// `Forbidden`, or why the roles cannot be read.
+    pub async fn require_early(&self, user: &User, action: &Action<'_>) -> Result<(), Status> {
+        match user.as_node() {
+            Some(_) => Ok(()),
+            None => self.require(user, action, None).await,
+        }
+    }
+
+    /// All rules that hold for the user at the cluster scope and in the namespace, and what could not be found out.
+    ///
+    /// # Errors
+    /// Why the roles cannot be read.
+    pub async fn rules_for(&self, user: &User, namespace: &str) -> Result<(Vec<PolicyRule>, Vec<String>), Status> {
+        self.catch_up_roles().await?;
+        let policy = self.roles.policy();
+        let found = policy.rules_for(user.who(), namespace);
+        Ok((found.rules.into_iter().cloned().collect(), found.problems))
+    }
+
     /// Waits until the roles are known here as they were when this was asked.
-    pub(super) async fn catch_up_roles(&self) -> Result<(), Status> {
-        let revision = self.barrier().await?;
-        self.roles.reach(revision).await
+    pub(super) fn catch_up_roles(&self) -> Pin<Box<dyn Future<Output = Result<(), Status>> + Send + '_>> {
+        // It is rarely waited for, and every request would carry it.
+        Box::pin(async {
+            let revision = self.barrier().await?;
+            self.roles.reach(revision).await
+        })
     }
 
     /// Why the user may, by what is known here, or why not: both in upstream's words, and empty where it has none.

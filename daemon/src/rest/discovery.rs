@@ -6,7 +6,7 @@
 use std::cmp::Ordering;
 use std::sync::Arc;
 
-use flotilla_api::{Kind, Registry};
+use flotilla_api::{Kind, Registry, questions};
 use serde_json::{Value, json};
 
 /// What every stored kind can do.
@@ -51,7 +51,7 @@ pub fn resources(registry: &Registry, group: &str, version: &str) -> Option<Valu
             "singularName": kind.singular,
             "namespaced": kind.is_namespaced(),
             "kind": kind.kind,
-            "verbs": VERBS,
+            "verbs": verbs(kind),
         });
         if !kind.short_names.is_empty() {
             main["shortNames"] = json!(kind.short_names);
@@ -125,7 +125,7 @@ fn aggregated_resource(kind: &Arc<Kind>) -> Value {
         "responseKind": of(&kind.group, &kind.version, &kind.kind),
         "scope": if kind.is_namespaced() { "Namespaced" } else { "Cluster" },
         "singularResource": kind.singular,
-        "verbs": VERBS,
+        "verbs": verbs(kind),
     });
     if !kind.short_names.is_empty() {
         resource["shortNames"] = json!(kind.short_names);
@@ -193,7 +193,7 @@ impl<'a> Sub<'a> {
 /// The groups but the core one, in the order of their first kinds.
 fn group_names(registry: &Registry) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
-    for kind in registry.iter().filter(|kind| !kind.group.is_empty()) {
+    for kind in served(registry).filter(|kind| !kind.group.is_empty()) {
         if !names.contains(&kind.group) {
             names.push(kind.group.clone());
         }
@@ -204,7 +204,7 @@ fn group_names(registry: &Registry) -> Vec<String> {
 /// The versions of a group, the preferred one first.
 fn versions(registry: &Registry, group: &str) -> Vec<String> {
     let mut versions: Vec<String> = Vec::new();
-    for kind in registry.iter().filter(|kind| kind.group == group) {
+    for kind in served(registry).filter(|kind| kind.group == group) {
         if !versions.contains(&kind.version) {
             versions.push(kind.version.clone());
         }
@@ -214,7 +214,19 @@ fn versions(registry: &Registry, group: &str) -> Vec<String> {
 }
 
 fn kinds<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl Iterator<Item = &'a Arc<Kind>> {
-    registry.iter().filter(move |kind| kind.group == group && kind.version == version)
+    served(registry).filter(move |kind| kind.group == group && kind.version == version)
+}
+
+/// The kinds that are kept, and those that are only asked.
+fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
+    registry.iter().chain(questions::all())
+}
+
+fn verbs(kind: &Kind) -> &'static [&'static str] {
+    match questions::find(&kind.group, &kind.version, &kind.plural) {
+        Some(_) => &["create"],
+        None => VERBS,
+    }
 }
 
 /// Upstream's order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, then all else by name.
@@ -259,7 +271,7 @@ mod tests {
     fn both_forms_of_discovery_tell_of_every_kind() {
         let registry = Registry::builtin();
         let all = [aggregated(&registry, true, "v2"), aggregated(&registry, false, "v2")];
-        for kind in registry.iter() {
+        for kind in served(&registry) {
             let list = resources(&registry, &kind.group, &kind.version).unwrap();
             let names: Vec<&str> =
                 list["resources"].as_array().unwrap().iter().filter_map(|r| r["name"].as_str()).collect();

@@ -8,14 +8,17 @@
 //! Invariant: a body is read whole only up to [`MAX_BODY_BYTES`], and only once it is known who sends it.
 
 mod answer;
+mod asked;
 mod authn;
 mod body;
 mod delete;
 mod discovery;
+mod impersonate;
 mod negotiate;
 mod plain;
 mod query;
 mod read;
+mod review;
 mod route;
 mod scale;
 mod subresource;
@@ -23,11 +26,12 @@ mod table;
 mod watch;
 mod write;
 
+use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use flotilla_api::admit::Subresource;
-use flotilla_api::{Kind, Reason, Status};
+use flotilla_api::{Kind, Reason, Status, questions};
 use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
@@ -36,6 +40,7 @@ use hyper::body::Incoming;
 use crate::gate::{Gate, User};
 use crate::listen::Peer;
 use crate::node::Node;
+use asked::Asked;
 use negotiate::Accepts;
 use query::Query;
 use route::{Route, Target};
@@ -59,6 +64,7 @@ pub struct Rest {
 /// One request, as far as it is understood without its body.
 struct Call {
     user: User,
+    asked: Asked,
     head: Parts,
     query: Query,
     accepts: Accepts,
@@ -80,7 +86,9 @@ impl Rest {
             Route::Resource(target) => answer::Details::of(&target),
             Route::Path(_) => answer::Details::default(),
         };
-        match self.handle(peer, head, body).await {
+        // What a request may come to is large: it is not carried by every connection.
+        let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> = Box::pin(self.handle(peer, head, body));
+        match handled.await {
             Ok(response) => response,
             Err(status) => answer::failure(&status, &details),
         }
@@ -92,17 +100,22 @@ impl Rest {
             peer.is_known();
         }
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let route = route::parse(head.uri.path());
-        match route {
+        let user = self.impersonate(user, &head.headers).await?;
+        let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
+        match asked.route.clone() {
             Route::Path(path) => self.plain(&user, &head, &query, &path).await,
             Route::Resource(target) => {
+                self.gate().require_early(&user, &asked.action()).await?;
                 let accepts = Accepts::parse(&head.headers)?;
-                self.resource(&Call { user, head, query, accepts }, body, &target).await
+                self.resource(&Call { user, asked, head, query, accepts }, body, &target).await
             }
         }
     }
 
     async fn resource(&self, call: &Call, body: Incoming, target: &Target) -> Answer {
+        if let Some(kind) = questions::find(&target.group, &target.version, &target.resource) {
+            return self.review(call, body, kind, target).await;
+        }
         let kind = self
             .gate()
             .registry()
