@@ -20,6 +20,7 @@ test docker-registry docker-registry
 test skopeo skopeo
 test umoci umoci
 test nginx nginx-light
+test kubectl kubernetes-client
 bench etcd etcd-server
 LIST
 }

@@ -190,6 +190,15 @@ impl Authority {
             SanType::DnsName(Ia5String::try_from(node.name)?),
             SanType::DnsName(Ia5String::try_from("localhost")?),
         ];
+        // Clients on the machine itself, and pods that ask for the API by its name.
+        for address in ["127.0.0.1", "::1"] {
+            names.extend(address.parse().map(SanType::IpAddress));
+        }
+        for service in
+            ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
+        {
+            names.push(SanType::DnsName(Ia5String::try_from(service)?));
+        }
         names.extend(node.addresses.iter().take(MAX_ADDRESSES).map(|address| SanType::IpAddress(*address)));
         Ok(names)
     }

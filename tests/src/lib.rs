@@ -15,6 +15,7 @@ pub mod figure;
 pub mod http;
 pub mod image;
 pub mod job;
+pub mod kubectl;
 pub mod object;
 pub mod outsider;
 pub mod process;
@@ -26,6 +27,7 @@ pub mod writer;
 
 pub use cluster::Cluster;
 pub use figure::figure;
+pub use kubectl::Kubectl;
 pub use registry::Registry;
 pub use scene::Scene;
 pub use wait::{eventually, within};

@@ -7,7 +7,7 @@ use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 use super::DONE;
 use super::output::parse_duration;
 use super::session::{Session, ask};
-use crate::proto::{IssueCertificateRequest, RevokeUserRequest};
+use crate::proto::{IssueCertificateRequest, IssueCertificateResponse, RevokeUserRequest};
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -36,17 +36,24 @@ pub async fn make(session: &Session, args: &CredentialsArgs) -> anyhow::Result<u
         session.say(format!("the certificates of {} are revoked", args.name))?;
         return Ok(DONE);
     }
-    let key = KeyPair::generate().context("cannot make a key")?;
-    let request = IssueCertificateRequest {
-        csr: signing_request(&key, &args.name)?,
-        user: args.name.clone(),
-        groups: args.groups.clone(),
-        ttl_seconds: args.ttl,
-    };
-    let issued = session.cluster().issue_certificate(ask(request)).await?.into_inner();
+    let (key, issued) = issue(session, &args.name, &args.groups, args.ttl).await?;
     session.say(bundle(&key.serialize_pem(), &issued.certificate, &issued.ca))?;
     eprintln!("good until {}; use it with --server HOST:PORT --credentials FILE", issued.expires);
     Ok(DONE)
+}
+
+/// A new key, and the cluster's certificate for it.
+pub async fn issue(
+    session: &Session,
+    user: &str,
+    groups: &[String],
+    ttl_seconds: u64,
+) -> anyhow::Result<(KeyPair, IssueCertificateResponse)> {
+    let key = KeyPair::generate().context("cannot make a key")?;
+    let csr = signing_request(&key, user)?;
+    let request = IssueCertificateRequest { csr, user: user.to_owned(), groups: groups.to_vec(), ttl_seconds };
+    let issued = session.cluster().issue_certificate(ask(request)).await?.into_inner();
+    Ok((key, issued))
 }
 
 fn signing_request(key: &KeyPair, name: &str) -> anyhow::Result<String> {

@@ -19,6 +19,7 @@ mod get;
 mod image;
 mod job_logs;
 mod jobs;
+mod kubeconfig;
 mod listing;
 mod logs;
 mod manifest;
@@ -172,6 +173,8 @@ enum Command {
     Recover(Box<revive::RecoverArgs>),
     /// Make a key and a certificate for --server, or revoke them
     Credentials(credentials::CredentialsArgs),
+    /// Print what kubectl needs to talk to this cluster
+    Kubeconfig(kubeconfig::KubeconfigArgs),
     /// Replace the cluster's certificate authority, or look at it
     Ca(ca::CaArgs),
     /// Print a script that completes commands in a shell
@@ -236,6 +239,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Image(args) => image::image(&session, &args).await,
         Command::Backup(args) => backup::backup(&session, &args).await,
         Command::Credentials(args) => credentials::make(&session, &args).await,
+        Command::Kubeconfig(args) => kubeconfig::print(&session, &args).await,
         Command::Ca(args) => ca::ca(&session, &args).await,
         Command::Restore(_) | Command::Recover(_) => Ok(DONE),
         Command::Up(_) | Command::Version(_) | Command::Completion(_) | Command::Dev(_) => Ok(DONE),

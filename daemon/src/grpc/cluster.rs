@@ -79,6 +79,11 @@ impl Service {
         Ok(summaries.collect())
     }
 
+    fn addresses(&self) -> Vec<String> {
+        let record = self.node.net.own_record();
+        record.map(|record| record.addresses().iter().map(ToString::to_string).collect()).unwrap_or_default()
+    }
+
     fn status(&self) -> proto::ClusterStatus {
         let raft = self.node.gate.store().status().borrow().clone();
         let name = |id: &u64| self.node.members.name_of(*id).unwrap_or_else(|| format!("id {id}"));
@@ -91,6 +96,7 @@ impl Service {
             voters: raft.voters.iter().map(name).collect(),
             learners: raft.learners.iter().map(name).collect(),
             epoch: raft.epoch,
+            addresses: self.addresses(),
             version: VERSION.into(),
             problems: self.problems(&raft),
         }
