@@ -10,13 +10,17 @@ use futures::future::{BoxFuture, FutureExt, ready};
 use nix::sys::statvfs::statvfs;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
     ReadOptions, Snapshot, WriteBufferManager, WriteOptions,
 };
 
 use super::{Database, DbError, Item, Medium, Read, Record, Room, Scan, Tail, WriteBatch, WriteOp};
 
 const CACHE_BYTES: usize = 8 << 20;
+const BLOCK_BYTES: usize = 8 << 10;
+/// A part of a table's index or filter. Whole ones would be larger than what the cache takes, and so be read from disk
+/// and decompressed for every object that is looked for.
+const INDEX_PART_BYTES: usize = 4 << 10;
 const WRITE_BUFFER_BYTES: usize = 4 << 20;
 const ALL_WRITE_BUFFERS_BYTES: usize = 16 << 20;
 const MAX_WAL_BYTES: u64 = 32 << 20;
@@ -41,8 +45,13 @@ fn options(tail: Tail) -> Options {
     let (cache, buffers) = shared();
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
-    table.set_cache_index_and_filter_blocks(true);
+    table.set_block_size(BLOCK_BYTES);
     table.set_bloom_filter(10.0, false);
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+    table.set_partition_filters(true);
+    table.set_metadata_block_size(INDEX_PART_BYTES);
+    table.set_pin_top_level_index_and_filter(true);
     let mut options = Options::default();
     options.create_if_missing(true);
     options.set_block_based_table_factory(&table);
