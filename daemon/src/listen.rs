@@ -211,7 +211,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 /// Gives a request to the face that it is for.
 async fn dispatch(mut faces: Faces, peer: Peer, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     if !is_grpc(&request) {
-        return Ok(faces.rest.answer(peer, request).await);
+        return Ok(Box::pin(async move { faces.rest.answer(peer, request).await }).await);
     }
     if let Some(user) = peer.user.clone() {
         request.extensions_mut().insert(user);

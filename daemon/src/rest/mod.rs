@@ -107,7 +107,8 @@ impl Rest {
             Route::Resource(target) => {
                 self.gate().require_early(&user, &asked.action()).await?;
                 let accepts = Accepts::parse(&head.headers)?;
-                self.resource(&Call { user, asked, head, query, accepts }, body, &target).await
+                // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
+                Box::pin(self.resource(&Call { user, asked, head, query, accepts }, body, &target)).await
             }
         }
     }
@@ -126,7 +127,9 @@ impl Rest {
         let watches = target.watch || call.query.flag("watch");
         match (&target.name, &target.subresource) {
             (None, Some(_)) => Err(no_such_resource()),
-            (Some(name), Some(subresource)) => self.subresource(call, body, &kind, target, name, subresource).await,
+            (Some(name), Some(subresource)) => {
+                Box::pin(self.subresource(call, body, &kind, target, name, subresource)).await
+            }
             (None, None) => match method {
                 Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
                 Method::GET | Method::HEAD => self.list(call, &kind, target).await,

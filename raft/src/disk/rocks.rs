@@ -10,8 +10,8 @@ use futures::future::{BoxFuture, FutureExt, ready};
 use nix::sys::statvfs::statvfs;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind, IteratorMode, Options,
-    ReadOptions, Snapshot, WriteBufferManager, WriteOptions,
+    BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind,
+    IteratorMode, Options, ReadOptions, Snapshot, WriteBufferManager, WriteOptions,
 };
 
 use super::{Database, DbError, Item, Medium, Read, Record, Room, Scan, Tail, WriteBatch, WriteOp};
