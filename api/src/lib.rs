@@ -28,6 +28,7 @@ pub mod schema;
 pub mod sealing;
 pub mod selector;
 mod validate;
+pub mod versions;
 
 pub use change::{Change, Conflict, Expect, Precondition, Write};
 pub use error::{Cause, Reason, Status};

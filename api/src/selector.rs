@@ -293,6 +293,17 @@ impl Fields {
         self.terms.is_empty()
     }
 
+    /// The same selector with other names for some fields.
+    pub(crate) fn renamed(&self, names: &[(&str, &str)]) -> Self {
+        let mut renamed = self.clone();
+        for term in &mut renamed.terms {
+            if let Some((_, name)) = names.iter().find(|(own, _)| *own == term.field) {
+                (*name).clone_into(&mut term.field);
+            }
+        }
+        renamed
+    }
+
     /// The value that a field must equal, if the selector says so: lets a list by name be a get.
     pub fn exact(&self, field: &str) -> Option<&str> {
         self.terms.iter().find(|t| t.equal && t.field == field).map(|t| t.value.as_str())

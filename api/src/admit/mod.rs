@@ -191,7 +191,8 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
     if object.get("metadata").is_some_and(Value::is_null) {
         object["metadata"] = Value::Object(Map::new());
     }
-    let findings = strict::check(&mut object, kind.schema.as_deref());
+    kind.to_stored(&mut object);
+    let findings = strict::check(&mut object, kind.stored().schema.as_deref());
     let mut unknown = findings.unknown.into_causes();
     let mut warnings = Vec::new();
     if unknown_fields != UnknownFields::Refuse {

@@ -18,6 +18,8 @@ use serde_json::Value;
 use crate::field::{Errors, Path};
 use crate::key::GroupResource;
 use crate::names;
+use crate::selector::Fields;
+use crate::versions::StoredAs;
 
 pub use crate::columns::Column;
 
@@ -269,6 +271,8 @@ pub struct Kind {
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
+    /// How objects are stored, if not in this version; everything behind the gate sees them as they are stored.
+    pub stored_as: Option<Arc<StoredAs>>,
     pub behaviour: Arc<dyn Behaviour>,
 }
 
@@ -292,6 +296,7 @@ impl Kind {
             schema: Some(info.schema.to_owned()),
             name_rule: info.name_rule,
             builtin: Some(builtin),
+            stored_as: None,
             behaviour: Arc::new(Typed::<B>(std::marker::PhantomData)),
         }
     }
@@ -303,7 +308,34 @@ impl Kind {
 
     /// Where objects of the kind are kept.
     pub fn collection(&self) -> GroupResource {
-        GroupResource::new(&self.group, &self.plural)
+        let stored = self.stored();
+        GroupResource::new(&stored.group, &stored.plural)
+    }
+
+    /// The kind that objects of this one are stored as.
+    pub fn stored(&self) -> &Kind {
+        self.stored_as.as_ref().map_or(self, |stored| &stored.kind)
+    }
+
+    /// Makes a stored object one of this version.
+    pub fn present(&self, mut object: Value) -> Value {
+        if let Some(stored) = &self.stored_as {
+            stored.from_stored(&mut object, self);
+        }
+        object
+    }
+
+    /// Makes an object of this version what is stored.
+    pub fn to_stored(&self, object: &mut Value) {
+        if let Some(stored) = &self.stored_as {
+            stored.to_stored(object);
+        }
+    }
+
+    /// A field selector in the words of the stored kind.
+    pub fn stored_fields(&self, fields: &Fields) -> Fields {
+        let names = self.stored_as.as_ref().map_or(&[][..], |stored| stored.conversion.fields);
+        fields.renamed(names)
     }
 
     /// `Pod`, `Deployment.apps`: how upstream names a kind in errors.
@@ -330,7 +362,12 @@ impl Kind {
 
     /// One cell for each of [`Kind::columns`].
     pub fn row(&self, object: &Value, now: Timestamp) -> Vec<String> {
-        self.behaviour.row(object, now)
+        if self.stored_as.is_none() {
+            return self.behaviour.row(object, now);
+        }
+        let mut stored = object.clone();
+        self.to_stored(&mut stored);
+        self.behaviour.row(&stored, now)
     }
 }
 

@@ -137,7 +137,7 @@ impl Gate {
                 (false, marked, Some(change))
             }
         };
-        let deleted = Deleted { gone, object: self.open(kind, key, object)? };
+        let deleted = Deleted { gone, object: kind.present(self.open(kind, key, object)?) };
         Ok(match change.filter(|_| !options.dry_run) {
             Some(change) => Decision::Write(change, deleted),
             None => Decision::Keep(deleted),

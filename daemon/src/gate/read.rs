@@ -142,12 +142,12 @@ impl Gate {
 
     /// A stored object, with its resourceVersion and its sealed parts readable.
     fn value(&self, kind: &Kind, kv: &KeyValue) -> Result<Value, Status> {
-        self.open(kind, &kv.key, object(kv)?)
+        Ok(kind.present(self.open(kind, &kv.key, object(kv)?)?))
     }
 
     /// The same as JSON, without decoding it if nothing of it is sealed.
     fn json(&self, kind: &Kind, kv: &KeyValue) -> Result<Vec<u8>, Status> {
-        match kind.sealed.is_empty() {
+        match kind.sealed.is_empty() && kind.stored_as.is_none() {
             true => splice(kv),
             false => Ok(self.value(kind, kv)?.to_string().into_bytes()),
         }
@@ -163,7 +163,7 @@ impl Gate {
         item: impl Fn(&KeyValue) -> Result<T, Status>,
     ) -> Result<List<T>, Status> {
         self.authorize_collection(user, verb, kind, query).await?;
-        Self::check_fields(kind, query)?;
+        let query = &Self::check_fields(kind, query)?;
         let (mut revision, mut after) = match query.continue_token.as_str() {
             "" => (self.reach(query.at).await?, None),
             token => parse_continue(token).map(|(revision, key)| (Some(revision), Some(key)))?,
@@ -216,7 +216,7 @@ impl Gate {
     /// `Forbidden`, `Expired` if that is compacted, or why the store cannot be read.
     pub async fn watch(&self, user: &User, kind: &Kind, query: ListQuery, revision: u64) -> Result<Observer, Status> {
         self.authorize_collection(user, Verb::Watch, kind, &query).await?;
-        Self::check_fields(kind, &query)?;
+        let query = Self::check_fields(kind, &query)?;
         let watch = self.store.watch(&query.prefix(kind), revision + 1).await.map_err(read_status)?;
         Ok(Observer { watch, query, gate: self.clone(), kind: kind.clone(), ready: Default::default() })
     }
@@ -243,10 +243,11 @@ impl Gate {
         stored.map(|kv| object(&kv)).transpose()?.ok_or_else(|| Status::not_found("pods", name))
     }
 
-    /// Refuses what the kind's objects cannot be selected by.
-    fn check_fields(kind: &Kind, query: &ListQuery) -> Result<(), Status> {
+    /// The query in the words of the stored kind. Refuses what the kind's objects cannot be selected by.
+    fn check_fields(kind: &Kind, query: &ListQuery) -> Result<ListQuery, Status> {
         let known: Vec<&str> = kind.selectable.iter().map(|field| &**field).collect();
-        query.fields.check(&known).map_err(Status::bad_request)
+        query.fields.check(&known).map_err(Status::bad_request)?;
+        Ok(ListQuery { fields: kind.stored_fields(&query.fields), ..query.clone() })
     }
 
     /// A selector that lets one name through asks for that object only.
@@ -338,7 +339,7 @@ impl Observer {
         let json = || self.gate.json(&self.kind, &kv).map(Bytes::from);
         // Who watches through other selectors may be told something else of what leaves these.
         let same_for_all = now.is_none() || happened != Happened::Deleted;
-        let json = match same_for_all && self.kind.sealed.is_empty() {
+        let json = match same_for_all && self.kind.sealed.is_empty() && self.kind.stored_as.is_none() {
             true => self.gate.renderings.share(revision, json)?,
             false => json()?,
         };

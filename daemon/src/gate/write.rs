@@ -54,6 +54,12 @@ pub struct Written {
 }
 
 impl Written {
+    /// In the version of this kind.
+    fn as_kind(mut self, kind: &Kind) -> Self {
+        self.object = kind.present(self.object);
+        self
+    }
+
     fn at(mut self, revision: Option<u64>) -> Self {
         self.object = with_revision(self.object, revision);
         self
@@ -110,13 +116,14 @@ impl Gate {
             Ok(change) => change,
             Err(status) => return Ok(Decision::Refuse(status)),
         };
-        Ok(match options.dry_run {
+        let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
                 let (change, bytes) = self.encode(kind, &key, prepared, change)?;
                 Decision::Write(change.create(key, bytes), written)
             }
-        })
+        };
+        Ok(decision.map(|written| written.as_kind(kind)))
     }
 
     /// Reads an object, lets `edit` change it, and stores it, as often as somebody else overtakes it.
@@ -195,7 +202,7 @@ impl Gate {
             return Err(Status::not_found(kind.collection(), key.name()));
         };
         let old = self.open(kind, key, old)?;
-        let mut new = old.clone();
+        let mut new = kind.present(old.clone());
         edit(&mut new)?;
         restrict_node(user, kind, &old, &new)?;
         if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
@@ -205,7 +212,7 @@ impl Gate {
         let new = Written { object: updated.object, warnings: updated.warnings };
         self.check_escalation(user, kind, Some(&old), &new.object)?;
         if !updated.changed || options.dry_run {
-            return Ok(Decision::Keep(new));
+            return Ok(Decision::Keep(new.as_kind(kind)));
         }
         let change = Change::new(&user.name, &options.manager);
         let change = if is_finished(&new.object) {
@@ -214,7 +221,7 @@ impl Gate {
             let (change, bytes) = self.encode(kind, key, &new.object, change)?;
             change.update(key.clone(), stored.mod_revision, bytes)
         };
-        Ok(Decision::Write(change, new))
+        Ok(Decision::Write(change, new.as_kind(kind)))
     }
 
     /// Makes a creation depend on its namespace being there and not ending; or says that it is not so.

@@ -1,0 +1,149 @@
+//! Versions of kinds other than the one that is stored.
+//!
+//! Each is a [`Kind`] of its own, so that discovery, verbs and watches know nothing of versions; it shares the collection
+//! and the rules of the stored kind, and a [`Conversion`] stands between them. Old versions of Kubernetes' own kinds are
+//! served because manifests live long.
+//!
+//! Invariant: what was stored, read in any version and written back in it, is stored as it was.
+//! Invariant: a conversion leaves alone what it does not understand; strict decoding of the stored form names it.
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use crate::kinds::{Builtin, Kind};
+
+mod autoscaler;
+mod budget;
+mod event;
+mod ingress;
+mod workload;
+
+/// Between an object of some version and the same object as it is stored. Objects may be anything that anyone sent.
+#[derive(Clone, Copy)]
+pub struct Conversion {
+    pub to_stored: fn(&mut Value),
+    pub from_stored: fn(&mut Value),
+    /// Fields to select by, and what the stored kind calls them.
+    pub fields: &'static [(&'static str, &'static str)],
+}
+
+impl Conversion {
+    /// Versions that differ in nothing but their name.
+    pub const NONE: Conversion = Conversion { to_stored: |_| {}, from_stored: |_| {}, fields: &[] };
+}
+
+/// How objects of a kind are stored, if not as they are.
+#[derive(Clone)]
+pub struct StoredAs {
+    pub kind: Arc<Kind>,
+    pub conversion: Conversion,
+}
+
+impl StoredAs {
+    pub(crate) fn to_stored(&self, object: &mut Value) {
+        (self.conversion.to_stored)(object);
+        name(object, &self.kind);
+    }
+
+    pub(crate) fn from_stored(&self, object: &mut Value, kind: &Kind) {
+        (self.conversion.from_stored)(object);
+        name(object, kind);
+    }
+}
+
+/// Makes an object call itself what the kind is called.
+fn name(object: &mut Value, kind: &Kind) {
+    if let Some(map) = object.as_object_mut() {
+        map.insert("apiVersion".into(), kind.api_version().into());
+        map.insert("kind".into(), kind.kind.as_str().into());
+    }
+}
+
+/// Another version of a kind, with the fields to select by that are its own.
+pub fn version_of(stored: &Arc<Kind>, group: &str, version: &str, conversion: Conversion) -> Kind {
+    let fields = stored.selectable.iter().cloned().chain(conversion.fields.iter().map(|(own, _)| (*own).to_owned()));
+    Kind {
+        group: group.to_owned(),
+        version: version.to_owned(),
+        // Whoever types a short name or asks for all means the stored kind.
+        short_names: Vec::new(),
+        categories: Vec::new(),
+        selectable: fields.collect(),
+        stored_as: Some(Arc::new(StoredAs { kind: stored.clone(), conversion })),
+        ..(**stored).clone()
+    }
+}
+
+/// The versions of built-in kinds that are served beside the stored one.
+pub(crate) fn versions(stored: impl Fn(Builtin) -> Option<Arc<Kind>>) -> Vec<Kind> {
+    let schemas = [
+        ("autoscaling", "v1", "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler"),
+        ("events.k8s.io", "v1", "io.k8s.api.events.v1.Event"),
+    ];
+    let schema = |group: &str, version: &str| {
+        schemas.iter().find(|(g, v, _)| (*g, *v) == (group, version)).map(|(_, _, schema)| (*schema).to_owned())
+    };
+    let made = VERSIONS.iter().filter_map(|(group, version, builtin, conversion)| {
+        let stored = stored(*builtin)?;
+        let kind = version_of(&stored, group, version, *conversion);
+        Some(Kind { schema: schema(group, version).or(kind.schema.clone()), ..kind })
+    });
+    made.collect()
+}
+
+const RBAC: &str = "rbac.authorization.k8s.io";
+
+const VERSIONS: &[(&str, &str, Builtin, Conversion)] = &[
+    ("events.k8s.io", "v1", Builtin::Event, event::V1),
+    ("autoscaling", "v1", Builtin::HorizontalPodAutoscaler, autoscaler::V1),
+    ("apps", "v1beta2", Builtin::Deployment, Conversion::NONE),
+    ("apps", "v1beta2", Builtin::DaemonSet, Conversion::NONE),
+    ("apps", "v1beta2", Builtin::ReplicaSet, Conversion::NONE),
+    ("apps", "v1beta2", Builtin::StatefulSet, Conversion::NONE),
+    ("apps", "v1beta2", Builtin::ControllerRevision, Conversion::NONE),
+    ("apps", "v1beta1", Builtin::Deployment, workload::APPS_V1BETA1_DEPLOYMENT),
+    ("apps", "v1beta1", Builtin::StatefulSet, workload::APPS_V1BETA1_STATEFUL_SET),
+    ("apps", "v1beta1", Builtin::ControllerRevision, Conversion::NONE),
+    ("batch", "v1beta1", Builtin::CronJob, Conversion::NONE),
+    ("policy", "v1beta1", Builtin::PodDisruptionBudget, budget::V1BETA1),
+    ("networking.k8s.io", "v1beta1", Builtin::Ingress, ingress::V1BETA1),
+    ("networking.k8s.io", "v1beta1", Builtin::IngressClass, Conversion::NONE),
+    (RBAC, "v1beta1", Builtin::Role, Conversion::NONE),
+    (RBAC, "v1beta1", Builtin::RoleBinding, Conversion::NONE),
+    (RBAC, "v1beta1", Builtin::ClusterRole, Conversion::NONE),
+    (RBAC, "v1beta1", Builtin::ClusterRoleBinding, Conversion::NONE),
+    ("extensions", "v1beta1", Builtin::Deployment, workload::EXTENSIONS_DEPLOYMENT),
+    ("extensions", "v1beta1", Builtin::DaemonSet, workload::EXTENSIONS_DAEMON_SET),
+    ("extensions", "v1beta1", Builtin::ReplicaSet, workload::EXTENSIONS_REPLICA_SET),
+    ("extensions", "v1beta1", Builtin::Ingress, ingress::V1BETA1),
+    ("extensions", "v1beta1", Builtin::NetworkPolicy, Conversion::NONE),
+];
+
+/// A field that is an object, made if there is none; `None` if it is something else.
+fn child<'a>(object: &'a mut Value, field: &str) -> Option<&'a mut Map<String, Value>> {
+    let value = object.as_object_mut()?.entry(field).or_insert_with(|| Value::Object(Map::new()));
+    if value.is_null() {
+        *value = Value::Object(Map::new());
+    }
+    value.as_object_mut()
+}
+
+/// Sets a field that is absent or null.
+fn default(map: &mut Map<String, Value>, field: &str, value: impl Into<Value>) {
+    if map.get(field).is_none_or(Value::is_null) {
+        map.insert(field.to_owned(), value.into());
+    }
+}
+
+/// Gives a field another name.
+fn rename(map: &mut Map<String, Value>, from: &str, to: &str) {
+    if let Some(value) = map.remove(from) {
+        map.insert(to.to_owned(), value);
+    }
+}
+
+/// Whether a field says nothing: absent, null, or an object without fields.
+fn is_empty(map: &Map<String, Value>, field: &str) -> bool {
+    map.get(field).is_none_or(|value| value.is_null() || value.as_object().is_some_and(Map::is_empty))
+}
