@@ -53,6 +53,7 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         schema: Some(format!("io.k8s.api.{package}.{version}.{name}")),
         name_rule: names::path_segment,
         builtin: None,
+        stored_as: None,
         behaviour: Arc::new(Unstored),
     }
 }

@@ -3,6 +3,9 @@
 //! Everything that decides, stores, talks or runs lives in the other crates; this one wires them together and
 //! shows them to people.
 
+// Requests are futures within futures, deeper than the compiler looks by itself.
+#![recursion_limit = "256"]
+
 mod addresses;
 mod agent;
 mod blobs;
