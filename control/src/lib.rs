@@ -15,6 +15,7 @@ mod condition;
 pub mod deletion;
 mod deployment;
 pub mod event;
+pub mod fair;
 mod garbage;
 mod job;
 pub mod keys;

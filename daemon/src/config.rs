@@ -17,6 +17,11 @@ pub const DEFAULT_FILE: &str = "/etc/flotilla/flotilla.toml";
 /// TCP for clients, UDP for nodes.
 pub const DEFAULT_PORT: u16 = 6443;
 
+/// Size of one file of the audit log.
+const AUDIT_LOG_BYTES: u64 = 100 << 20;
+/// Older files of the audit log that are kept.
+const AUDIT_LOG_FILES: usize = 10;
+
 /// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
 const CLIENT_VARIABLES: [&str; 5] =
     ["FLOTILLA_SERVER", "FLOTILLA_SOCKET", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
@@ -69,6 +74,18 @@ pub struct Layer {
     /// How to log: `human` or `json` [default: human]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
+    /// File for the audit log: who asked for what, a JSON line each [default: none, nothing is recorded]
+    #[arg(long, value_name = "FILE")]
+    pub audit_log: Option<PathBuf>,
+    /// Which requests are recorded: a file of the form `audit.k8s.io/v1 Policy` [default: none, all are]
+    #[arg(long, value_name = "FILE")]
+    pub audit_policy: Option<PathBuf>,
+    /// Size at which a new file of the audit log is begun, in bytes [default: 100 MiB]
+    #[arg(long, value_name = "BYTES")]
+    pub audit_log_max_bytes: Option<u64>,
+    /// Older files of the audit log that are kept [default: 10]
+    #[arg(long, value_name = "COUNT")]
+    pub audit_log_max_files: Option<usize>,
     /// Heartbeat between nodes, in milliseconds [default: 250]
     #[arg(long, value_name = "MS")]
     pub beat_ms: Option<u64>,
@@ -134,6 +151,11 @@ pub struct Config {
     pub cgroup_parent: String,
     pub log: String,
     pub log_format: LogFormat,
+    /// `None`: requests are not recorded.
+    pub audit_log: Option<PathBuf>,
+    pub audit_policy: Option<PathBuf>,
+    pub audit_log_max_bytes: u64,
+    pub audit_log_max_files: usize,
     pub beat_ms: u64,
     pub suspect_ms: u64,
     pub dead_ms: u64,
@@ -247,6 +269,10 @@ impl Layer {
             cgroup_parent,
             log,
             log_format,
+            audit_log,
+            audit_policy,
+            audit_log_max_bytes,
+            audit_log_max_files,
             beat_ms,
             suspect_ms,
             dead_ms,
@@ -272,6 +298,10 @@ impl Layer {
             cgroup_parent: self.cgroup_parent.unwrap_or_else(|| "/flotilla".into()),
             log: self.log.unwrap_or_else(|| "info".into()),
             log_format: self.log_format.unwrap_or(LogFormat::Human),
+            audit_log: self.audit_log,
+            audit_policy: self.audit_policy,
+            audit_log_max_bytes: self.audit_log_max_bytes.unwrap_or(AUDIT_LOG_BYTES),
+            audit_log_max_files: self.audit_log_max_files.unwrap_or(AUDIT_LOG_FILES),
             beat_ms: self.beat_ms.unwrap_or(250),
             suspect_ms: self.suspect_ms.unwrap_or(1_000),
             dead_ms: self.dead_ms.unwrap_or(3_000),
@@ -300,6 +330,19 @@ impl Config {
                     self.beat_ms, self.suspect_ms, self.dead_ms
                 ),
             );
+        }
+        const LEAST_AUDIT_BYTES: u64 = 1 << 20;
+        if self.audit_log_max_bytes < LEAST_AUDIT_BYTES || self.audit_log_max_files > 1_000 {
+            return bad(
+                "audit_log_max_bytes, audit_log_max_files",
+                format!(
+                    "{}, {}: a file must hold at least {LEAST_AUDIT_BYTES} bytes, and there may be at most 1000 older ones",
+                    self.audit_log_max_bytes, self.audit_log_max_files
+                ),
+            );
+        }
+        if self.audit_policy.is_some() && self.audit_log.is_none() {
+            return bad("audit_policy", "nothing is recorded without audit_log".into());
         }
         if !(MIN_LIFETIME..=MAX_LIFETIME).contains(&self.certificate_lifetime()) {
             return bad(

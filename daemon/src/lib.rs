@@ -8,6 +8,7 @@
 
 mod addresses;
 mod agent;
+mod audit;
 mod blobs;
 pub mod cli;
 pub mod client;
@@ -35,6 +36,7 @@ mod secrets;
 pub mod serve;
 mod streams;
 mod trust;
+mod turnstile;
 mod usage;
 
 /// What `flotilla --version` says, and what nodes tell each other.

@@ -18,7 +18,6 @@ use std::time::Duration;
 
 use flotilla_net::{Caller, Net};
 use http::{Request, Response};
-use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -28,10 +27,10 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::service::Routes;
-use tower::Service;
 use tracing::debug;
 
 use crate::gate::User;
+use crate::grpc;
 use crate::handshakes::{Handshakes, Place};
 use crate::rest::{Body, Rest};
 
@@ -209,16 +208,11 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 }
 
 /// Gives a request to the face that it is for.
-async fn dispatch(mut faces: Faces, peer: Peer, mut request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    if !is_grpc(&request) {
-        return Ok(Box::pin(async move { faces.rest.answer(peer, request).await }).await);
+async fn dispatch(faces: Faces, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    match is_grpc(&request) {
+        true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await,
+        false => Ok(faces.rest.answer(peer, request).await),
     }
-    if let Some(user) = peer.user.clone() {
-        request.extensions_mut().insert(user);
-    }
-    request.extensions_mut().insert(peer);
-    let answer = faces.grpc.call(request).await?;
-    Ok(answer.map(|body| body.map_err(Into::into).boxed_unsync()))
 }
 
 fn is_grpc(request: &Request<Incoming>) -> bool {

@@ -7,18 +7,22 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Local;
+use crate::audit::Audit;
 use crate::blobs::BlobPeers;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::members::Members;
 use crate::streams::Streams;
 use crate::trust::Trust;
+use crate::turnstile::Turnstile;
 
 /// Handles of everything that runs in this daemon. Cheap to clone.
 #[derive(Clone)]
 pub struct Node {
     pub config: Arc<Config>,
     pub gate: Gate,
+    pub turnstile: Turnstile,
+    pub audit: Audit,
     pub net: Net,
     pub members: Members,
     pub streams: Streams,

@@ -19,6 +19,7 @@ use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
 use crate::agent::{self, Local};
+use crate::audit::{self, Audit};
 use crate::blobs::{BlobPeers, ImageShelf};
 use crate::config::Config;
 use crate::enrol::{self, Enrolment};
@@ -30,6 +31,7 @@ use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::rest::Rest;
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
+use crate::turnstile::Turnstile;
 use crate::{VERSION, addresses, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
@@ -152,9 +154,12 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
+    let audit = open_audit(config, &tasks, stop)?;
     let node = Node {
         config: config.clone(),
         gate,
+        turnstile: Turnstile::default(),
+        audit,
         net: net.clone(),
         members: members.clone(),
         streams,
@@ -202,6 +207,20 @@ fn cannot_open(error: OpenError) -> anyhow::Error {
         _ => "the store cannot be opened",
     };
     anyhow::Error::new(error).context(what)
+}
+
+/// Opens the audit log, if one is configured.
+fn open_audit(config: &Config, tasks: &TaskTracker, stop: &CancellationToken) -> anyhow::Result<Audit> {
+    let Some(path) = config.audit_log.clone() else { return Ok(Audit::default()) };
+    let options = audit::Options {
+        path,
+        policy: config.audit_policy.clone(),
+        max_bytes: config.audit_log_max_bytes,
+        max_files: config.audit_log_max_files,
+    };
+    let (audit, writer) = audit::open(&options)?;
+    spawn(tasks, "audit", writer.run(stop.clone()));
+    Ok(audit)
 }
 
 /// Gives image layers to other nodes, and asks them before the registry.

@@ -21,6 +21,7 @@ pub mod outsider;
 pub mod process;
 pub mod proxy;
 pub mod registry;
+pub mod rest;
 pub mod scene;
 pub mod wait;
 pub mod writer;

@@ -27,7 +27,7 @@ use std::time::Duration;
 
 use flotilla_api::{Builtin, Key, Kind, Registry, Status};
 use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use renderings::Renderings;
@@ -91,6 +91,18 @@ impl User {
     /// A node, by its certificate.
     pub fn node(name: &str) -> Self {
         Self::new(format!("system:node:{name}"), vec![Self::NODES.into()])
+    }
+
+    /// Who this is, as Kubernetes' `UserInfo` has it.
+    pub fn info(&self) -> Value {
+        let mut info = json!({"username": self.name, "groups": self.groups});
+        if !self.uid.is_empty() {
+            info["uid"] = self.uid.as_str().into();
+        }
+        if !self.extra.is_empty() {
+            info["extra"] = json!(self.extra);
+        }
+        info
     }
 
     /// Whether this user may do everything.

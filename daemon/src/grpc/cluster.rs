@@ -4,15 +4,16 @@ use std::time::Duration;
 
 use flotilla_api::Status;
 use flotilla_api::k8s_openapi::api::core::v1::Taint;
-use flotilla_api::kinds::Builtin;
 use flotilla_api::kinds::cluster::CaPhase;
+use flotilla_api::kinds::cluster::NAME as CLUSTER_NAME;
+use flotilla_api::kinds::{Builtin, FLOTILLA_GROUP};
 use flotilla_api::quantity;
 use jiff::Timestamp;
 use serde_json::Value;
 use tonic::{Request, Response};
 
 use super::watch::{Answer, finished, stream};
-use super::{master, refuse, text, user};
+use super::{allowed, master, refuse, text, user};
 use crate::VERSION;
 use crate::drain::{self, Drain};
 use crate::gate::{self, DeleteOptions, ListQuery, User};
@@ -186,7 +187,7 @@ impl Cluster for Service {
         &self,
         request: Request<proto::ListTokensRequest>,
     ) -> Result<Response<proto::ListTokensResponse>, tonic::Status> {
-        master(&request, "list join tokens")?;
+        allowed(&self.node, &request, "list", (FLOTILLA_GROUP, "jointokens"), "").await?;
         let tokens = self.node.trust.tokens().await.map_err(refuse)?;
         let time = |time: Option<&flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time>| {
             time.map(|time| time.0.strftime("%Y-%m-%dT%H:%M:%SZ").to_string()).unwrap_or_default()
@@ -251,7 +252,8 @@ impl Cluster for Service {
     type LeaveStream = Answer<proto::Progress>;
 
     async fn leave(&self, request: Request<proto::LeaveRequest>) -> Result<Response<Self::LeaveStream>, tonic::Status> {
-        let user = master(&request, "make a node leave")?;
+        let own = self.node.members.own_name();
+        let user = allowed(&self.node, &request, "delete", ("", "nodes"), own).await?;
         let request = request.into_inner();
         let node = self.node.clone();
         // Half left would be a daemon that runs and does not belong: once begun, it is finished.
@@ -308,7 +310,8 @@ impl Cluster for Service {
         &self,
         request: Request<proto::CaStatusRequest>,
     ) -> Result<Response<proto::CaStatus>, tonic::Status> {
-        master(&request, "look at the certificate authority")?;
+        let cluster = Builtin::Cluster.info();
+        allowed(&self.node, &request, "get", (cluster.group, cluster.plural), CLUSTER_NAME).await?;
         let status = self.node.trust.ca_status().await.map_err(refuse)?;
         Ok(Response::new(ca_status(status)))
     }

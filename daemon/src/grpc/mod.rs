@@ -2,6 +2,7 @@
 //!
 //! Invariant: a method learns who asks from the connection, never from the message.
 
+mod call;
 mod cluster;
 mod images;
 mod jobs;
@@ -10,12 +11,13 @@ mod pods;
 mod secrets;
 mod watch;
 
+pub use call::call;
 use flotilla_api::{Reason, Status};
 use tonic::metadata::{BinaryMetadataKey, BinaryMetadataValue};
 use tonic::service::Routes;
 use tonic::{Code, Request};
 
-use crate::gate::User;
+use crate::gate::{User, resource_action};
 use crate::node::Node;
 use crate::proto;
 
@@ -69,7 +71,21 @@ fn user<T>(request: &Request<T>) -> Result<User, tonic::Status> {
         .ok_or_else(|| tonic::Status::unauthenticated("this connection carries no identity"))
 }
 
-/// Only those who may do everything: what roles cannot express yet.
+/// The user, if roles let them do this to an object of ours.
+async fn allowed<T>(
+    node: &Node,
+    request: &Request<T>,
+    verb: &str,
+    (group, resource): (&str, &str),
+    name: &str,
+) -> Result<User, tonic::Status> {
+    let user = user(request)?;
+    let action = resource_action(verb, (group, resource, ""), ("", name));
+    node.gate.require(&user, &action, None).await.map_err(refuse)?;
+    Ok(user)
+}
+
+/// Only those who may do everything: what is no object, such as a machine's images, a backup, or the authority's keys.
 fn master<T>(request: &Request<T>, what: &str) -> Result<User, tonic::Status> {
     let user = user(request)?;
     match user.is_master() {

@@ -77,6 +77,17 @@ fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
+/// The same answer, which keeps something for as long as its body is sent.
+pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Body> {
+    response.map(|body| {
+        let hold = move |frame| {
+            let _kept = &kept;
+            frame
+        };
+        body.map_frame(hold).boxed_unsync()
+    })
+}
+
 /// Adds a `Warning` header for each sentence.
 pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
     for warning in warnings {

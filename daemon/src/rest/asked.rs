@@ -44,6 +44,14 @@ impl Asked {
         Self { verb: verb.to_owned(), name, is_long, route }
     }
 
+    /// The API version in the path.
+    pub fn version(&self) -> &str {
+        match &self.route {
+            Route::Path(_) => "",
+            Route::Resource(target) => &target.version,
+        }
+    }
+
     pub fn action(&self) -> Action<'_> {
         match &self.route {
             Route::Path(path) => Action::Path { verb: &self.verb, path },

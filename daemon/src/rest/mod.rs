@@ -37,6 +37,7 @@ use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
 
+use crate::audit;
 use crate::gate::{Gate, User};
 use crate::listen::Peer;
 use crate::node::Node;
@@ -79,30 +80,65 @@ impl Rest {
         &self.node.gate
     }
 
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
     /// Answers one request; what goes wrong is an answer too.
     pub async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
-        let details = match route::parse(head.uri.path()) {
-            Route::Resource(target) => answer::Details::of(&target),
+        let query = Query::parse(head.uri.query().unwrap_or_default());
+        let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
+        let details = match &asked.route {
+            Route::Resource(target) => answer::Details::of(target),
             Route::Path(_) => answer::Details::default(),
         };
+        let (sender, user) = self.identify(&peer, &head).await;
+        let recorded = audit::Request {
+            headers: &head.headers,
+            uri: &head.uri,
+            address: peer.address,
+            sender: &sender,
+            user: user.as_ref().unwrap_or(&sender),
+            action: &asked.action(),
+            version: asked.version(),
+        };
+        let entry = self.node.audit.receive(&recorded).await;
+        let is_long = asked.is_long;
         // What a request may come to is large: it is not carried by every connection.
-        let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> = Box::pin(self.handle(peer, head, body));
-        match handled.await {
-            Ok(response) => response,
-            Err(status) => answer::failure(&status, &details),
+        let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> =
+            Box::pin(self.handle(user, asked, head, query, body));
+        let response = handled.await.unwrap_or_else(|status| answer::failure(&status, &details));
+        match entry {
+            Some(entry) => conclude(response, entry, is_long).await,
+            None => response,
         }
     }
 
-    async fn handle(&self, peer: Peer, head: Parts, body: Incoming) -> Answer {
-        let user = self.authenticate(&peer, &head.headers)?;
-        if !user.is_anonymous() {
+    /// Who sent a request, and whom it is to be judged as.
+    async fn identify(&self, peer: &Peer, head: &Parts) -> (User, Result<User, Status>) {
+        let sender = match self.authenticate(peer, &head.headers) {
+            Ok(sender) => sender,
+            Err(status) => return (User::anonymous(), Err(status)),
+        };
+        if !sender.is_anonymous() {
             peer.is_known();
         }
-        let query = Query::parse(head.uri.query().unwrap_or_default());
-        let user = self.impersonate(user, &head.headers).await?;
-        let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
-        match asked.route.clone() {
+        let user = self.impersonate(sender.clone(), &head.headers).await;
+        (sender, user)
+    }
+    async fn handle(
+        &self,
+        user: Result<User, Status>,
+        asked: Asked,
+        head: Parts,
+        query: Query,
+        body: Incoming,
+    ) -> Answer {
+        let user = user?;
+        let _seat = self.node.turnstile.enter(&user).await?;
+        let long = asked.is_long.then(|| self.node.turnstile.go_on(&user)).transpose()?;
+        let response = match asked.route.clone() {
             Route::Path(path) => self.plain(&user, &head, &query, &path).await,
             Route::Resource(target) => {
                 self.gate().require_early(&user, &asked.action()).await?;
@@ -110,7 +146,11 @@ impl Rest {
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
                 Box::pin(self.resource(&Call { user, asked, head, query, accepts }, body, &target)).await
             }
-        }
+        }?;
+        Ok(match long {
+            Some(long) => answer::with(response, long),
+            None => response,
+        })
     }
 
     async fn resource(&self, call: &Call, body: Incoming, target: &Target) -> Answer {
@@ -146,6 +186,20 @@ impl Rest {
             },
         }
     }
+}
+
+/// Records how a request ended, or that its answer goes on until its body ends.
+async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, is_long: bool) -> Response<Body> {
+    if let Some(id) = entry.id() {
+        response.headers_mut().insert(audit::ID_HEADER, id);
+    }
+    let code = response.status();
+    if is_long && !code.is_client_error() && !code.is_server_error() {
+        entry.started(code.as_u16()).await;
+        return answer::with(response, entry);
+    }
+    entry.complete(code.as_u16()).await;
+    response
 }
 
 /// A namespaced object without a namespace in its path is one of no namespace that there is.

@@ -32,7 +32,7 @@ impl Rest {
         let sent = body::object(kind, target, sent)?;
         let (mut object, warnings) = admit::prepare_question(kind, sent, options.unknown_fields)?;
         object["status"] = match kind.kind.as_str() {
-            "SelfSubjectReview" => json!({"userInfo": user_info(&call.user)}),
+            "SelfSubjectReview" => json!({"userInfo": call.user.info()}),
             "SelfSubjectRulesReview" => self.rules_of(&call.user, &object).await?,
             "SelfSubjectAccessReview" => self.access_of(&call.user, &spec(&object)?, kind).await?,
             _ => {
@@ -92,18 +92,6 @@ impl Rest {
         }
         Ok(status)
     }
-}
-
-/// Who somebody is, as `UserInfo` has it.
-pub(super) fn user_info(user: &User) -> Value {
-    let mut info = json!({"username": user.name, "groups": user.groups});
-    if !user.uid.is_empty() {
-        info["uid"] = user.uid.as_str().into();
-    }
-    if !user.extra.is_empty() {
-        info["extra"] = json!(user.extra);
-    }
-    info
 }
 
 fn spec(object: &Value) -> Result<SubjectAccessReviewSpec, Status> {

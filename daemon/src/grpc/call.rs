@@ -1,0 +1,82 @@
+//! The way of every gRPC call to its service: who asks, a seat, a line in the audit log.
+
+use std::convert::Infallible;
+
+use flotilla_control::rbac::Action;
+use http::{Request, Response};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use tonic::service::Routes;
+use tower::Service;
+
+use super::refuse;
+use crate::audit;
+use crate::gate::User;
+use crate::listen::Peer;
+use crate::node::Node;
+use crate::rest::Body;
+
+/// The one service that answers strangers.
+const HEALTH: &str = "/grpc.health.v1.Health/";
+
+/// Answers one call; whatever refuses it is an answer too.
+pub async fn call(
+    node: &Node,
+    mut routes: Routes,
+    peer: Peer,
+    mut request: Request<Incoming>,
+) -> Result<Response<Body>, Infallible> {
+    let user = peer.user.clone().unwrap_or_else(User::anonymous);
+    let path = request.uri().path().to_owned();
+    let recorded = audit::Request {
+        headers: request.headers(),
+        uri: request.uri(),
+        address: peer.address,
+        sender: &user,
+        user: &user,
+        action: &Action::Path { verb: "post", path: &path },
+        version: "",
+    };
+    let entry = node.audit.receive(&recorded).await;
+    let answer = match seat(node, &user, &path).await {
+        Err(status) => refused(status),
+        Ok(_seat) => {
+            if let Some(user) = peer.user.clone() {
+                request.extensions_mut().insert(user);
+            }
+            request.extensions_mut().insert(peer);
+            routes.call(request).await?.map(|body| body.map_err(Into::into).boxed_unsync())
+        }
+    };
+    if let Some(entry) = entry {
+        entry.complete(code(&answer)).await;
+    }
+    Ok(answer)
+}
+
+async fn seat(node: &Node, user: &User, path: &str) -> Result<crate::turnstile::Seat, tonic::Status> {
+    if user.is_anonymous() && !path.starts_with(HEALTH) {
+        return Err(tonic::Status::unauthenticated("this connection carries no identity"));
+    }
+    node.turnstile.enter(user).await.map_err(refuse)
+}
+
+fn refused(status: tonic::Status) -> Response<Body> {
+    status.into_http::<tonic::body::Body>().map(|body| body.map_err(Into::into).boxed_unsync())
+}
+
+/// What HTTP would have said; of an answer that goes on nothing but that it began is known.
+fn code(answer: &Response<Body>) -> u16 {
+    match tonic::Status::from_header_map(answer.headers()).map(|status| status.code()) {
+        None | Some(tonic::Code::Ok) => answer.status().as_u16(),
+        Some(tonic::Code::Unauthenticated) => 401,
+        Some(tonic::Code::PermissionDenied) => 403,
+        Some(tonic::Code::NotFound) => 404,
+        Some(tonic::Code::AlreadyExists | tonic::Code::Aborted) => 409,
+        Some(tonic::Code::InvalidArgument | tonic::Code::FailedPrecondition) => 400,
+        Some(tonic::Code::ResourceExhausted) => 429,
+        Some(tonic::Code::Unavailable) => 503,
+        Some(tonic::Code::DeadlineExceeded) => 504,
+        Some(_) => 500,
+    }
+}
