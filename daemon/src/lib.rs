@@ -28,6 +28,7 @@ mod listen;
 mod members;
 mod node;
 mod peers;
+mod pods;
 pub mod proto;
 mod rest;
 pub mod revive;

@@ -6,12 +6,14 @@
 //! Invariant: a frame is bounded, so that neither side can make the other hold more than one at a time.
 
 use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_api::{Reason, Status};
 use flotilla_net::{Alpn, Net, codec, read_frame_or_end, write_frame};
 use serde::{Deserialize, Serialize};
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream};
 use tokio_util::task::TaskTracker;
 
 use crate::agent::Local;
@@ -29,10 +31,18 @@ pub struct PodReference {
     pub uid: String,
 }
 
+/// Variants are only added, at the end: a node of an earlier version refuses those that it does not know, and understands
+/// the others.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum StreamRequest {
     Logs(Logs),
     Exec(Exec),
+    /// Joins the streams of a container; the messages are those of `Exec`.
+    Attach(Attach),
+    /// Connects to a port of a pod: `Stdin` and `Eof` go there, `Stdout` comes from there.
+    Forward(Forward),
+    /// As `Logs`, with what that lacks.
+    Log(Log),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -55,6 +65,46 @@ pub struct Exec {
     pub tty: bool,
     pub stdin: bool,
     pub size: Option<Size>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Attach {
+    pub pod: PodReference,
+    pub container: String,
+    pub stdin: bool,
+    pub size: Option<Size>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Forward {
+    pub pod: PodReference,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Log {
+    pub logs: Logs,
+    /// Only lines since then, in wall-clock milliseconds.
+    pub since_ms: Option<u64>,
+    pub stream: LogStream,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogStream {
+    #[default]
+    All,
+    Stdout,
+    Stderr,
+}
+
+impl StreamRequest {
+    /// A log, asked for in the oldest way that says all of it.
+    pub fn log(log: Log) -> Self {
+        match log.since_ms.is_none() && log.stream == LogStream::All {
+            true => Self::Logs(log.logs),
+            false => Self::Log(log),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -133,6 +183,72 @@ impl Streams {
     }
 }
 
+/// How long the pod may go on once its client has said all.
+const HALF_CLOSED: Duration = Duration::from_secs(60);
+/// How much of a connection to a port is carried in one message.
+const PIECE_BYTES: usize = 32 * 1024;
+
+impl Streams {
+    /// Connects to a port of a pod as one would over TCP. Whatever keeps it from connecting is told as `refusal` before
+    /// the other end is closed.
+    ///
+    /// # Errors
+    /// `ServiceUnavailable` if the node cannot be reached.
+    pub async fn dial(&self, node: &str, forward: Forward) -> Result<Dialled, Status> {
+        let connection = self.connect(node, StreamRequest::Forward(forward)).await?;
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let refusal = Arc::new(OnceLock::new());
+        let told = refusal.clone();
+        self.tasks.spawn(async move {
+            if let Err(status) = pump(connection, far).await {
+                _ = told.set(status);
+            }
+        });
+        Ok(Dialled { io: near, refusal })
+    }
+}
+
+/// A connection to a port of a pod.
+pub struct Dialled {
+    pub io: DuplexStream,
+    /// Why it ended, if not because either side wanted it to.
+    pub refusal: Arc<OnceLock<Status>>,
+}
+
+/// Carries bytes between a pipe and a pod until either has ended.
+async fn pump(connection: Connection, io: DuplexStream) -> Result<(), Status> {
+    let (mut writer, mut reader) = connection.split();
+    let (mut from_client, mut to_client) = tokio::io::split(io);
+    let inward = async {
+        let mut buffer = vec![0; PIECE_BYTES];
+        while let Ok(length @ 1..) = from_client.read(&mut buffer).await {
+            if writer.send(ToPod::Stdin(Bytes::copy_from_slice(&buffer[..length]))).await.is_err() {
+                return;
+            }
+        }
+        _ = writer.send(ToPod::Eof).await;
+    };
+    let outward = async {
+        loop {
+            match reader.next().await? {
+                Some(FromPod::Stdout(data) | FromPod::Stderr(data)) => {
+                    if to_client.write_all(&data).await.is_err() {
+                        return Ok(());
+                    }
+                }
+                Some(FromPod::Failed(status)) => return Err(status),
+                Some(FromPod::Exit(_)) | None => return Ok(()),
+            }
+        }
+    };
+    let mut outward = std::pin::pin!(outward);
+    tokio::select! {
+        ended = &mut outward => ended,
+        // A client that has said all may still listen; one that is gone is noticed when something comes for it.
+        () = inward => tokio::time::timeout(HALF_CLOSED, outward).await.unwrap_or(Ok(())),
+    }
+}
+
 /// The client's end of a stream.
 pub struct Connection {
     reader: Reader,
@@ -182,12 +298,18 @@ impl Writer {
 /// Serves one stream from its first frame to its end.
 pub async fn serve(local: &Local, mut read: impl AsyncRead + Send + Unpin, mut write: impl AsyncWrite + Send + Unpin) {
     let end = match receive::<StreamRequest>(&mut read).await {
-        Ok(Some(StreamRequest::Logs(logs))) => tokio::select! {
-            ended = local.logs(logs, &mut write) => ended,
-            // A client that reads a log says nothing more. What comes is its end, and the log may be silent for ever.
-            _ = receive::<ToPod>(&mut read) => return,
-        },
+        Ok(Some(StreamRequest::Logs(logs))) => {
+            let log = Log { logs, since_ms: None, stream: LogStream::All };
+            let Some(ended) = serve_log(local, log, &mut read, &mut write).await else { return };
+            ended
+        }
+        Ok(Some(StreamRequest::Log(log))) => {
+            let Some(ended) = serve_log(local, log, &mut read, &mut write).await else { return };
+            ended
+        }
         Ok(Some(StreamRequest::Exec(exec))) => local.exec(exec, &mut read, &mut write).await,
+        Ok(Some(StreamRequest::Attach(attach))) => local.attach(attach, &mut read, &mut write).await,
+        Ok(Some(StreamRequest::Forward(forward))) => local.forward(forward, &mut read, &mut write).await,
         Ok(None) => return,
         Err(error) => Err(Status::bad_request(error)),
     };
@@ -195,6 +317,20 @@ pub async fn serve(local: &Local, mut read: impl AsyncRead + Send + Unpin, mut w
     // A client that hung up needs no answer.
     _ = send(&mut write, &last).await;
     _ = tokio::io::AsyncWriteExt::shutdown(&mut write).await;
+}
+
+/// `None` if the client hung up. One that reads a log says nothing more: what comes is its end, and the log may be silent
+/// for ever.
+async fn serve_log(
+    local: &Local,
+    log: Log,
+    read: &mut (impl AsyncRead + Send + Unpin),
+    write: &mut (impl AsyncWrite + Send + Unpin),
+) -> Option<Result<i32, Status>> {
+    tokio::select! {
+        ended = local.logs(log, write) => Some(ended),
+        _ = receive::<ToPod>(read) => None,
+    }
 }
 
 /// Writes one message in a frame.

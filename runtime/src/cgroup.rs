@@ -193,6 +193,58 @@ impl Cgroup {
         set("pids.max", limits.pids.map(max_or))
     }
 
+    /// Gives a present group these limits. Those that are `None` stay as they are.
+    ///
+    /// # Errors
+    /// If the kernel refuses, or more memory is in use than the new limit: lowering it would kill.
+    pub fn update(&self, limits: &Limits) -> Result<(), CgroupError> {
+        if let Some(limit_bytes) = limits.memory_bytes.filter(|limit| *limit >= 0)
+            && self.usage().memory_working_set_bytes > limit_bytes as u64
+        {
+            let path = self.path.clone();
+            let source = io::Error::other("more memory is in use than the new limit");
+            return Err(CgroupError::Io { path, action: "lower the memory limit", source });
+        }
+        self.set_memory(limits.memory_bytes)?;
+        let set = |file: &str, value: Option<String>| match (self.dir("cpu"), value) {
+            (Some(dir), Some(value)) => write(&dir.join(file), &value),
+            _ => Ok(()),
+        };
+        let period_us = limits.cpu_period_us.unwrap_or(100_000);
+        if is_v2() {
+            set("cpu.weight", limits.cpu_shares.map(|shares| weight_of_shares(shares).to_string()))?;
+            return set("cpu.max", limits.cpu_quota_us.map(|quota_us| cpu_max(quota_us, period_us)));
+        }
+        set("cpu.shares", limits.cpu_shares.map(|v| v.to_string()))?;
+        set("cpu.cfs_period_us", limits.cpu_period_us.map(|v| v.to_string()))?;
+        set("cpu.cfs_quota_us", limits.cpu_quota_us.map(|v| v.to_string()))
+    }
+
+    /// Lifts those of the limits that are about to change, so that what is below may grow.
+    pub fn lift(&self, limits: &Limits) -> Result<(), CgroupError> {
+        self.update(&Limits {
+            memory_bytes: limits.memory_bytes.map(|_| -1),
+            cpu_quota_us: limits.cpu_quota_us.map(|_| -1),
+            ..Limits::default()
+        })
+    }
+
+    fn set_memory(&self, limit_bytes: Option<i64>) -> Result<(), CgroupError> {
+        let (Some(dir), Some(limit_bytes)) = (self.dir("memory"), limit_bytes) else { return Ok(()) };
+        if is_v2() {
+            return write(&dir.join("memory.max"), &max_or(limit_bytes));
+        }
+        let (limit, with_swap) = (dir.join("memory.limit_in_bytes"), dir.join("memory.memsw.limit_in_bytes"));
+        let value = limit_bytes.to_string();
+        if !with_swap.exists() || number(&with_swap) > i64::MAX as u64 / 2 {
+            return write(&limit, &value);
+        }
+        // Memory with swap must never be less than memory alone.
+        let grows = limit_bytes < 0 || limit_bytes as u64 > number(&limit);
+        let order = if grows { [with_swap, limit] } else { [limit, with_swap] };
+        order.iter().try_for_each(|file| write(file, &value))
+    }
+
     /// Every process in the group and below.
     pub fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use common::{Node, PATIENCE, alive, exit, run, running, said, sandbox, until};
 use flotilla_runtime::Pods;
 use flotilla_runtime::cgroup::Cgroup;
-use flotilla_runtime::pods::{ExecSpec, PodsError};
+use flotilla_runtime::pods::{AttachSpec, ExecSpec, PodsError};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn shell(script: &str) -> ExecSpec {
@@ -94,7 +94,7 @@ async fn attaching_feeds_and_follows_a_container() {
     let mut spec = node.container("main", "while read line; do echo got $line; [ $line = bye ] && exit 4; done");
     spec.stdin = true;
     let key = run(&pods, "a", spec).await;
-    let mut session = pods.attach("a", &key).await.unwrap();
+    let mut session = pods.attach("a", &key, AttachSpec { stdin: true, split: false }).await.unwrap();
     session.stdin.as_mut().unwrap().write_all(b"hello\nbye\n").await.unwrap();
     let mut out = String::new();
     session.output.take().unwrap().read_to_string(&mut out).await.unwrap();
@@ -116,7 +116,7 @@ async fn a_container_may_have_a_terminal_itself() {
     let pid = running(&pods, "a", &key).await;
     assert!(alive(pid));
     pods.resize("a", &key, 90, 30).await.unwrap();
-    let mut session = pods.attach("a", &key).await.unwrap();
+    let mut session = pods.attach("a", &key, AttachSpec { stdin: true, split: false }).await.unwrap();
     session.stdin.as_mut().unwrap().write_all(b"hello\n").await.unwrap();
     assert_eq!(exit(&pods, "a", &key).await.code, 2);
     let text = said(&pods, "a", &key, "got hello").await;

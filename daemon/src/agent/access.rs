@@ -4,13 +4,16 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use flotilla_api::{Reason, Status};
-use flotilla_runtime::pods::{ExecSpec, LogOptions, PodsError, logs};
+use flotilla_runtime::Pods;
+use flotilla_runtime::pods::{
+    AttachSession, AttachSpec, ExecSession, ExecSpec, FdStream, LogOptions, LogStreams, PodsError, Terminal, logs,
+};
 use flotilla_runtime::state::{ContainerState, container_key};
 use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::local::Local;
-use crate::streams::{Exec, FromPod, Logs, PodReference, ToPod, receive, send};
+use crate::streams::{Attach, Exec, Forward, FromPod, Log, LogStream, Logs, PodReference, Size, ToPod, receive, send};
 
 /// Bytes of a command's output in one frame.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -20,10 +23,11 @@ impl Local {
     ///
     /// # Errors
     /// If there is no such container, or its log cannot be read.
-    pub async fn logs(&self, asked: Logs, write: &mut (impl AsyncWrite + Send + Unpin)) -> Result<i32, Status> {
-        let since_ms = asked.since_seconds.map(|seconds| {
+    pub async fn logs(&self, asked: Log, write: &mut (impl AsyncWrite + Send + Unpin)) -> Result<i32, Status> {
+        let Log { logs: asked, since_ms, stream } = asked;
+        let since_ms = since_ms.or_else(|| {
             let now = Timestamp::now().as_millisecond().max(0) as u64;
-            now.saturating_sub(seconds.saturating_mul(1_000))
+            Some(now.saturating_sub(asked.since_seconds?.saturating_mul(1_000)))
         });
         let options = LogOptions {
             follow: asked.follow && !asked.previous,
@@ -31,8 +35,17 @@ impl Local {
             since_ms,
             limit_bytes: asked.limit_bytes,
             timestamps: asked.timestamps,
+            streams: match stream {
+                LogStream::All => LogStreams::Both,
+                LogStream::Stdout => LogStreams::Stdout,
+                LogStream::Stderr => LogStreams::Stderr,
+            },
         };
         let mut reader = self.log(&asked, options)?;
+        // Nothing may be said for long, and the client wants to know that it will be.
+        if send(write, &FromPod::Stdout(Bytes::new())).await.is_err() {
+            return Ok(0);
+        }
         while let Some(data) = reader.next().await.map_err(Status::internal)? {
             if send(write, &FromPod::Stdout(data)).await.is_err() {
                 return Ok(0);
@@ -91,63 +104,186 @@ impl Local {
         read: &mut (impl AsyncRead + Send + Unpin),
         write: &mut (impl AsyncWrite + Send + Unpin),
     ) -> Result<i32, Status> {
-        let attempts = self.attempts(&asked.pod, &asked.container);
-        let running = attempts.last().filter(|attempt| attempt.is_running());
-        let (Some(pods), Some(running)) = (self.pods(), running) else {
-            return Err(Status::bad_request(format!(
-                "container \"{}\" of pod \"{}\" is not running",
-                asked.container, asked.pod.name
-            )));
-        };
+        let (pods, key) = self.running(&asked.pod, &asked.container)?;
         let spec = ExecSpec { args: asked.command, tty: asked.tty, ..ExecSpec::default() };
-        let session = pods.exec(&asked.pod.uid, &running.key(), &spec).await;
-        let mut session = session.map_err(|error| refused(&error))?;
+        let session = pods.exec(&asked.pod.uid, &key, &spec).await;
+        let session =
+            session.map_err(|error| Status::internal(format!("error executing command in container: {error}")))?;
         if let (Some(terminal), Some(size)) = (&session.terminal, asked.size) {
             _ = terminal.resize(size.columns, size.rows);
         }
-        let mut stdin = session.stdin.take().filter(|_| asked.stdin);
-        let terminal = session.terminal.take();
+        let ExecSession { stdin, stdout, stderr, terminal, mut exit } = session;
+        let ends_at_eof = terminal.is_none();
+        let inward = feed(read, stdin.filter(|_| asked.stdin), ends_at_eof, Resizer::Process(terminal));
+        let outward = async {
+            copy_out(stdout, stderr, write).await;
+            exit.wait().await
+        };
+        // The client that hangs up ends the command: dropping the session kills it.
+        tokio::select! {
+            code = outward => code.map_err(|error| refused(&error)),
+            () = inward => Err(hung_up()),
+        }
+    }
+
+    /// Joins the streams of a container until it ends or the client goes.
+    ///
+    /// # Errors
+    /// If the container does not run.
+    pub async fn attach(
+        &self,
+        asked: Attach,
+        read: &mut (impl AsyncRead + Send + Unpin),
+        write: &mut (impl AsyncWrite + Send + Unpin),
+    ) -> Result<i32, Status> {
+        let (pods, key) = self.running(&asked.pod, &asked.container)?;
+        let uid = &asked.pod.uid;
+        let spec = AttachSpec { stdin: asked.stdin, split: true };
+        let session = pods.attach(uid, &key, spec).await.map_err(|error| refused(&error))?;
+        // A container without a terminal keeps its size to itself.
+        let resizer = Resizer::Container { pods, uid, key: &key };
+        if let Some(size) = asked.size {
+            resizer.resize(size).await;
+        }
+        let AttachSession { stdin, output, errors, hold } = session;
+        let ended = tokio::select! {
+            () = copy_out(output, errors, write) => Ok(0),
+            () = feed(read, stdin, true, resizer) => Err(hung_up()),
+        };
+        drop(hold);
+        ended
+    }
+
+    /// Connects to a port of the pod and carries bytes both ways, until the pod has said all or the client goes.
+    ///
+    /// # Errors
+    /// If nobody answers there.
+    pub async fn forward(
+        &self,
+        asked: Forward,
+        read: &mut (impl AsyncRead + Send + Unpin),
+        write: &mut (impl AsyncWrite + Send + Unpin),
+    ) -> Result<i32, Status> {
+        let pods = self.pods().ok_or_else(|| no_such_pod(&asked.pod))?;
+        let failed = |error: PodsError| {
+            let why = match &error {
+                PodsError::Stream(source) => format!("connect to localhost:{}: {source}", asked.port),
+                other => other.to_string(),
+            };
+            Status::new(Reason::ServiceUnavailable, why)
+        };
+        let stream = match pods.connect(&asked.pod.uid, asked.port).await {
+            Err(PodsError::NoSandbox(_)) => return Err(no_such_pod(&asked.pod)),
+            connected => connected.map_err(failed)?,
+        };
+        let (mut from_pod, mut to_pod) = stream.into_split();
         let inward = async {
-            while let Ok(Some(message)) = receive::<ToPod>(read).await {
-                match message {
-                    ToPod::Stdin(data) => {
-                        if let Some(pipe) = stdin.as_mut()
-                            && pipe.write_all(&data).await.is_err()
-                        {
-                            stdin = None;
+            loop {
+                match receive::<ToPod>(read).await {
+                    Ok(Some(ToPod::Stdin(data))) => {
+                        if to_pod.write_all(&data).await.is_err() {
+                            break;
                         }
                     }
-                    ToPod::Resize(size) => {
-                        // A size that the kernel refuses leaves the terminal as it is.
-                        _ = terminal.as_ref().map(|terminal| terminal.resize(size.columns, size.rows));
-                    }
-                    // A terminal's input ends with its own character, not with its pipe.
-                    ToPod::Eof if terminal.is_none() => stdin = None,
-                    ToPod::Eof => {}
+                    Ok(Some(ToPod::Eof)) => _ = to_pod.shutdown().await,
+                    Ok(Some(ToPod::Resize(_))) => {}
+                    Ok(None) | Err(_) => return,
                 }
             }
+            // The pod takes nothing more, but may have something to say.
+            while let Ok(Some(_)) = receive::<ToPod>(read).await {}
         };
-        let (mut stdout, mut stderr) = (session.stdout.take(), session.stderr.take());
         let outward = async {
-            let (mut out, mut err) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
-            while stdout.is_some() || stderr.is_some() {
-                let message = tokio::select! {
-                    length = next(&mut stdout, &mut out) => length.map(|length| FromPod::Stdout(Bytes::copy_from_slice(&out[..length]))),
-                    length = next(&mut stderr, &mut err) => length.map(|length| FromPod::Stderr(Bytes::copy_from_slice(&err[..length]))),
-                };
-                if let Some(message) = message
-                    && send(write, &message).await.is_err()
-                {
+            let mut buffer = vec![0; CHUNK_BYTES];
+            while let Ok(length @ 1..) = from_pod.read(&mut buffer).await {
+                if send(write, &FromPod::Stdout(Bytes::copy_from_slice(&buffer[..length]))).await.is_err() {
                     return;
                 }
             }
         };
-        // The client that hangs up ends the command: dropping the session kills it.
         tokio::select! {
-            code = async { outward.await; session.exit.wait().await } => code.map_err(|error| refused(&error)),
-            () = inward => Err(Status::new(Reason::ServiceUnavailable, "the client hung up")),
+            () = outward => Ok(0),
+            () = inward => Err(hung_up()),
         }
     }
+
+    /// The attempt of a container that runs now.
+    fn running(&self, pod: &PodReference, container: &str) -> Result<(&Pods, String), Status> {
+        let attempts = self.attempts(pod, container);
+        let running = attempts.last().filter(|attempt| attempt.is_running());
+        match (self.pods(), running) {
+            (Some(pods), Some(running)) => Ok((pods, running.key())),
+            _ => Err(Status::new(Reason::NotFound, format!("container not found (\"{container}\")"))),
+        }
+    }
+}
+
+/// Whose terminal a client resizes.
+enum Resizer<'a> {
+    Process(Option<Terminal>),
+    Container { pods: &'a Pods, uid: &'a str, key: &'a str },
+}
+
+impl Resizer<'_> {
+    /// A size that the kernel refuses, or for which there is no terminal, changes nothing.
+    async fn resize(&self, size: Size) {
+        match self {
+            Self::Process(terminal) => _ = terminal.as_ref().map(|terminal| terminal.resize(size.columns, size.rows)),
+            Self::Container { pods, uid, key } => _ = pods.resize(uid, key, size.columns, size.rows).await,
+        }
+    }
+}
+
+/// Takes what a client says to a process, until the client goes.
+async fn feed(
+    read: &mut (impl AsyncRead + Send + Unpin),
+    mut stdin: Option<FdStream>,
+    ends_at_eof: bool,
+    resizer: Resizer<'_>,
+) {
+    while let Ok(Some(message)) = receive::<ToPod>(read).await {
+        match message {
+            ToPod::Stdin(data) => {
+                if let Some(pipe) = stdin.as_mut()
+                    && pipe.write_all(&data).await.is_err()
+                {
+                    stdin = None;
+                }
+            }
+            ToPod::Resize(size) => resizer.resize(size).await,
+            // A terminal's input ends with its own character, not with its pipe.
+            ToPod::Eof if ends_at_eof => stdin = None,
+            ToPod::Eof => {}
+        }
+    }
+}
+
+/// Sends what a process says until it has said all, or the client takes no more.
+async fn copy_out(
+    mut stdout: Option<FdStream>,
+    mut stderr: Option<FdStream>,
+    write: &mut (impl AsyncWrite + Send + Unpin),
+) {
+    let (mut out, mut err) = (vec![0; CHUNK_BYTES], vec![0; CHUNK_BYTES]);
+    while stdout.is_some() || stderr.is_some() {
+        let message = tokio::select! {
+            length = next(&mut stdout, &mut out) => length.map(|length| FromPod::Stdout(Bytes::copy_from_slice(&out[..length]))),
+            length = next(&mut stderr, &mut err) => length.map(|length| FromPod::Stderr(Bytes::copy_from_slice(&err[..length]))),
+        };
+        if let Some(message) = message
+            && send(write, &message).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+fn hung_up() -> Status {
+    Status::new(Reason::ServiceUnavailable, "the client hung up")
+}
+
+fn no_such_pod(pod: &PodReference) -> Status {
+    Status::new(Reason::NotFound, format!("pod \"{}\" does not run on this node", pod.name))
 }
 
 /// Reads once; a stream that has ended is dropped and gives `None`.

@@ -201,7 +201,7 @@ impl Carrier {
         });
         let (image, rootfs, log_path) =
             prepared.await.map_err(|error| create_error(error.to_string()))?.map_err(&create_error)?;
-        let parts = Parts { attempt, image: &image, rootfs, environment, volumes: &volumes, log_path };
+        let parts = Parts { attempt, image: &image, rootfs, environment, volumes: &volumes, log_path, pid_of: None };
         let spec = lower::container(&pod, &container, parts).map_err(of)?;
         if let Err(error) = pods.create_container(&self.uid, spec).await {
             // What the engine refused is recorded as an exit.

@@ -139,6 +139,8 @@ pub struct Parts<'a> {
     pub environment: Vec<(String, String)>,
     pub volumes: &'a BTreeMap<String, PathBuf>,
     pub log_path: PathBuf,
+    /// The key of the container whose processes it sees as its own.
+    pub pid_of: Option<String>,
 }
 
 /// One attempt at one container.
@@ -171,12 +173,14 @@ pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<Conta
         user,
         tty: container.tty.unwrap_or(false),
         stdin: container.stdin.unwrap_or(false),
+        stdin_once: container.stdin_once.unwrap_or(false),
         capabilities_add: capabilities.add.unwrap_or_default(),
         capabilities_drop: capabilities.drop.unwrap_or_default(),
         privileged: context.privileged.unwrap_or(false),
         read_only_rootfs: context.read_only_root_filesystem.unwrap_or(false),
         no_new_privileges: context.allow_privilege_escalation == Some(false),
         host_pid: spec.host_pid.unwrap_or(false),
+        pid_of: parts.pid_of,
         seccomp: seccomp(context.seccomp_profile.as_ref().or(pod_context.seccomp_profile.as_ref())),
         limits: limits(container.resources.as_ref()),
         oom_score_adj: Some(oom_score(&spec, container)),

@@ -1,12 +1,13 @@
 //! Logs and exec, bridged to the node that runs the pod.
 
-use flotilla_api::{Reason, Status};
+use flotilla_api::Status;
 use serde_json::Value;
 use tonic::{Request, Response, Streaming};
 
 use super::watch::{Answer, Sender, stream};
 use super::{refuse, user};
 use crate::node::Node;
+use crate::pods;
 use crate::proto::{self, pods_server::Pods};
 use crate::streams::{Connection, Exec, FromPod, Logs, Size, StreamRequest, ToPod};
 
@@ -32,8 +33,8 @@ impl Pods for Service {
         let request = request.into_inner();
         let pod = self.node.gate.connect(&user, "log", &request.namespace, &request.pod).await.map_err(refuse)?;
         let logs = Logs {
-            pod: reference(&pod),
-            container: container(&pod, &request.container).map_err(refuse)?,
+            pod: pods::reference(&pod),
+            container: pods::container(&pod, &request.container).map_err(refuse)?,
             follow: request.follow,
             previous: request.previous,
             tail_lines: request.tail_lines.map(|lines| lines.max(0) as u64),
@@ -74,8 +75,8 @@ impl Pods for Service {
         }
         let pod = self.node.gate.connect(&user, "exec", &start.namespace, &start.pod).await.map_err(refuse)?;
         let exec = Exec {
-            pod: reference(&pod),
-            container: container(&pod, &start.container).map_err(refuse)?,
+            pod: pods::reference(&pod),
+            container: pods::container(&pod, &start.container).map_err(refuse)?,
             command: start.command,
             tty: start.tty,
             stdin: start.stdin,
@@ -141,41 +142,7 @@ async fn bridge(
 }
 
 async fn connect(node: &Node, pod: &Value, request: StreamRequest) -> Result<Connection, Status> {
-    let host = super::text(pod, "/spec/nodeName");
-    if host.is_empty() {
-        return Err(Status::bad_request(format!("pod {} is not on a node yet", super::text(pod, "/metadata/name"))));
-    }
-    node.streams.connect(&host, request).await
-}
-
-fn reference(pod: &Value) -> crate::streams::PodReference {
-    crate::streams::PodReference {
-        namespace: super::text(pod, "/metadata/namespace"),
-        name: super::text(pod, "/metadata/name"),
-        uid: super::text(pod, "/metadata/uid"),
-    }
-}
-
-/// The container that was named, or the only one.
-fn container(pod: &Value, asked: &str) -> Result<String, Status> {
-    let names = |field: &str| -> Vec<String> {
-        let list = pod.pointer(field).and_then(Value::as_array).cloned().unwrap_or_default();
-        list.iter().filter_map(|c| c["name"].as_str().map(str::to_owned)).collect()
-    };
-    let (main, init) = (names("/spec/containers"), names("/spec/initContainers"));
-    let pod = super::text(pod, "/metadata/name");
-    match (asked, main.as_slice()) {
-        ("", [only]) => Ok(only.clone()),
-        ("", _) => Err(Status::bad_request(format!(
-            "a container name must be specified for pod {pod}, choose one of: [{}]",
-            main.join(" ")
-        ))),
-        (asked, _) if main.iter().chain(&init).any(|name| name == asked) => Ok(asked.to_owned()),
-        (asked, _) => Err(Status::new(
-            Reason::BadRequest,
-            format!("container {asked} is not valid for pod {pod}; it has [{}]", main.join(" ")),
-        )),
-    }
+    node.streams.connect(&pods::host(pod)?, request).await
 }
 
 fn size(size: proto::TerminalSize) -> Size {

@@ -11,9 +11,11 @@ mod answer;
 mod asked;
 mod authn;
 mod body;
+mod connect;
 mod delete;
 mod discovery;
 mod impersonate;
+mod log;
 mod negotiate;
 mod plain;
 mod query;
@@ -21,6 +23,7 @@ mod read;
 mod review;
 mod route;
 mod scale;
+pub(crate) mod streams;
 mod subresource;
 mod table;
 mod watch;
@@ -36,6 +39,7 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 
 use crate::audit;
 use crate::gate::{Gate, User};
@@ -60,6 +64,8 @@ const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Rest {
     node: Node,
+    /// Room for sessions: commands, attaching, forwarded ports.
+    sessions: Arc<Semaphore>,
 }
 
 /// One request, as far as it is understood without its body.
@@ -73,7 +79,7 @@ struct Call {
 
 impl Rest {
     pub fn new(node: &Node) -> Self {
-        Self { node: node.clone() }
+        Self { node: node.clone(), sessions: Arc::new(Semaphore::new(connect::MAX_SESSIONS)) }
     }
 
     fn gate(&self) -> &Gate {
@@ -209,6 +215,11 @@ fn at<'a>(kind: &Arc<Kind>, target: &'a Target, name: &'a str) -> Result<(&'a st
         (None, false) => Ok(("", name)),
         (None, true) => Err(no_such_resource()),
     }
+}
+
+/// The namespace of a kind that is always in one.
+fn at_namespace(target: &Target) -> Result<&str, Status> {
+    target.namespace.as_deref().ok_or_else(no_such_resource)
 }
 
 fn no_such_resource() -> Status {

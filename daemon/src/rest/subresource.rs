@@ -34,6 +34,10 @@ impl Rest {
             (SCALE, &Method::GET | &Method::HEAD) => self.get_scale(call, kind, target, name).await,
             (SCALE, &Method::PUT) => self.put_scale(call, body, kind, target, name).await,
             ("binding", &Method::POST) => self.bind(call, body, kind, target, name).await,
+            ("exec", &Method::GET | &Method::POST) => self.exec(call, target, name).await,
+            ("attach", &Method::GET | &Method::POST) => self.attach(call, target, name).await,
+            ("portforward", &Method::GET | &Method::POST) => self.port_forward(call, target, name).await,
+            ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
             ("finalize", &Method::PUT) => self.finalize(call, body, kind, target, name).await,
             _ => Err(not_allowed()),
         }

@@ -43,6 +43,8 @@ pub enum SpecError {
 pub struct Surroundings {
     /// The process whose net, ipc and uts namespaces the pod shares.
     pub shim_pid: i32,
+    /// The process whose pid namespace the container joins.
+    pub pid_of: Option<i32>,
     pub host_network: bool,
     pub hostname: String,
     /// The container's own group.
@@ -200,8 +202,10 @@ fn namespaces(spec: &ContainerSpec, around: &Surroundings) -> Value {
         json!({"type": "ipc", "path": of_shim("ipc")}),
         json!({"type": "uts", "path": of_shim("uts")}),
     ];
-    if !spec.host_pid {
-        all.push(json!({"type": "pid"}));
+    match around.pid_of {
+        _ if spec.host_pid => {}
+        Some(pid) => all.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")})),
+        None => all.push(json!({"type": "pid"})),
     }
     if !around.host_network {
         all.push(json!({"type": "network", "path": of_shim("net")}));

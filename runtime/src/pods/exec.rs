@@ -17,7 +17,7 @@ use super::streams::FdStream;
 use super::wire::Wire;
 use super::{ExecSpec, PodsError};
 use crate::engine::spec::{Tenant, tenant_process};
-use crate::shim::protocol::{Message, Request};
+use crate::shim::protocol::{Message, Request, SPLIT_ATTACH};
 
 /// What `exec_sync` keeps of each stream.
 pub const MAX_SYNC_OUTPUT_BYTES: usize = 64 * 1024;
@@ -167,23 +167,47 @@ async fn keep(stream: Option<FdStream>, kept: &mut Vec<u8>) {
 
 /// A container's own streams.
 pub struct AttachSession {
+    /// `None` if none was asked for.
     pub stdin: Option<FdStream>,
-    /// stdout and stderr as they come. Ends when the container does.
+    /// stdout, and stderr where it is not apart. Ends when the container does.
     pub output: Option<FdStream>,
+    /// `None` with a terminal, and with a shim from before it could be apart.
+    pub errors: Option<FdStream>,
     /// Letting go of it detaches.
     pub hold: AttachHold,
 }
 
 pub struct AttachHold(#[expect(dead_code, reason = "held for its drop, which detaches")] Wire);
 
-pub async fn attach(sandbox: &Sandbox, key: &str) -> Result<AttachSession, PodsError> {
+/// What somebody who attaches wants beside the output.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AttachSpec {
+    pub stdin: bool,
+    /// stderr by itself.
+    pub split: bool,
+}
+
+pub async fn attach(sandbox: &Sandbox, key: &str, spec: AttachSpec) -> Result<AttachSession, PodsError> {
     let (mut wire, _) = Wire::open(&sandbox.places.socket(), false).await?;
+    let able = wire.version >= SPLIT_ATTACH;
     let pipe = || pipe2(OFlag::O_CLOEXEC).map_err(|error| PodsError::Stream(error.into()));
-    let ((from_output, output), (input, to_input)) = (pipe()?, pipe()?);
-    wire.call(Request::Attach { key: key.into() }, vec![output, input]).await?;
-    Ok(AttachSession {
-        stdin: Some(FdStream::new(to_input)?),
-        output: Some(FdStream::new(from_output)?),
-        hold: AttachHold(wire),
-    })
+    let (from_output, output) = pipe()?;
+    let mut fds = vec![output];
+    let mut stdin = None;
+    if spec.stdin || !able {
+        let (input, to_input) = pipe()?;
+        fds.push(input);
+        // An older shim takes an input that says nothing.
+        stdin = Some(FdStream::new(to_input)?).filter(|_| spec.stdin);
+    }
+    let mut errors = None;
+    let split = spec.split && able;
+    if split {
+        let (from_errors, to_errors) = pipe()?;
+        fds.push(to_errors);
+        errors = Some(FdStream::new(from_errors)?);
+    }
+    let no_input = able && !spec.stdin;
+    wire.call(Request::Attach { key: key.into(), no_input, split }, fds).await?;
+    Ok(AttachSession { stdin, output: Some(FdStream::new(from_output)?), errors, hold: AttachHold(wire) })
 }

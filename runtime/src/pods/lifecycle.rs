@@ -163,6 +163,7 @@ impl Pods {
             log_path: spec.log_path,
             tty: spec.tty,
             stdin: spec.stdin,
+            stdin_once: spec.stdin_once,
             oom_score_adj: spec.oom_score_adj,
             stop_signal,
         };
@@ -353,12 +354,22 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
     if !view.ready {
         return Err(PodsError::ShimGone);
     }
+    let pid_of = match &spec.pid_of {
+        Some(key) => {
+            let found =
+                view.state.containers.iter().find(|container| container.key() == *key && container.is_running());
+            let pid = found.and_then(|container| container.pid);
+            Some(pid.ok_or_else(|| PodsError::Refused(format!("the target container {key} is not running")))?)
+        }
+        None => None,
+    };
     let profile = match &spec.seccomp {
         Seccomp::Path(path) => Some(read_json(path)?),
         _ => None,
     };
     Ok(Surroundings {
         shim_pid: view.state.pid,
+        pid_of,
         host_network: sandbox.record.spec.host_network,
         hostname: sandbox.record.spec.hostname.clone(),
         cgroup_path: cgroup.into(),

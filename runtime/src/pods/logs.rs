@@ -14,7 +14,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use futures::stream::{self, Stream};
 
-use super::{LogOptions, PodsError};
+use super::{LogOptions, LogStreams, PodsError};
 use crate::shim::output::{MAX_PIECE_BYTES, numbered};
 
 /// How often a log that is followed is looked at.
@@ -217,7 +217,15 @@ impl Cursor {
     }
 
     fn wanted(&mut self, line: &[u8], options: &LogOptions) -> Option<Bytes> {
-        let (time, whole, text) = parse(line)?;
+        let (time, stream, whole, text) = parse(line)?;
+        let wanted = match options.streams {
+            LogStreams::Both => true,
+            LogStreams::Stdout => stream == b"stdout",
+            LogStreams::Stderr => stream == b"stderr",
+        };
+        if !wanted {
+            return None;
+        }
         if options.since_ms.is_some_and(|since_ms| !is_since(time, since_ms)) {
             return None;
         }
@@ -240,12 +248,12 @@ fn identity(file: &File) -> io::Result<(u64, u64)> {
 }
 
 /// Splits `TIME STREAM TAG TEXT`; what is not of that form is not a shim's line.
-fn parse(line: &[u8]) -> Option<(&str, bool, &[u8])> {
+fn parse(line: &[u8]) -> Option<(&str, &[u8], bool, &[u8])> {
     let mut fields = line.splitn(4, |byte| *byte == b' ');
     let time = std::str::from_utf8(fields.next()?).ok()?;
-    fields.next()?;
+    let stream = fields.next()?;
     let tag = fields.next()?;
-    Some((time, tag.first() == Some(&b'F'), fields.next()?))
+    Some((time, stream, tag.first() == Some(&b'F'), fields.next()?))
 }
 
 fn is_since(time: &str, since_ms: u64) -> bool {
@@ -273,7 +281,7 @@ fn tail(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
                 starts.pop_front();
             }
         }
-        fresh = parse(&line).is_none_or(|(_, whole, _)| whole);
+        fresh = parse(&line).is_none_or(|(_, _, whole, _)| whole);
         offset += length as u64;
     }
     Ok((starts.front().copied().unwrap_or(offset), starts.len() as u64))
@@ -282,7 +290,7 @@ fn tail(file: &File, wanted: u64) -> io::Result<(u64, u64)> {
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(input: &[u8]) {
     for line in input.split_inclusive(|byte| *byte == b'\n') {
-        if let Some((time, _, _)) = parse(line) {
+        if let Some((time, _, _, _)) = parse(line) {
             is_since(time, 1);
         }
     }

@@ -8,6 +8,7 @@
 //! Invariant: nothing is ever removed that no record names.
 
 mod devices;
+mod dial;
 mod exec;
 mod files;
 mod lifecycle;
@@ -28,16 +29,19 @@ use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-pub use exec::{AttachHold, AttachSession, ExecExit, ExecOutput, ExecSession, MAX_SYNC_OUTPUT_BYTES, Terminal};
+pub use exec::{
+    AttachHold, AttachSession, AttachSpec, ExecExit, ExecOutput, ExecSession, MAX_SYNC_OUTPUT_BYTES, Terminal,
+};
 use sandbox::{Places, Sandbox, Tether};
 pub use spec::{
-    Config, ContainerSpec, ExecSpec, LogOptions, LogRotation, Mount, MountKind, STOP_SLACK, SandboxSpec, Seccomp, User,
+    Config, ContainerSpec, ExecSpec, LogOptions, LogRotation, LogStreams, Mount, MountKind, STOP_SLACK, SandboxSpec,
+    Seccomp, User,
 };
 pub use stats::{ContainerUsage, NodeUsage, SandboxUsage};
 pub use streams::FdStream;
 use wire::Wire;
 
-use crate::cgroup::CgroupError;
+use crate::cgroup::{Cgroup, CgroupError, Limits};
 use crate::engine::spec::SpecError;
 use crate::network::{Network, NetworkError};
 use crate::state::{ContainerState, SandboxState};
@@ -160,8 +164,35 @@ impl Pods {
     }
 
     /// Joins a container's own streams.
-    pub async fn attach(&self, sandbox: &str, container: &str) -> Result<AttachSession, PodsError> {
-        exec::attach(self.sandbox(sandbox)?.as_ref(), container).await
+    pub async fn attach(&self, sandbox: &str, container: &str, spec: AttachSpec) -> Result<AttachSession, PodsError> {
+        exec::attach(self.sandbox(sandbox)?.as_ref(), container, spec).await
+    }
+
+    /// Connects to a TCP port of the pod, from within its network.
+    pub async fn connect(&self, sandbox: &str, port: u16) -> Result<tokio::net::TcpStream, PodsError> {
+        dial::connect(self.sandbox(sandbox)?.as_ref(), port).await
+    }
+
+    /// Gives a running container other limits, and its pod other limits as a whole, without stopping either.
+    pub async fn set_limits(
+        &self,
+        sandbox: &str,
+        container: &str,
+        limits: Limits,
+        of_pod: Limits,
+    ) -> Result<(), PodsError> {
+        let sandbox = self.sandbox(sandbox)?;
+        let group = sandbox.record.cgroup.clone();
+        let key = container.to_owned();
+        let set = tokio::task::spawn_blocking(move || {
+            let pod = Cgroup::new(&group)?;
+            let container = pod.child(&key)?;
+            // Where the two differ, the smaller holds: the pod grows first and shrinks last.
+            pod.lift(&of_pod)?;
+            container.update(&limits)?;
+            pod.update(&of_pod)
+        });
+        set.await.map_err(|error| PodsError::Shim(error.to_string()))?.map_err(PodsError::from)
     }
 
     /// Resizes the terminal of a container that has one.

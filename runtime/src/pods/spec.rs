@@ -97,6 +97,8 @@ pub struct ContainerSpec {
     pub user: User,
     pub tty: bool,
     pub stdin: bool,
+    /// Stdin ends with the input of the first who attaches.
+    pub stdin_once: bool,
     pub mounts: Vec<Mount>,
     pub capabilities_add: Vec<String>,
     pub capabilities_drop: Vec<String>,
@@ -104,6 +106,8 @@ pub struct ContainerSpec {
     pub read_only_rootfs: bool,
     pub no_new_privileges: bool,
     pub host_pid: bool,
+    /// The container of this pod, by its key, whose processes this one sees as its own.
+    pub pid_of: Option<String>,
     pub seccomp: Seccomp,
     pub limits: Limits,
     pub oom_score_adj: Option<i32>,
@@ -152,6 +156,15 @@ pub struct ExecSpec {
     pub user: Option<(u32, u32)>,
 }
 
+/// Which of a container's streams to read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LogStreams {
+    #[default]
+    Both,
+    Stdout,
+    Stderr,
+}
+
 /// What to read of a log.
 #[derive(Debug, Clone, Default)]
 pub struct LogOptions {
@@ -163,6 +176,7 @@ pub struct LogOptions {
     pub limit_bytes: Option<u64>,
     /// Keep each line's time in front of it.
     pub timestamps: bool,
+    pub streams: LogStreams,
 }
 
 /// How long a stop may take beyond its grace before it counts as failed.

@@ -21,6 +21,8 @@ pub struct Wire {
     stream: UnixStream,
     inbox: Inbox,
     next_id: u64,
+    /// What both sides speak.
+    pub version: u32,
 }
 
 impl Wire {
@@ -33,10 +35,13 @@ impl Wire {
 
     async fn greet(path: &Path, subscribe: bool) -> Result<(Self, State), PodsError> {
         let stream = UnixStream::connect(path).await.map_err(|source| PodsError::io(path, source))?;
-        let mut wire = Self { stream, inbox: Inbox::default(), next_id: 0 };
+        let mut wire = Self { stream, inbox: Inbox::default(), next_id: 0, version: VERSION };
         wire.send(Request::Hello { version: VERSION, subscribe }, Vec::new()).await?;
         match wire.receive().await? {
-            Some((Message::Welcome { state, .. }, _)) => Ok((wire, state)),
+            Some((Message::Welcome { state, version, .. }, _)) => {
+                wire.version = version;
+                Ok((wire, state))
+            }
             Some((Message::Failed { reason, .. }, _)) => Err(PodsError::Shim(reason)),
             Some(_) => Err(PodsError::Shim("an answer other than a welcome".into())),
             None => Err(PodsError::ShimGone),

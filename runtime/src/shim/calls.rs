@@ -21,6 +21,8 @@ use crate::state::{Phase, container_key};
 /// The longest grace that a stop may ask for.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 3600);
 const MAX_KEY_BYTES: usize = 128;
+/// Those who may be attached to one container.
+const MAX_ATTACHMENTS: usize = 32;
 
 impl Server {
     pub fn call(&mut self, peer: u64, call: Call, fds: Vec<OwnedFd>) {
@@ -48,7 +50,7 @@ impl Server {
                 Ok(()) => return,
                 Err(reason) => Err(reason),
             },
-            Request::Attach { key } => self.attach(peer, &key, fds),
+            Request::Attach { key, no_input, split } => self.attach(peer, &key, (!no_input, split), fds),
             Request::Resize { key, columns, rows } => {
                 self.container(&key).and_then(|c| c.resize(columns, rows).map_err(|error| error.to_string()))
             }
@@ -168,15 +170,25 @@ impl Server {
         self.work(key, Task::Exec { bundle, process: file, tty }, streams, reply)
     }
 
-    fn attach(&mut self, peer: u64, key: &str, fds: Vec<OwnedFd>) -> Result<(), String> {
+    fn attach(&mut self, peer: u64, key: &str, (input, split): (bool, bool), fds: Vec<OwnedFd>) -> Result<(), String> {
+        self.next_attachment += 1;
+        let id = self.next_attachment;
         let container = self.container(key)?;
         if container.state.phase.exit().is_some() {
             return Err(format!("{key} has ended"));
         }
-        let Ok([output, input]) = <[OwnedFd; 2]>::try_from(fds) else {
-            return Err("attach takes two file descriptors".into());
-        };
-        let attachment = Attachment::new(peer, output, input).map_err(|error| error.to_string())?;
+        let wanted = 1 + usize::from(input) + usize::from(split);
+        if fds.len() != wanted {
+            return Err(format!("this attach takes {wanted} file descriptors"));
+        }
+        if container.attachments.len() >= MAX_ATTACHMENTS {
+            return Err(format!("{MAX_ATTACHMENTS} are attached to {key} already"));
+        }
+        let mut fds = fds.into_iter();
+        let output = fds.next();
+        let input = if input { fds.next() } else { None };
+        let outputs = output.into_iter().chain(fds).collect();
+        let attachment = Attachment::new(id, peer, outputs, input).map_err(|error| error.to_string())?;
         container.attachments.push(attachment);
         Ok(())
     }

@@ -119,8 +119,15 @@ impl Container {
 
     /// Reads what stream `index` has; forgets the stream when it has ended.
     pub fn pump(&mut self, index: usize) {
+        self.pump_if(index, Self::has_room);
+    }
+
+    fn pump_if(&mut self, index: usize, may: impl Fn(&Self) -> bool) {
         let mut buffer = vec![0; READ_BYTES];
         for _ in 0..MAX_READS_IN_A_ROW {
+            if !may(self) {
+                return;
+            }
             let Some(source) = self.sources.get_mut(index) else { return };
             let Some(bytes) = read(&source.fd, &mut buffer) else {
                 let mut source = self.sources.remove(index);
@@ -135,13 +142,36 @@ impl Container {
             if let Some(log) = &mut self.log {
                 report(source.splitter.push(&timestamp(), bytes, log));
             }
-            self.attachments.retain_mut(|attachment| attachment.feed(bytes));
+            let stream = source.splitter.stream();
+            self.attachments.retain_mut(|attachment| attachment.feed(stream, bytes));
+        }
+    }
+
+    /// Whether all who are attached keep up with the output, which otherwise has to wait.
+    pub fn has_room(&self) -> bool {
+        self.state.phase.exit().is_some() || self.attachments.iter().all(Attachment::has_room)
+    }
+
+    /// Lets go of those who are attached and meant.
+    pub fn detach(&mut self, meant: impl Fn(&Attachment) -> bool) {
+        let fed = self.attachments.iter().any(|attachment| meant(attachment) && attachment.input.is_some());
+        self.attachments.retain(|attachment| !meant(attachment));
+        if fed {
+            self.input_ended();
+        }
+    }
+
+    /// Somebody's input has ended.
+    pub fn input_ended(&mut self) {
+        if self.create.stdin_once {
+            self.stdin.end();
         }
     }
 
     fn drain(&mut self) {
+        // Those who are far behind get what is left all the same: there is no more of it than pipes hold.
         for index in (0..self.sources.len()).rev() {
-            self.pump(index);
+            self.pump_if(index, |_| true);
         }
         let now = timestamp();
         for mut source in self.sources.drain(..) {
@@ -150,7 +180,7 @@ impl Container {
             }
         }
         self.log = None;
-        self.attachments.clear();
+        self.attachments.retain(Attachment::wants_to_write);
         self.stdin = Stdin::default();
         self.terminal = None;
     }

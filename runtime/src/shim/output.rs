@@ -102,6 +102,10 @@ impl Splitter {
         Self { stream, held: Vec::new() }
     }
 
+    pub fn stream(&self) -> Stream {
+        self.stream
+    }
+
     pub fn push(&mut self, now: &str, mut bytes: &[u8], log: &mut LogFile) -> io::Result<()> {
         while !bytes.is_empty() {
             let room = MAX_PIECE_BYTES - self.held.len();

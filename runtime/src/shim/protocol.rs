@@ -18,7 +18,9 @@ use serde::{Deserialize, Serialize};
 use crate::engine::EngineChoice;
 use crate::state::ContainerState;
 
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// From this version on an attachment may bring no input, and take errors apart.
+pub const SPLIT_ATTACH: u32 = 2;
 pub const OLDEST: u32 = 1;
 pub const MAX_FRAME_BYTES: usize = 1024 * 1024;
 /// Descriptors with one frame.
@@ -88,9 +90,14 @@ pub enum Request {
         process: serde_json::Value,
         tty: bool,
     },
-    /// Joins the container's streams: output is copied to the first descriptor, input read from the second.
+    /// Joins the container's streams: output is copied to the first descriptor, input read from the next unless there is
+    /// none, errors copied to the last if they are to be apart.
     Attach {
         key: String,
+        #[serde(default)]
+        no_input: bool,
+        #[serde(default)]
+        split: bool,
     },
     Resize {
         key: String,
@@ -120,6 +127,9 @@ pub struct Create {
     pub tty: bool,
     /// Keep stdin open for those who attach.
     pub stdin: bool,
+    /// Stdin ends with the input of the first who attaches.
+    #[serde(default)]
+    pub stdin_once: bool,
     pub oom_score_adj: Option<i32>,
     pub stop_signal: i32,
 }

@@ -17,7 +17,7 @@ use nix::sys::signalfd::SignalFd;
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::attach::read;
+use super::attach::{Attachment, read};
 use super::container::{Container, code_of, signal_of};
 use super::disk;
 use super::peer::Peer;
@@ -57,6 +57,7 @@ pub struct Server {
     pub jobs: Vec<Job>,
     pub execs: Vec<Exec>,
     pub next_exec: u64,
+    pub next_attachment: u64,
     pub quitting: bool,
     listener: UnixListener,
     signals: SignalFd,
@@ -73,8 +74,9 @@ enum Token {
     Peer(u64),
     Output(String, usize),
     Stdin(String),
-    AttachOutput(String, usize),
-    AttachInput(String, usize),
+    /// By the attachment's id, and which of its outputs.
+    AttachOutput(String, u64, usize),
+    AttachInput(String, u64),
 }
 
 impl Server {
@@ -93,6 +95,7 @@ impl Server {
             jobs: Vec::new(),
             execs: Vec::new(),
             next_exec: 0,
+            next_attachment: 0,
             quitting: false,
             listener,
             signals,
@@ -123,7 +126,8 @@ impl Server {
 
     fn next_timeout(&self, now: Instant) -> PollTimeout {
         let kills = self.containers.values().filter(|c| c.state.pid.is_some()).filter_map(|c| c.kill_at);
-        let next = kills.chain(self.jobs.iter().map(|job| job.worker.deadline)).chain(self.unsaved).min();
+        let stalls = self.containers.values().flat_map(|c| c.attachments.iter().filter_map(Attachment::let_go_at));
+        let next = kills.chain(stalls).chain(self.jobs.iter().map(|job| job.worker.deadline)).chain(self.unsaved).min();
         match next {
             None => PollTimeout::NONE,
             Some(at) => {
@@ -151,18 +155,22 @@ impl Server {
             add(Token::Peer(*id), peer.stream.as_fd(), flags);
         }
         for (key, container) in &self.containers {
-            for (index, fd) in container.output_fds().enumerate() {
-                add(Token::Output(key.clone(), index), fd.as_fd(), readable);
+            if container.has_room() {
+                for (index, fd) in container.output_fds().enumerate() {
+                    add(Token::Output(key.clone(), index), fd.as_fd(), readable);
+                }
             }
             if let (Some(fd), true) = (&container.stdin.fd, container.stdin.wants_to_write()) {
                 add(Token::Stdin(key.clone()), fd.as_fd(), writable);
             }
-            for (index, attachment) in container.attachments.iter().enumerate() {
-                // Without flags, only the other end's hang-up is reported.
-                let flags = if attachment.wants_to_write() { writable } else { PollFlags::empty() };
-                add(Token::AttachOutput(key.clone(), index), attachment.output.as_fd(), flags);
+            for attachment in &container.attachments {
+                for (number, output) in attachment.outputs.iter().enumerate() {
+                    // Without flags, only the other end's hang-up is reported.
+                    let flags = if output.wants_to_write() { writable } else { PollFlags::empty() };
+                    add(Token::AttachOutput(key.clone(), attachment.id, number), output.fd.as_fd(), flags);
+                }
                 if let (Some(input), true) = (&attachment.input, container.stdin.has_room()) {
-                    add(Token::AttachInput(key.clone(), index), input.as_fd(), readable);
+                    add(Token::AttachInput(key.clone(), attachment.id), input.as_fd(), readable);
                 }
             }
         }
@@ -191,27 +199,33 @@ impl Server {
                     container.stdin.flush();
                 }
             }
-            Token::AttachOutput(key, index) => self.attached_output(&key, index, ready),
-            Token::AttachInput(key, index) => self.attached_input(&key, index),
+            Token::AttachOutput(key, id, number) => self.attached_output(&key, (id, number), ready),
+            Token::AttachInput(key, id) => self.attached_input(&key, id),
         }
     }
 
-    fn attached_output(&mut self, key: &str, index: usize, ready: PollFlags) {
+    fn attached_output(&mut self, key: &str, (id, number): (u64, usize), ready: PollFlags) {
         let Some(container) = self.containers.get_mut(key) else { return };
-        let Some(attachment) = container.attachments.get_mut(index) else { return };
-        if ready.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) || !attachment.flush() {
-            container.attachments.remove(index);
+        let over = container.state.phase.exit().is_some();
+        let Some(attachment) = container.attachments.iter_mut().find(|attachment| attachment.id == id) else { return };
+        let Some(output) = attachment.outputs.get_mut(number) else { return };
+        let gone = ready.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) || !output.flush();
+        if gone || (over && !attachment.wants_to_write()) {
+            container.detach(|attachment| attachment.id == id);
         }
     }
 
-    fn attached_input(&mut self, key: &str, index: usize) {
+    fn attached_input(&mut self, key: &str, id: u64) {
         let Some(container) = self.containers.get_mut(key) else { return };
-        let Some(attachment) = container.attachments.get_mut(index) else { return };
+        let Some(attachment) = container.attachments.iter_mut().find(|attachment| attachment.id == id) else { return };
         let Some(input) = &attachment.input else { return };
         let mut buffer = [0; 4096];
         match read(input, &mut buffer) {
             Some(bytes) => container.stdin.feed(bytes),
-            None => attachment.input = None,
+            None => {
+                attachment.input = None;
+                container.input_ended();
+            }
         }
     }
 
@@ -258,7 +272,7 @@ impl Server {
             let _ = kill(Pid::from_raw(exec.pid), Signal::SIGKILL);
         }
         for container in self.containers.values_mut() {
-            container.attachments.retain(|attachment| attachment.peer != id);
+            container.detach(|attachment| attachment.peer == id);
         }
     }
 
@@ -410,6 +424,9 @@ impl Server {
                 let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
                 container.kill_at = None;
             }
+        }
+        for container in self.containers.values_mut() {
+            container.detach(|attachment| attachment.let_go_at().is_some_and(|at| at <= now));
         }
         self.jobs.iter_mut().filter(|job| job.worker.deadline <= now).for_each(|job| job.worker.kill());
         if self.unsaved.is_some_and(|at| at <= now) {
