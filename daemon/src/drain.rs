@@ -92,7 +92,6 @@ impl Drain {
         }
         self.refuse_bare_pods(&self.pods().await?)?;
         let until = Instant::now() + self.timeout;
-        let pods = self.gate.built_in(Builtin::Pod)?;
         let (mut deleted, mut reported) = (BTreeSet::new(), usize::MAX);
         loop {
             let left = self.pods().await?;
@@ -105,8 +104,12 @@ impl Drain {
                     manager: MANAGER.into(),
                     ..DeleteOptions::default()
                 };
-                match self.gate.delete(&self.user, &pods, (namespace, name), &options).await {
+                match self.gate.evict(&self.user, (namespace, name), &options).await {
                     Err(status) if status.reason == Reason::NotFound => {}
+                    // Its budget does not allow it yet: asked again at the next count.
+                    Err(status) if status.reason == Reason::TooManyRequests => {
+                        deleted.remove(&(namespace.clone(), name.clone()));
+                    }
                     Err(status) => return Err(status),
                     Ok(_) => {}
                 }

@@ -6,6 +6,7 @@
 //!
 //! Invariant: whatever a test makes goes away with it, even if it panics or is killed: a later run sweeps up.
 
+pub mod api;
 pub mod burden;
 pub mod chaos;
 pub mod cli;

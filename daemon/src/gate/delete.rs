@@ -116,7 +116,7 @@ impl Gate {
     }
 
     /// What deleting an object comes to.
-    fn decide_delete(
+    pub(super) fn decide_delete(
         &self,
         user: &User,
         kind: &Kind,

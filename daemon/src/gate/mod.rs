@@ -12,6 +12,7 @@ mod apply;
 mod authorize;
 mod delete;
 mod escalate;
+mod evict;
 mod node;
 mod read;
 mod renderings;

@@ -7,7 +7,7 @@ use flotilla_api::{Kind, Reason, Status};
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::read::{list_query, write};
 use super::route::Target;
@@ -78,10 +78,18 @@ impl Rest {
 
 /// What the body says, or else the query.
 fn options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, Status> {
-    let mut options = match bytes.is_empty() {
-        true => Options::default(),
-        false => Options::deserialize(body::value(&call.head.headers, bytes, false)?)
-            .map_err(|error| Status::bad_request(format!("DeleteOptions: {error}")))?,
+    let sent = match bytes.is_empty() {
+        true => Value::Null,
+        false => body::value(&call.head.headers, bytes, false)?,
+    };
+    options_of(call, sent)
+}
+
+/// What was sent says, or else the query.
+pub(super) fn options_of(call: &Call, sent: Value) -> Result<DeleteOptions, Status> {
+    let mut options = match sent {
+        Value::Null => Options::default(),
+        sent => Options::deserialize(sent).map_err(|error| Status::bad_request(format!("DeleteOptions: {error}")))?,
     };
     let query = &call.query;
     options.grace_period_seconds = options.grace_period_seconds.or(query.number("gracePeriodSeconds")?);

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::read::write;
 use super::route::Target;
 use super::scale::{self, SCALE};
-use super::{Answer, Call, Rest, answer, at, body, no_such_resource, not_allowed};
+use super::{Answer, Call, Rest, answer, at, body, delete, no_such_resource, not_allowed};
 use crate::gate::{How, Verb};
 
 impl Rest {
@@ -38,6 +38,7 @@ impl Rest {
             ("attach", &Method::GET | &Method::POST) => self.attach(call, target, name).await,
             ("portforward", &Method::GET | &Method::POST) => self.port_forward(call, target, name).await,
             ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
+            ("eviction", &Method::POST) => self.evict(call, body, kind, target, name).await,
             ("finalize", &Method::PUT) => self.finalize(call, body, kind, target, name).await,
             _ => Err(not_allowed()),
         }
@@ -98,6 +99,22 @@ impl Rest {
         let how = How { part: Subresource::Binding, ..How::through(Verb::Create, "binding") };
         let place = at(kind, target, name)?;
         self.gate().edit(&call.user, kind, place, how, &options, edit).await?;
+        write(call, StatusCode::CREATED, &answer::success(json!({}))).await
+    }
+
+    /// Deletes a pod if its budget allows that.
+    async fn evict(&self, call: &Call, body: Incoming, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
+        let eviction = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let text = |pointer: &str| eviction.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
+        let known = matches!(text("/apiVersion"), "" | "policy/v1" | "policy/v1beta1");
+        if !known || !matches!(text("/kind"), "" | "Eviction") {
+            return Err(Status::bad_request("expected an object of apiVersion \"policy/v1\" and kind \"Eviction\""));
+        }
+        if !matches!(text("/metadata/name"), "") && text("/metadata/name") != name {
+            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
+        }
+        let options = delete::options_of(call, eviction["deleteOptions"].clone())?;
+        self.gate().evict(&call.user, at(kind, target, name)?, &options).await?;
         write(call, StatusCode::CREATED, &answer::success(json!({}))).await
     }
 

@@ -23,14 +23,15 @@ mod pods;
 mod puts;
 mod reads;
 mod report;
+mod rest;
 mod watchers;
 
 use std::process::ExitCode;
 
 use report::Report;
 
-const SECTIONS: [&str; 10] =
-    ["starts", "pods", "idle", "puts", "reads", "ranges", "watchers", "failover", "catchup", "memory"];
+const SECTIONS: [&str; 11] =
+    ["starts", "pods", "idle", "puts", "reads", "ranges", "watchers", "rest", "failover", "catchup", "memory"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -62,6 +63,7 @@ async fn measure(section: &str, report: &mut Report) -> anyhow::Result<()> {
         "reads" => reads::objects(report).await,
         "ranges" => reads::ranges(report).await,
         "watchers" => watchers::measure(report).await,
+        "rest" => rest::measure(report).await,
         "failover" => failover::measure(report).await,
         "catchup" => catchup::measure(report).await,
         "memory" => memory::measure(report).await,
