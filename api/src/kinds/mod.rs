@@ -18,6 +18,7 @@ use serde_json::Value;
 use crate::field::{Errors, Path};
 use crate::key::GroupResource;
 use crate::names;
+use crate::schema::{self, Schema};
 use crate::selector::Fields;
 use crate::versions::StoredAs;
 
@@ -304,6 +305,11 @@ impl Kind {
     /// `v1`, `apps/v1`.
     pub fn api_version(&self) -> String {
         if self.group.is_empty() { self.version.clone() } else { format!("{}/{}", self.group, self.version) }
+    }
+
+    /// What the kind's objects look like.
+    pub fn facts(&self) -> Option<&Schema> {
+        self.schema.as_deref().and_then(schema::get)
     }
 
     /// Where objects of the kind are kept.

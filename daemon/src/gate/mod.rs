@@ -14,6 +14,7 @@ mod delete;
 mod escalate;
 mod evict;
 mod node;
+mod own;
 mod read;
 mod renderings;
 mod roles;
@@ -42,7 +43,7 @@ pub(crate) use read::parse_continue as continue_token;
 pub use read::{At, Happened, List, ListQuery, ObjectEvent, Observer};
 pub use seal::{Ring, Sealer, keyring_key};
 pub(crate) use write::prepare;
-pub use write::{How, WriteOptions, Written};
+pub use write::{How, Ownership, WriteOptions, Written};
 
 /// How often a read-modify-write that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;

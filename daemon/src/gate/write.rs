@@ -1,6 +1,7 @@
 //! Create and update.
 
 use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
+use flotilla_api::managed::{self, Writer};
 use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
 use serde_json::Value;
 
@@ -15,11 +16,27 @@ pub struct WriteOptions {
     pub dry_run: bool,
     pub manager: String,
     pub unknown_fields: UnknownFields,
+    pub ownership: Ownership,
+}
+
+/// How it comes into `managedFields` what a write changes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Ownership {
+    /// The manager owns what it changed.
+    #[default]
+    Changed,
+    /// The object says already who owns what.
+    Declared,
 }
 
 impl WriteOptions {
     pub fn by(manager: impl Into<String>) -> Self {
-        Self { dry_run: false, manager: manager.into(), unknown_fields: UnknownFields::Refuse }
+        Self {
+            dry_run: false,
+            manager: manager.into(),
+            unknown_fields: UnknownFields::Refuse,
+            ownership: Ownership::Changed,
+        }
     }
 }
 
@@ -104,7 +121,8 @@ impl Gate {
         if let Err(status) = allowed {
             return Ok(Decision::Refuse(status));
         }
-        let (key, written) = prepare(kind, new.clone(), options.unknown_fields)?;
+        let (key, mut written) = prepare(kind, new.clone(), options.unknown_fields)?;
+        track(kind, None, &mut written.object, "", options);
         let prepared = &written.object;
         if let Err(status) = self.check_escalation(user, kind, None, prepared) {
             return Ok(Decision::Refuse(status));
@@ -204,12 +222,16 @@ impl Gate {
         let old = self.open(kind, key, old)?;
         let mut new = kind.present(old.clone());
         edit(&mut new)?;
+        keep_managers(&old, &mut new);
         restrict_node(user, kind, &old, &new)?;
         if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
             return Err(overtaken(kind, key.name()));
         }
         let updated = admit::prepare_update(kind, &old, new, how.part, options.unknown_fields)?;
-        let new = Written { object: updated.object, warnings: updated.warnings };
+        let mut new = Written { object: updated.object, warnings: updated.warnings };
+        if updated.changed {
+            track(kind, Some(&old), &mut new.object, how.subresource.unwrap_or_default(), options);
+        }
         self.check_escalation(user, kind, Some(&old), &new.object)?;
         if !updated.changed || options.dry_run {
             return Ok(Decision::Keep(new.as_kind(kind)));
@@ -246,6 +268,26 @@ impl Gate {
         }
         Ok(Ok(change.require(namespace, Expect::ModRevision(stored.mod_revision))))
     }
+}
+
+/// Who leaves the managers out does not mean that there are none.
+fn keep_managers(old: &Value, new: &mut Value) {
+    let Some(managers) = old.pointer("/metadata/managedFields") else { return };
+    let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    if metadata.get("managedFields").is_none_or(Value::is_null) {
+        metadata.insert("managedFields".into(), managers.clone());
+    }
+}
+
+/// Notes who owns what of an object that is about to be stored.
+fn track(kind: &Kind, old: Option<&Value>, new: &mut Value, subresource: &str, options: &WriteOptions) {
+    if options.ownership == Ownership::Declared {
+        return;
+    }
+    let api_version = text(new, "/apiVersion").to_owned();
+    let writer =
+        Writer { manager: &options.manager, api_version: &api_version, subresource, now: jiff::Timestamp::now() };
+    managed::track(old, new, kind.facts(), writer);
 }
 
 /// An object whose deletion waited for finalizers goes when the last of them does.

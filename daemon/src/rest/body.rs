@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::query::Query;
 use super::route::Target;
 use super::{Call, MAX_BODY_BYTES};
-use crate::gate::WriteOptions;
+use crate::gate::{Ownership, WriteOptions};
 
 /// Reads a body whole.
 ///
@@ -53,6 +53,14 @@ pub fn value(headers: &HeaderMap, bytes: &[u8], strict: bool) -> Result<Value, S
         return serde_json::from_slice(bytes)
             .map_err(|error| Status::bad_request(format!("the body of the request is not valid JSON: {error}")));
     }
+    yaml(bytes)
+}
+
+/// One value, in YAML or JSON.
+///
+/// # Errors
+/// `BadRequest` with the place of what cannot be read.
+pub fn yaml(bytes: &[u8]) -> Result<Value, Status> {
     let mut documents = admit::documents(bytes)?;
     match documents.len() {
         1 => Ok(documents.remove(0)),
@@ -119,6 +127,7 @@ pub fn write_options(call: &Call) -> Result<WriteOptions, Status> {
         dry_run: dry_run(&call.query)?,
         manager: manager(&call.query, &call.head.headers)?,
         unknown_fields: unknown_fields(&call.query)?,
+        ownership: Ownership::Changed,
     })
 }
 

@@ -17,6 +17,7 @@ mod discovery;
 mod impersonate;
 mod log;
 mod negotiate;
+mod patch;
 mod plain;
 mod query;
 mod read;
@@ -187,6 +188,7 @@ impl Rest {
                 Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
                 Method::GET | Method::HEAD => self.get(call, &kind, target, name).await,
                 Method::PUT => self.replace(call, body, &kind, target, name, Subresource::None).await,
+                Method::PATCH => self.patch(call, body, &kind, target, name, Subresource::None).await,
                 Method::DELETE => self.delete(call, body, &kind, target, name).await,
                 _ => Err(not_allowed()),
             },

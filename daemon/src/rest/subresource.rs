@@ -31,6 +31,8 @@ impl Rest {
         match (subresource, method) {
             ("status", &Method::GET | &Method::HEAD) => self.get_part(call, kind, target, (name, "status")).await,
             ("status", &Method::PUT) => self.replace(call, body, kind, target, name, Subresource::Status).await,
+            ("status", &Method::PATCH) => self.patch(call, body, kind, target, name, Subresource::Status).await,
+            (SCALE, &Method::PATCH) => self.patch_scale(call, body, kind, target, name).await,
             (SCALE, &Method::GET | &Method::HEAD) => self.get_scale(call, kind, target, name).await,
             (SCALE, &Method::PUT) => self.put_scale(call, body, kind, target, name).await,
             ("binding", &Method::POST) => self.bind(call, body, kind, target, name).await,

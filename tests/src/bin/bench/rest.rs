@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use flotilla::config::DEFAULT_PORT;
-use flotilla_tests::cli;
 use flotilla_tests::api::{Papers, Rest};
+use flotilla_tests::cli;
 use futures::future::try_join_all;
 use http::Method;
 use serde_json::{Value, json};
@@ -183,7 +183,8 @@ async fn events(door: &Door, watchers: usize) -> anyhow::Result<Spread> {
         let began = Instant::now();
         let seen = try_join_all(streams.iter_mut().map(|stream| stream.next()));
         let body = map(&name, &number.to_string());
-        let written = writer.ok(Method::PUT, &format!("{MAPS}/{name}"), Some(&body));
+        let path = format!("{MAPS}/{name}");
+        let written = writer.ok(Method::PUT, &path, Some(&body));
         let (seen, written) = tokio::join!(seen, written);
         written?;
         anyhow::ensure!(seen?.iter().all(Option::is_some), "a watch ends");

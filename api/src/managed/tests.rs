@@ -1,0 +1,229 @@
+//! The specification's rules, one by one, and over generated objects.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::schema;
+
+fn deployment() -> Option<&'static Schema> {
+    schema::get("io.k8s.api.apps.v1.Deployment")
+}
+
+fn writer(manager: &str, second: i64) -> Writer<'_> {
+    let now = Timestamp::from_second(second).unwrap();
+    Writer { manager, api_version: "apps/v1", subresource: "", now }
+}
+
+fn config(spec: Value) -> Value {
+    json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "spec": spec})
+}
+
+fn applied(live: Option<&Value>, spec: Value, manager: &str) -> Value {
+    apply(live, &config(spec), deployment(), writer(manager, 1), false).unwrap().object
+}
+
+fn owned(object: &Value, manager: &str) -> Vec<String> {
+    managers(object).into_iter().find(|one| one.name == manager).map(|one| one.fields.paths()).unwrap_or_default()
+}
+
+#[test]
+fn an_applier_owns_what_it_applied() {
+    let object = applied(None, json!({"replicas": 3, "paused": true}), "a");
+    assert_eq!(owned(&object, "a"), [".spec.paused", ".spec.replicas"]);
+    let entry = &object["metadata"]["managedFields"][0];
+    assert_eq!((&entry["operation"], &entry["apiVersion"]), (&json!("Apply"), &json!("apps/v1")));
+    assert_eq!(entry["time"], "1970-01-01T00:00:01Z");
+}
+
+#[test]
+fn a_field_that_is_left_out_goes_unless_somebody_else_owns_it() {
+    let object = applied(None, json!({"replicas": 3, "paused": true, "minReadySeconds": 1}), "a");
+    let object = applied(Some(&object), json!({"minReadySeconds": 1}), "b");
+    let object = applied(Some(&object), json!({"replicas": 3}), "a");
+    assert_eq!(object["spec"], json!({"replicas": 3, "minReadySeconds": 1}));
+    assert_eq!(owned(&object, "a"), [".spec.replicas"]);
+    let object = applied(Some(&object), json!({}), "b");
+    assert_eq!(object["spec"], json!({"replicas": 3}));
+}
+
+#[test]
+fn another_value_for_a_field_of_others_is_a_conflict_unless_forced() {
+    let object = applied(None, json!({"replicas": 3, "paused": true}), "a");
+    let wanted = config(json!({"replicas": 5}));
+    let refused = apply(Some(&object), &wanted, deployment(), writer("b", 2), false).unwrap_err();
+    assert_eq!(refused.reason, Reason::Conflict);
+    assert_eq!(refused.message, "Apply failed with 1 conflict: conflict with \"a\": .spec.replicas");
+    assert_eq!((&*refused.causes[0].reason, &*refused.causes[0].field), ("FieldManagerConflict", ".spec.replicas"));
+    let forced = apply(Some(&object), &wanted, deployment(), writer("b", 2), true).unwrap().object;
+    assert_eq!(forced["spec"], json!({"replicas": 5, "paused": true}));
+    assert_eq!(
+        (owned(&forced, "a"), owned(&forced, "b")),
+        (vec![".spec.paused".into()], vec![".spec.replicas".into()])
+    );
+}
+
+#[test]
+fn the_same_value_is_shared() {
+    let object = applied(None, json!({"replicas": 3}), "a");
+    let object = applied(Some(&object), json!({"replicas": 3}), "b");
+    assert_eq!((owned(&object, "a").len(), owned(&object, "b").len()), (1, 1));
+    let refused = apply(Some(&object), &config(json!({"replicas": 4})), deployment(), writer("a", 2), false);
+    assert!(refused.unwrap_err().message.contains("conflict with \"b\""));
+}
+
+#[test]
+fn an_update_takes_what_it_changes() {
+    let object = applied(None, json!({"replicas": 3, "paused": true}), "a");
+    let mut updated = object.clone();
+    updated["spec"]["replicas"] = json!(7);
+    track(Some(&object), &mut updated, deployment(), writer("edit", 5));
+    assert_eq!(owned(&updated, "edit"), [".spec.replicas"]);
+    assert_eq!(owned(&updated, "a"), [".spec.paused"]);
+    let refused =
+        apply(Some(&updated), &config(json!({"replicas": 3})), deployment(), writer("a", 6), false).unwrap_err();
+    assert_eq!(refused.message, "Apply failed with 1 conflict: conflict with \"edit\" using apps/v1: .spec.replicas");
+    // What is not named any more and belongs to another now, stays.
+    let given_up = applied(Some(&updated), json!({}), "a");
+    assert_eq!(given_up["spec"], json!({"replicas": 7}));
+}
+
+#[test]
+fn elements_are_owned_one_by_one() {
+    let containers = |list: Value| json!({"template": {"spec": {"containers": list}}});
+    let object = applied(None, containers(json!([{"name": "a", "image": "1"}])), "a");
+    let object = applied(Some(&object), containers(json!([{"name": "b", "image": "1"}])), "b");
+    let list = &object["spec"]["template"]["spec"]["containers"];
+    assert_eq!(list.as_array().unwrap().len(), 2);
+    let object = applied(Some(&object), containers(json!([])), "b");
+    assert_eq!(object["spec"]["template"]["spec"]["containers"], json!([{"name": "a", "image": "1"}]));
+    // An element in which another owns a field stays with that field.
+    let object = applied(Some(&object), containers(json!([{"name": "a", "tty": true}])), "c");
+    let object = applied(Some(&object), json!({}), "a");
+    assert_eq!(object["spec"]["template"]["spec"]["containers"], json!([{"name": "a", "tty": true}]));
+}
+
+#[test]
+fn an_atomic_list_is_one_field() {
+    let command = |list: Value| json!({"template": {"spec": {"containers": [{"name": "a", "command": list}]}}});
+    let object = applied(None, command(json!(["x", "y"])), "a");
+    let refused = apply(Some(&object), &config(command(json!(["x"]))), deployment(), writer("b", 2), false);
+    assert!(refused.unwrap_err().message.contains("containers[name=\"a\"].command"));
+}
+
+#[test]
+fn applying_the_same_again_changes_nothing() {
+    let object = applied(None, json!({"replicas": 3}), "a");
+    let again = apply(Some(&object), &config(json!({"replicas": 3})), deployment(), writer("a", 9), false).unwrap();
+    assert!(!again.changed);
+    assert_eq!(again.object, object);
+}
+
+#[test]
+fn what_was_there_before_anybody_applied_is_owned_all_the_same() {
+    let object = config(json!({"replicas": 3}));
+    let refused = apply(Some(&object), &config(json!({"replicas": 5})), deployment(), writer("a", 2), false);
+    assert!(refused.unwrap_err().message.contains("\"before-first-apply\" using apps/v1"));
+}
+
+#[test]
+fn managers_are_forgotten_when_asked_and_few_are_kept() {
+    let mut object = applied(None, json!({"replicas": 3}), "a");
+    let before = object.clone();
+    object["metadata"]["managedFields"] = json!([{}]);
+    track(Some(&before), &mut object, deployment(), writer("x", 2));
+    assert!(object["metadata"].get("managedFields").is_none());
+    for number in 0..30 {
+        let before = object.clone();
+        object["metadata"]["labels"][format!("l{number}")] = json!("x");
+        track(Some(&before), &mut object, deployment(), writer(&format!("m{number}"), number));
+    }
+    let managers = managers(&object);
+    assert!(managers.len() <= MAX_UPDATERS + 1, "{}", managers.len());
+    assert!(owned(&object, ANCIENT).contains(&".metadata.labels.l0".to_owned()));
+    assert!(owned(&object, "m29").contains(&".metadata.labels.l29".to_owned()));
+}
+
+#[test]
+fn what_cannot_be_applied_is_refused() {
+    let twice = config(json!({"template": {"spec": {"containers": [{"name": "a"}, {"name": "a"}]}}}));
+    let refused = apply(None, &twice, deployment(), writer("a", 1), false).unwrap_err();
+    assert_eq!(refused.reason, Reason::Invalid);
+    let mut managed = config(json!({}));
+    managed["metadata"]["managedFields"] = json!([{"manager": "x"}]);
+    assert_eq!(apply(None, &managed, deployment(), writer("a", 1), false).unwrap_err().reason, Reason::BadRequest);
+}
+
+/// A ConfigMap's data under appliers, as simply as it can be said: each key has a value and the managers that want it.
+#[derive(Default)]
+struct Model {
+    data: BTreeMap<String, (String, BTreeSet<String>)>,
+}
+
+impl Model {
+    /// What an apply comes to; the conflicting keys if it is refused.
+    fn apply(&mut self, manager: &str, wanted: &BTreeMap<String, String>, force: bool) -> Result<(), BTreeSet<String>> {
+        let others = |owners: &BTreeSet<String>| owners.iter().any(|owner| owner != manager);
+        let conflicts: BTreeSet<String> = wanted
+            .iter()
+            .filter(|(key, value)| self.data.get(*key).is_some_and(|(has, owners)| has != *value && others(owners)))
+            .map(|(key, _)| key.clone())
+            .collect();
+        if !conflicts.is_empty() && !force {
+            return Err(conflicts);
+        }
+        self.data.retain(|key, (_, owners)| {
+            let gone = !wanted.contains_key(key) && owners.remove(manager) && owners.is_empty();
+            !gone
+        });
+        for (key, value) in wanted {
+            let (has, owners) = self.data.entry(key.clone()).or_insert_with(|| (value.clone(), BTreeSet::new()));
+            if has != value {
+                *has = value.clone();
+                owners.clear();
+            }
+            owners.insert(manager.to_owned());
+        }
+        Ok(())
+    }
+}
+
+fn any_step() -> impl Strategy<Value = (String, BTreeMap<String, String>, bool)> {
+    ("[abc]", prop::collection::btree_map("[klmn]", "[xy]", 0..4), any::<bool>())
+}
+
+proptest! {
+    #[test]
+    fn appliers_share_an_object_as_the_model_says(steps in prop::collection::vec(any_step(), 1..24)) {
+        let schema = schema::get("io.k8s.api.core.v1.ConfigMap");
+        let (mut model, mut live) = (Model::default(), None::<Value>);
+        for (second, (manager, wanted, force)) in steps.into_iter().enumerate() {
+            let config = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "m"}, "data": wanted});
+            let writer = Writer { api_version: "v1", ..writer(&manager, second as i64) };
+            let expected = model.apply(&manager, &wanted, force);
+            match (apply(live.as_ref(), &config, schema, writer, force), expected) {
+                (Ok(done), Ok(())) => live = Some(done.object),
+                (Err(refused), Err(keys)) => {
+                    prop_assert_eq!(refused.reason, Reason::Conflict);
+                    let told: BTreeSet<String> =
+                        refused.causes.iter().map(|cause| cause.field.trim_start_matches(".data.").to_owned()).collect();
+                    prop_assert_eq!(told, keys);
+                }
+                (ours, theirs) => prop_assert!(false, "{:?} where the model says {:?}", ours, theirs),
+            }
+            let Some(live) = &live else { continue };
+            let data: BTreeMap<String, String> =
+                serde_json::from_value(live["data"].clone()).unwrap_or_default();
+            let wanted: BTreeMap<String, String> =
+                model.data.iter().map(|(key, (value, _))| (key.clone(), value.clone())).collect();
+            prop_assert_eq!(data, wanted);
+            for (key, (_, owners)) in &model.data {
+                for owner in owners {
+                    prop_assert!(owned(live, owner).contains(&format!(".data.{key}")), "{owner} lost {key}");
+                }
+            }
+        }
+    }
+}

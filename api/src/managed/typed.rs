@@ -1,0 +1,377 @@
+//! Objects seen as fields: which there are, how two objects differ, and how one is merged into another.
+//!
+//! Defined by the structured-merge-diff specification. What a list or map is, the schema says; what has no schema is taken
+//! as the specification deduces it: maps field by field, lists as one.
+
+use serde_json::{Map, Value};
+
+use super::fields::Fields;
+use crate::schema::Schema;
+
+/// How a value is divided into fields.
+enum Shape<'a> {
+    /// One field, whatever it holds.
+    Leaf,
+    Map(Option<&'a Schema>),
+    /// A list of values that are there once each.
+    Set,
+    /// A list of objects told apart by these keys.
+    Keyed(Vec<&'a str>, Option<&'a Schema>),
+}
+
+fn shape<'a>(value: &Value, schema: Option<&'a Schema>) -> Shape<'a> {
+    let resolved = schema.and_then(Schema::resolve);
+    match value {
+        Value::Object(_) => {
+            let atomic = [schema, resolved].into_iter().flatten().any(|s| s.map_type.as_deref() == Some("atomic"));
+            if atomic { Shape::Leaf } else { Shape::Map(resolved) }
+        }
+        Value::Array(_) => match schema {
+            Some(schema) => list_shape(schema, resolved.unwrap_or(schema)),
+            None => Shape::Leaf,
+        },
+        _ => Shape::Leaf,
+    }
+}
+
+fn list_shape<'a>(field: &'a Schema, resolved: &'a Schema) -> Shape<'a> {
+    let items = resolved.items.as_deref();
+    match field.list_type.as_deref().or(resolved.list_type.as_deref()) {
+        Some("set") => Shape::Set,
+        Some("map") => {
+            let keys = if field.list_map_keys.is_empty() { &resolved.list_map_keys } else { &field.list_map_keys };
+            Shape::Keyed(keys.iter().map(String::as_str).collect(), items)
+        }
+        Some(_) => Shape::Leaf,
+        // Types from before list types say the same by their patch strategy.
+        None => match (&field.patch_strategy, &field.patch_merge_key) {
+            (Some(strategy), Some(key)) if strategy.split(',').any(|one| one == "merge") => {
+                Shape::Keyed(vec![key], items)
+            }
+            (Some(strategy), None) if strategy.split(',').any(|one| one == "merge") => Shape::Set,
+            _ => Shape::Leaf,
+        },
+    }
+}
+
+fn of_field<'a>(schema: Option<&'a Schema>, name: &str) -> Option<&'a Schema> {
+    let schema = schema?;
+    schema.properties.get(name).or(schema.values.as_deref())
+}
+
+/// The name of an element of a keyed list; `None` if it has none of the keys.
+fn element_name(element: &Value, keys: &[&str]) -> Option<String> {
+    let mut named = Map::new();
+    for key in keys {
+        match element.get(*key) {
+            Some(value) if !value.is_null() => _ = named.insert((*key).to_owned(), value.clone()),
+            // The one key that upstream's schema has a default for, and that admission fills in.
+            _ if *key == "protocol" => _ = named.insert((*key).to_owned(), "TCP".into()),
+            _ => {}
+        }
+    }
+    (!named.is_empty()).then(|| format!("k:{}", Value::Object(named)))
+}
+
+/// The elements of a list with their names.
+///
+/// # Errors
+/// If one of them has no name, or two have the same.
+fn named<'a>(list: &'a [Value], keys: Option<&[&str]>) -> Result<Vec<(String, &'a Value)>, String> {
+    let mut all: Vec<(String, &Value)> = Vec::with_capacity(list.len());
+    for element in list {
+        let name = match keys {
+            Some(keys) => element_name(element, keys)
+                .ok_or_else(|| format!("associative list with keys has an element that omits key fields {keys:?}"))?,
+            None => format!("v:{element}"),
+        };
+        if all.iter().any(|(other, _)| *other == name) {
+            return Err(format!("duplicate entries for key [{}]", name.split_at(2).1));
+        }
+        all.push((name, element));
+    }
+    Ok(all)
+}
+
+/// Every field of a value.
+///
+/// # Errors
+/// If the elements of an associative list cannot be told apart.
+pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Result<Fields, String> {
+    match (shape(value, schema), value) {
+        (Shape::Map(schema), Value::Object(map)) if !map.is_empty() => {
+            let mut set = Fields::default();
+            for (name, value) in map {
+                let below = fields_of(value, of_field(schema, name)).map_err(|error| format!(".{name}{error}"))?;
+                set.add(format!("f:{name}"), below);
+            }
+            Ok(set)
+        }
+        (Shape::Set, Value::Array(list)) if !list.is_empty() => {
+            let mut set = Fields::default();
+            for (name, _) in named(list, None).map_err(|error| format!(": {error}"))? {
+                set.add(name, Fields::leaf());
+            }
+            Ok(set)
+        }
+        (Shape::Keyed(keys, items), Value::Array(list)) if !list.is_empty() => {
+            let mut set = Fields::default();
+            for (name, element) in named(list, Some(&keys)).map_err(|error| format!(": {error}"))? {
+                let below = fields_of(element, items).map_err(|error| format!("[]{error}"))?;
+                set.add(name, Fields { own: true, children: below.children });
+            }
+            Ok(set)
+        }
+        _ => Ok(Fields::leaf()),
+    }
+}
+
+/// How a value became another.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes {
+    /// Fields that are new or have another value.
+    pub set: Fields,
+    /// Fields that are no more.
+    pub removed: Fields,
+}
+
+impl Changes {
+    fn add(&mut self, name: &str, below: Changes) {
+        self.set.add(name.to_owned(), below.set);
+        self.removed.add(name.to_owned(), below.removed);
+    }
+}
+
+/// How `old` became `new`.
+pub fn compare(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> Changes {
+    match (old, new) {
+        (None, None) => Changes::default(),
+        (None, Some(new)) => Changes { set: all_of(new, schema), removed: Fields::default() },
+        (Some(old), None) => Changes { set: Fields::default(), removed: all_of(old, schema) },
+        (Some(old), Some(new)) if old == new => Changes::default(),
+        (Some(old), Some(new)) => compare_both(old, new, schema),
+    }
+}
+
+/// A value's fields with the one that holds it.
+fn all_of(value: &Value, schema: Option<&Schema>) -> Fields {
+    let below = fields_of(value, schema).unwrap_or_else(|_| Fields::leaf());
+    Fields { own: true, ..below }
+}
+
+fn compare_both(old: &Value, new: &Value, schema: Option<&Schema>) -> Changes {
+    let changed = || Changes { set: all_of(new, schema), removed: Fields::default() };
+    match (shape(new, schema), old, new) {
+        (Shape::Map(schema), Value::Object(old), Value::Object(new)) => {
+            let mut changes = Changes::default();
+            for name in old.keys().chain(new.keys().filter(|name| !old.contains_key(*name))) {
+                let below = compare(old.get(name), new.get(name), of_field(schema, name));
+                changes.add(&format!("f:{name}"), below);
+            }
+            changes
+        }
+        (Shape::Set, Value::Array(old), Value::Array(new)) => match (named(old, None), named(new, None)) {
+            (Ok(old), Ok(new)) => compare_elements(&old, &new, |old, new| compare(old, new, None)),
+            _ => changed(),
+        },
+        (Shape::Keyed(keys, items), Value::Array(old), Value::Array(new)) => {
+            match (named(old, Some(&keys)), named(new, Some(&keys))) {
+                (Ok(old), Ok(new)) => compare_elements(&old, &new, |old, new| compare(old, new, items)),
+                _ => changed(),
+            }
+        }
+        _ => changed(),
+    }
+}
+
+fn compare_elements(
+    old: &[(String, &Value)],
+    new: &[(String, &Value)],
+    of: impl Fn(Option<&Value>, Option<&Value>) -> Changes,
+) -> Changes {
+    let find = |list: &[(String, &Value)], name: &str| list.iter().position(|(other, _)| other == name);
+    let mut changes = Changes::default();
+    for (name, value) in new {
+        changes.add(name, of(find(old, name).map(|at| old[at].1), Some(value)));
+    }
+    for (name, value) in old.iter().filter(|(name, _)| find(new, name).is_none()) {
+        changes.add(name, of(Some(value), None));
+    }
+    changes
+}
+
+/// `current` with what `wanted` says put into it.
+///
+/// # Errors
+/// If the elements of an associative list cannot be told apart.
+pub fn merge(current: &Value, wanted: &Value, schema: Option<&Schema>) -> Result<Value, String> {
+    match (shape(wanted, schema), current, wanted) {
+        (Shape::Map(schema), Value::Object(current), Value::Object(wanted)) => {
+            let mut merged = current.clone();
+            for (name, value) in wanted {
+                let value = match current.get(name) {
+                    Some(before) => {
+                        merge(before, value, of_field(schema, name)).map_err(|error| format!(".{name}{error}"))?
+                    }
+                    None => value.clone(),
+                };
+                merged.insert(name.clone(), value);
+            }
+            Ok(Value::Object(merged))
+        }
+        (Shape::Set, Value::Array(current), Value::Array(wanted)) => merge_lists(current, wanted, None, None),
+        (Shape::Keyed(keys, items), Value::Array(current), Value::Array(wanted)) => {
+            merge_lists(current, wanted, Some(&keys), items)
+        }
+        _ => Ok(wanted.clone()),
+    }
+}
+
+/// The wanted elements in their order; those that only the current list has stay among them where they were.
+fn merge_lists(
+    current: &[Value],
+    wanted: &[Value],
+    keys: Option<&[&str]>,
+    items: Option<&Schema>,
+) -> Result<Value, String> {
+    let told = |error: String| format!(": {error}");
+    let wanted = named(wanted, keys).map_err(told)?;
+    // What is stored may hold elements twice; it is nobody's to mend here.
+    let Ok(current) = named(current, keys) else {
+        return Ok(Value::Array(wanted.into_iter().map(|(_, value)| value.clone()).collect()));
+    };
+    let place = |list: &[(String, &Value)], name: &str| list.iter().position(|(other, _)| other == name);
+    let mut rest = current.iter().filter(|(name, _)| place(&wanted, name).is_none()).peekable();
+    let mut merged = Vec::with_capacity(current.len() + wanted.len());
+    for (name, value) in &wanted {
+        let at = place(&current, name);
+        while let Some((_, value)) = rest.next_if(|(name, _)| at.is_some() && place(&current, name) < at) {
+            merged.push((*value).clone());
+        }
+        merged.push(match at {
+            Some(at) => merge(current[at].1, value, items)?,
+            None => (*value).clone(),
+        });
+    }
+    merged.extend(rest.map(|(_, value)| (*value).clone()));
+    Ok(Value::Array(merged))
+}
+
+/// Takes the fields of `gone` out of a value, but for what stands above or below one that `kept` has.
+pub fn prune(value: &mut Value, gone: &Fields, kept: &Fields, schema: Option<&Schema>) {
+    match (shape(value, schema), value) {
+        (Shape::Map(schema), Value::Object(map)) => {
+            for (name, below) in &gone.children {
+                let Some(field) = name.strip_prefix("f:") else { continue };
+                let kept = kept.children.get(name);
+                let Some(value) = map.get_mut(field) else { continue };
+                if let Some(kept) = kept {
+                    prune(value, below, kept, of_field(schema, field));
+                    continue;
+                }
+                prune(value, below, &Fields::default(), of_field(schema, field));
+                let emptied = match value {
+                    Value::Object(map) => map.is_empty(),
+                    Value::Array(list) => list.is_empty(),
+                    _ => true,
+                };
+                if emptied || (below.own && below.children.is_empty()) {
+                    map.remove(field);
+                }
+            }
+        }
+        (Shape::Set, Value::Array(list)) => {
+            list.retain(|value| {
+                let name = format!("v:{value}");
+                !gone.children.contains_key(&name) || kept.children.contains_key(&name)
+            });
+        }
+        (Shape::Keyed(keys, items), Value::Array(list)) => {
+            list.retain_mut(|element| {
+                let Some(name) = element_name(element, &keys) else { return true };
+                let Some(below) = gone.children.get(&name) else { return true };
+                match kept.children.get(&name) {
+                    None if below.own => false,
+                    kept => {
+                        let nothing = Fields::default();
+                        prune(element, below, kept.unwrap_or(&nothing), items);
+                        true
+                    }
+                }
+            });
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::schema;
+    use serde_json::json;
+
+    fn pod() -> Option<&'static Schema> {
+        schema::get("io.k8s.api.core.v1.Pod")
+    }
+
+    fn containers(names: &[&str]) -> Value {
+        json!({"spec": {"containers": names.iter().map(|name| json!({"name": name})).collect::<Vec<_>>()}})
+    }
+
+    #[test]
+    fn a_value_has_the_fields_that_the_specification_gives_it() {
+        let value = json!({
+            "metadata": {"labels": {"app": "web"}, "finalizers": ["x"]},
+            "spec": {
+                "containers": [{"name": "a", "command": ["sh", "-c"], "ports": [{"containerPort": 80}]}],
+                "nodeSelector": {},
+            },
+        });
+        let wanted = json!({
+            "f:metadata": {"f:labels": {"f:app": {}}, "f:finalizers": {"v:\"x\"": {}}},
+            "f:spec": {
+                "f:containers": {"k:{\"name\":\"a\"}": {
+                    ".": {}, "f:name": {}, "f:command": {},
+                    "f:ports": {"k:{\"containerPort\":80,\"protocol\":\"TCP\"}": {".": {}, "f:containerPort": {}}},
+                }},
+                "f:nodeSelector": {},
+            },
+        });
+        assert_eq!(fields_of(&value, pod()).unwrap().to_value(), wanted);
+        let twice = containers(&["a", "a"]);
+        assert!(fields_of(&twice, pod()).unwrap_err().contains("duplicate entries"));
+        let nameless = json!({"spec": {"containers": [{"image": "x"}]}});
+        assert!(fields_of(&nameless, pod()).unwrap_err().contains("omits key fields"));
+    }
+
+    #[test]
+    fn without_a_schema_lists_are_one_field() {
+        let value = json!({"spec": {"list": [{"name": "a"}], "map": {"k": 1}}});
+        let wanted = json!({"f:spec": {"f:list": {}, "f:map": {"f:k": {}}}});
+        assert_eq!(fields_of(&value, None).unwrap().to_value(), wanted);
+    }
+
+    #[test]
+    fn changes_are_what_was_set_and_what_was_removed() {
+        let old = json!({"spec": {"nodeName": "n", "hostNetwork": true, "containers": [{"name": "a"}, {"name": "b"}]}});
+        let new = json!({"spec": {"nodeName": "m", "hostPID": true, "containers": [{"name": "b"}, {"name": "c"}]}});
+        let changes = compare(Some(&old), Some(&new), pod());
+        assert_eq!(
+            changes.set.paths(),
+            [".spec.containers[name=\"c\"]", ".spec.containers[name=\"c\"].name", ".spec.hostPID", ".spec.nodeName"]
+        );
+        assert_eq!(
+            changes.removed.paths(),
+            [".spec.containers[name=\"a\"]", ".spec.containers[name=\"a\"].name", ".spec.hostNetwork"]
+        );
+        assert_eq!(compare(Some(&old), Some(&old), pod()), Changes::default());
+    }
+
+    #[test]
+    fn elements_of_others_stay_in_their_places() {
+        let merged = merge(&containers(&["x", "a", "y", "b", "z"]), &containers(&["b", "a", "c"]), pod()).unwrap();
+        let names: Vec<&str> =
+            merged["spec"]["containers"].as_array().unwrap().iter().filter_map(|c| c["name"].as_str()).collect();
+        assert_eq!(names, ["x", "y", "b", "a", "c", "z"]);
+    }
+}

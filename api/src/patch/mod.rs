@@ -1,0 +1,134 @@
+//! Patches: how a client says what to change instead of what should be.
+//!
+//! Defined by RFC 6902 (JSON Patch), RFC 7386 (JSON Merge Patch) and upstream's strategic merge patch, whose merge keys and
+//! strategies come from [`crate::schema`].
+//!
+//! Invariant: a patch is a function of the object that it is applied to; what it cannot be applied to stays as it is.
+
+mod json;
+mod merge;
+mod strategic;
+
+use serde_json::Value;
+
+use crate::error::{Cause, Reason, Status};
+use crate::schema::Schema;
+
+/// What a patch is written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PatchType {
+    Json,
+    Merge,
+    Strategic,
+    /// Not a change but an intent: the fields that its manager wants.
+    Apply,
+}
+
+impl PatchType {
+    /// As a request's content type says.
+    ///
+    /// # Errors
+    /// `UnsupportedMediaType`, with what is taken instead.
+    pub fn of(content_type: &str) -> Result<Self, Status> {
+        match content_type.split(';').next().unwrap_or_default().trim() {
+            "application/json-patch+json" => Ok(Self::Json),
+            "application/merge-patch+json" => Ok(Self::Merge),
+            "application/strategic-merge-patch+json" => Ok(Self::Strategic),
+            "application/apply-patch+yaml" => Ok(Self::Apply),
+            _ => Err(Status::new(
+                Reason::UnsupportedMediaType,
+                "the body of the request was in an unknown format - accepted media types include: \
+                 application/json-patch+json, application/merge-patch+json, application/strategic-merge-patch+json, \
+                 application/apply-patch+yaml",
+            )),
+        }
+    }
+}
+
+/// A patch that was read.
+#[derive(Clone, Debug)]
+pub enum Patch {
+    Json(json_patch::Patch),
+    Merge(Value),
+    Strategic(Value),
+}
+
+impl Patch {
+    /// Reads the body of a patch of one of the first three types.
+    ///
+    /// # Errors
+    /// `BadRequest` for what is no such patch, `RequestEntityTooLarge` for one with too many operations.
+    pub fn parse(type_: PatchType, body: &[u8]) -> Result<Self, Status> {
+        let object = || -> Result<Value, Status> {
+            let value: Value = serde_json::from_slice(body)
+                .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+            match value {
+                Value::Object(_) => Ok(value),
+                _ => Err(Status::bad_request("error decoding patch: it is not a JSON object")),
+            }
+        };
+        match type_ {
+            PatchType::Json => json::parse(body).map(Patch::Json),
+            PatchType::Merge => object().map(Patch::Merge),
+            PatchType::Strategic => object().map(Patch::Strategic),
+            PatchType::Apply => Err(Status::internal("an apply configuration is not a patch")),
+        }
+    }
+
+    /// What `current` becomes.
+    ///
+    /// # Errors
+    /// `Invalid` if the patch cannot be applied, `UnsupportedMediaType` for a strategic one without a schema to say how.
+    pub fn apply(&self, schema: Option<&Schema>, current: &Value) -> Result<Value, Status> {
+        match self {
+            Patch::Json(patch) => json::apply(patch, current),
+            Patch::Merge(patch) => {
+                let mut new = current.clone();
+                merge::merge(&mut new, patch);
+                Ok(new)
+            }
+            Patch::Strategic(patch) => {
+                let schema = schema.ok_or_else(|| {
+                    Status::new(
+                        Reason::UnsupportedMediaType,
+                        "the body of the request was in an unknown format - accepted media types include: \
+                         application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
+                    )
+                })?;
+                strategic::apply(schema, current, patch).map_err(rejected)
+            }
+        }
+    }
+}
+
+/// Upstream's answer to a patch that is well-formed and cannot be applied.
+fn rejected(why: String) -> Status {
+    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: why.clone(), field: String::new() };
+    let message = format!("the server rejected our request due to an error in our request: {why}");
+    Status { causes: vec![cause], ..Status::new(Reason::Invalid, message) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_content_type_names_a_patch() {
+        assert_eq!(PatchType::of("application/merge-patch+json; charset=utf-8").unwrap(), PatchType::Merge);
+        assert_eq!(PatchType::of("application/json").unwrap_err().reason, Reason::UnsupportedMediaType);
+        assert_eq!(PatchType::of("application/apply-patch+cbor").unwrap_err().reason, Reason::UnsupportedMediaType);
+    }
+
+    #[test]
+    fn what_is_no_patch_is_refused() {
+        for (type_, body) in [
+            (PatchType::Json, "{}"),
+            (PatchType::Json, "[{\"op\": \"jump\"}]"),
+            (PatchType::Merge, "[]"),
+            (PatchType::Strategic, "\"x\""),
+            (PatchType::Merge, "{"),
+        ] {
+            assert_eq!(Patch::parse(type_, body.as_bytes()).unwrap_err().reason, Reason::BadRequest, "{body}");
+        }
+    }
+}

@@ -1,0 +1,96 @@
+//! Patch: of an object, its status, or its scale.
+
+use std::sync::Arc;
+
+use flotilla_api::admit::Subresource;
+use flotilla_api::patch::{Patch, PatchType};
+use flotilla_api::{Kind, Reason, Status, schema};
+use http::{StatusCode, header};
+use hyper::body::Incoming;
+use serde_json::Value;
+
+use super::read::write;
+use super::route::Target;
+use super::scale::{self, SCALE};
+use super::{Answer, Call, Rest, at, body};
+use crate::gate::{How, Verb};
+
+impl Rest {
+    pub(super) async fn patch(
+        &self,
+        call: &Call,
+        body: Incoming,
+        kind: &Arc<Kind>,
+        target: &Target,
+        name: &str,
+        part: Subresource,
+    ) -> Answer {
+        if patch_type(call)? == PatchType::Apply {
+            return self.apply(call, body, kind, target, name, part).await;
+        }
+        let patch = read(call, body).await?;
+        let options = body::write_options(call)?;
+        let edit = |object: &mut Value| {
+            *object = patch.apply(kind.facts(), object)?;
+            Ok(())
+        };
+        let how = How { verb: Verb::Patch, ..How::update(part) };
+        let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
+        self.written(call, kind, StatusCode::OK, &written).await
+    }
+
+    /// Server-side apply: makes the object, or brings it to what its manager wants.
+    async fn apply(
+        &self,
+        call: &Call,
+        body: Incoming,
+        kind: &Arc<Kind>,
+        target: &Target,
+        name: &str,
+        part: Subresource,
+    ) -> Answer {
+        if call.query.get("fieldManager").is_empty() {
+            let why =
+                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+            return Err(Status::new(Reason::Invalid, why));
+        }
+        let options = body::write_options(call)?;
+        let config = body::object(kind, target, body::yaml(&body::read(body).await?)?)?;
+        let how = How { verb: Verb::Patch, ..How::update(part) };
+        let force = call.query.flag("force");
+        let place = at(kind, target, name)?;
+        let (written, created) = self.gate().own(&call.user, kind, place, how, (&config, force), &options).await?;
+        let code = if created { StatusCode::CREATED } else { StatusCode::OK };
+        self.written(call, kind, code, &written).await
+    }
+
+    /// Patches the Scale of an object, and the object by it.
+    pub(super) async fn patch_scale(
+        &self,
+        call: &Call,
+        body: Incoming,
+        kind: &Arc<Kind>,
+        target: &Target,
+        name: &str,
+    ) -> Answer {
+        let patch = read(call, body).await?;
+        let options = body::write_options(call)?;
+        let schema = schema::get("io.k8s.api.autoscaling.v1.Scale");
+        let edit = |object: &mut Value| {
+            let wanted = patch.apply(schema, &scale::of(object))?;
+            scale::write(kind, object, &wanted)
+        };
+        let how = How::through(Verb::Patch, SCALE);
+        let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
+        write(call, StatusCode::OK, &scale::of(&written.object)).await
+    }
+}
+
+fn patch_type(call: &Call) -> Result<PatchType, Status> {
+    let content_type = call.head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    PatchType::of(content_type.unwrap_or_default())
+}
+
+async fn read(call: &Call, body: Incoming) -> Result<Patch, Status> {
+    Patch::parse(patch_type(call)?, &body::read(body).await?)
+}
