@@ -17,6 +17,7 @@ mod discovery;
 mod impersonate;
 mod log;
 mod negotiate;
+mod openapi;
 mod patch;
 mod plain;
 mod query;
@@ -67,6 +68,7 @@ pub struct Rest {
     node: Node,
     /// Room for sessions: commands, attaching, forwarded ports.
     sessions: Arc<Semaphore>,
+    documents: Arc<openapi::Documents>,
 }
 
 /// One request, as far as it is understood without its body.
@@ -80,7 +82,8 @@ struct Call {
 
 impl Rest {
     pub fn new(node: &Node) -> Self {
-        Self { node: node.clone(), sessions: Arc::new(Semaphore::new(connect::MAX_SESSIONS)) }
+        let sessions = Arc::new(Semaphore::new(connect::MAX_SESSIONS));
+        Self { node: node.clone(), sessions, documents: Arc::default() }
     }
 
     fn gate(&self) -> &Gate {

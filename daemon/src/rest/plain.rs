@@ -1,6 +1,6 @@
 //! What is no resource: discovery, health, version.
 
-use flotilla_api::Status;
+use flotilla_api::{Registry, Status};
 use http::request::Parts;
 use http::{Method, StatusCode, header};
 use serde_json::{Value, json};
@@ -37,7 +37,10 @@ impl Rest {
             ["api", version] => discovery::resources(&registry, "", version),
             ["apis", group] => discovery::group(&registry, group),
             ["apis", group, version] => discovery::resources(&registry, group, version),
-            [""] => Some(json!({"paths": ["/api", "/api/v1", "/apis", "/healthz", "/livez", "/readyz", "/version"]})),
+            ["openapi", "v2"] => return self.openapi_v2(head, registry).await,
+            ["openapi", "v3"] => return self.openapi_index(head, &registry).await,
+            ["openapi", "v3", path @ ..] => return self.openapi_v3(head, query, registry, &path.join("/")).await,
+            [""] => Some(paths(&registry)),
             _ => None,
         };
         match body {
@@ -103,6 +106,23 @@ async fn discovered(head: &Parts, body: &Value) -> Answer {
 fn tag(bytes: &[u8]) -> String {
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, bytes);
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02X}")).collect()
+}
+
+/// What there is below `/`.
+fn paths(registry: &Registry) -> Value {
+    let mut paths: Vec<String> =
+        ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz"]
+            .map(str::to_owned)
+            .into();
+    for kind in registry.iter() {
+        let group = (!kind.group.is_empty()).then(|| format!("/apis/{}", kind.group));
+        paths.extend(group.iter().cloned());
+        paths.push(format!("{}/{}", group.unwrap_or_else(|| "/api".into()), kind.version));
+    }
+    paths.push("/version".into());
+    paths.sort();
+    paths.dedup();
+    json!({"paths": paths})
 }
 
 fn version() -> Value {
