@@ -42,6 +42,16 @@ impl Path {
         Self(format!("{}[{}]", self.0, shorten(key)))
     }
 
+    /// The path of `below`, seen from where this path leads.
+    pub fn join(&self, below: &Path) -> Self {
+        match (self.0.is_empty(), below.0.is_empty(), below.0.starts_with('[')) {
+            (true, _, _) => below.clone(),
+            (_, true, _) => self.clone(),
+            (_, _, true) => Self(format!("{}{}", self.0, below.0)),
+            _ => Self(format!("{}.{}", self.0, below.0)),
+        }
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }

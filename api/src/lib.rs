@@ -6,6 +6,7 @@
 //! Invariant: nothing here does I/O, reads a clock or draws randomness that it was not handed.
 
 pub mod admit;
+pub mod cel;
 pub mod change;
 pub mod columns;
 mod defaults;
@@ -29,6 +30,7 @@ pub mod schedule;
 pub mod schema;
 pub mod sealing;
 pub mod selector;
+pub mod structural;
 mod validate;
 pub mod versions;
 

@@ -80,6 +80,19 @@ impl Amount {
         Self { nanos: i128::from(millis) * (NANO / 1000), notation: Notation::Decimal }
     }
 
+    /// The sum, in the notation of the first.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let nanos = self.nanos.saturating_add(other.nanos).clamp(-CAP_NANOS, CAP_NANOS);
+        Self { nanos, notation: self.notation }
+    }
+
+    /// As much less than nothing.
+    #[must_use]
+    pub fn negated(self) -> Self {
+        Self { nanos: -self.nanos, notation: self.notation }
+    }
+
     /// Whole units, rounded up as upstream's `Value()`.
     pub fn value(self) -> i64 {
         saturate(div_ceil(self.nanos, NANO))

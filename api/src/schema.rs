@@ -11,6 +11,8 @@ use std::sync::{LazyLock, OnceLock};
 
 use serde::Deserialize;
 
+use crate::structural::Constraints;
+
 const KUBERNETES: &str = include_str!("../data/kubernetes-1.37-schema.json");
 const FLOTILLA: &str = include_str!("../data/flotilla-schema.json");
 
@@ -56,6 +58,9 @@ pub struct Schema {
     pub patch_strategy: Option<String>,
     #[serde(rename = "x-kubernetes-group-version-kind")]
     pub group_version_kinds: Vec<GroupVersionKind>,
+    /// What the schemas of custom kinds have besides.
+    #[serde(skip)]
+    pub constraints: Option<Box<Constraints>>,
 }
 
 impl Schema {
