@@ -2,6 +2,7 @@
 //!
 //! Invariant: a row has exactly as many cells as its kind has columns.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
@@ -19,36 +20,42 @@ pub const UNKNOWN: &str = "<unknown>";
 pub const UNSET: &str = "<unset>";
 
 /// A column of a table.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Column {
-    pub name: &'static str,
-    /// `string`, `integer`, `boolean` or `date`, as upstream's Table says.
+    pub name: Cow<'static, str>,
+    /// `string`, `integer`, `number`, `boolean` or `date`, as upstream's Table says.
     pub type_: &'static str,
     /// Shown only in wide listings.
     pub wide: bool,
+    /// For people; empty if the name says it all.
+    pub description: Cow<'static, str>,
 }
 
 impl Column {
+    const fn of(name: &'static str, type_: &'static str, wide: bool) -> Self {
+        Self { name: Cow::Borrowed(name), type_, wide, description: Cow::Borrowed("") }
+    }
+
     pub const fn text(name: &'static str) -> Self {
-        Self { name, type_: "string", wide: false }
+        Self::of(name, "string", false)
     }
 
     pub const fn number(name: &'static str) -> Self {
-        Self { name, type_: "integer", wide: false }
+        Self::of(name, "integer", false)
     }
 
     pub const fn wide(name: &'static str) -> Self {
-        Self { name, type_: "string", wide: true }
+        Self::of(name, "string", true)
     }
 
     /// Cells are RFC 3339 times.
     pub const fn date(name: &'static str) -> Self {
-        Self { name, type_: "date", wide: false }
+        Self::of(name, "date", false)
     }
 
     /// Cells are `true` or `false`.
     pub const fn boolean(name: &'static str) -> Self {
-        Self { name, type_: "boolean", wide: false }
+        Self::of(name, "boolean", false)
     }
 }
 

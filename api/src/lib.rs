@@ -9,6 +9,7 @@ pub mod admit;
 pub mod cel;
 pub mod change;
 pub mod columns;
+pub mod custom;
 mod defaults;
 pub mod error;
 pub mod field;
@@ -16,6 +17,7 @@ pub mod field;
 #[doc(hidden)]
 pub mod fuzz;
 pub mod job;
+pub mod jsonpath;
 pub mod key;
 pub mod kinds;
 pub mod managed;

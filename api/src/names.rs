@@ -5,6 +5,8 @@
 //!
 //! Invariant: randomness is handed in by the caller.
 
+use std::cmp::Ordering;
+
 use rand::RngCore;
 
 /// Upstream's alphabet for generated suffixes: no vowels and no digits that look like them, so that no words arise.
@@ -204,6 +206,33 @@ pub fn uid(rng: &mut dyn RngCore) -> String {
     bytes[8] = bytes[8] & 0x3f | 0x80;
     let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+/// Upstream's order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, then all else by name.
+pub fn compare_versions(a: &str, b: &str) -> Ordering {
+    match (rank(a), rank(b)) {
+        (Some(a), Some(b)) => b.cmp(&a),
+        (Some(_), None) => Ordering::Less,
+        (None, Some(_)) => Ordering::Greater,
+        (None, None) => a.cmp(b),
+    }
+}
+
+/// How stable a version is, and its numbers.
+fn rank(version: &str) -> Option<(u8, u64, u64)> {
+    let rest = version.strip_prefix('v')?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
+    let major = rest[..digits].parse().ok()?;
+    let stage = &rest[digits..];
+    if stage.is_empty() {
+        return Some((2, major, 0));
+    }
+    let (level, minor) = match (stage.strip_prefix("beta"), stage.strip_prefix("alpha")) {
+        (Some(minor), _) => (1, minor),
+        (_, Some(minor)) => (0, minor),
+        _ => return None,
+    };
+    Some((level, major, minor.parse().ok()?))
 }
 
 #[cfg(test)]

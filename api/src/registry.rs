@@ -42,6 +42,16 @@ impl Registry {
         self.index();
     }
 
+    /// Adds kinds that are of no group, version and kind that is there already; the others are left as they are.
+    pub fn register_all(&mut self, kinds: impl IntoIterator<Item = Kind>) {
+        for kind in kinds {
+            if self.by_type(&kind.group, &kind.version, &kind.kind).is_none() {
+                self.kinds.push(Arc::new(kind));
+            }
+        }
+        self.index();
+    }
+
     /// Takes a kind out; says whether it was there.
     pub fn remove(&mut self, group: &str, version: &str, kind: &str) -> bool {
         let before = self.kinds.len();

@@ -5,6 +5,7 @@
 use flotilla_api::k8s_openapi::api::apps::v1::{DeploymentCondition, ReplicaSetCondition};
 use flotilla_api::k8s_openapi::api::batch::v1::JobCondition;
 use flotilla_api::k8s_openapi::api::core::v1::{NamespaceCondition, NodeCondition, PodCondition};
+use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionCondition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use jiff::Timestamp;
 
@@ -61,6 +62,7 @@ conditions! {
     ReplicaSetCondition: |field| field.as_deref().unwrap_or_default();
     JobCondition: |field| field;
     NamespaceCondition: |field| field;
+    CustomResourceDefinitionCondition: |field| field;
     NodeCondition: |field| field;
     PodCondition: |field| field;
 }

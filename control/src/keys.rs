@@ -27,3 +27,10 @@ pub fn node(name: &str) -> Key {
 pub fn namespace(name: &str) -> Key {
     Key::new(&GroupResource::new("", "namespaces"), "", name)
 }
+
+pub const EXTENSIONS: &str = "apiextensions.k8s.io";
+pub const DEFINITIONS: &str = "customresourcedefinitions";
+
+pub fn definition(name: &str) -> Key {
+    Key::new(&GroupResource::new(EXTENSIONS, DEFINITIONS), "", name)
+}

@@ -12,6 +12,7 @@
 
 pub mod authority;
 mod condition;
+mod definition;
 pub mod deletion;
 mod deployment;
 pub mod event;

@@ -9,7 +9,7 @@ use rand::RngCore;
 
 use crate::view::View;
 use crate::work::Work;
-use crate::{deployment, garbage, job, namespace, node, replica_set, scheduler};
+use crate::{definition, deployment, garbage, job, namespace, node, replica_set, scheduler};
 
 /// Who the planners' Changes are made for.
 pub(crate) const USER: &str = "system:flotilla";
@@ -115,6 +115,7 @@ pub fn plan(work: &Work, cx: &mut Context<'_>) -> Plan {
         Work::Nodes => node::plan_nodes(cx),
         Work::Evict(name) => node::plan_eviction(name, cx),
         Work::Namespace(name) => namespace::plan(name, cx),
+        Work::Definition(name) => definition::plan(name, cx),
         Work::Deployment(key) => deployment::plan(key, cx),
         Work::ReplicaSet(key) => replica_set::plan(key, cx),
         Work::Job(key) => job::plan(key, cx),

@@ -10,6 +10,8 @@ pub enum Work {
     /// The pods of one node, by its name: whether they may stay.
     Evict(String),
     Namespace(String),
+    /// A CustomResourceDefinition, by its name.
+    Definition(String),
     Deployment(Key),
     ReplicaSet(Key),
     Job(Key),

@@ -14,6 +14,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod convert;
+mod definitions;
 pub mod dev;
 mod drain;
 pub mod enrol;

@@ -18,7 +18,7 @@ use crate::error::{Cause, Reason, Status};
 use crate::field::{Errors, Path};
 use crate::key::Key;
 use crate::kinds::Kind;
-use crate::{names, validate};
+use crate::{names, structural, validate};
 
 mod parse;
 pub(crate) mod strict;
@@ -192,7 +192,10 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
         object["metadata"] = Value::Object(Map::new());
     }
     kind.to_stored(&mut object);
-    let findings = strict::check(&mut object, kind.stored().schema.as_deref());
+    let mut findings = strict::check(&mut object, kind.stored().schema.as_deref());
+    if let Some(structure) = &kind.structure {
+        structural::prune(&mut object, &structure.root, &mut findings.unknown);
+    }
     let mut unknown = findings.unknown.into_causes();
     let mut warnings = Vec::new();
     if unknown_fields != UnknownFields::Refuse {

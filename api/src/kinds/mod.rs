@@ -21,6 +21,7 @@ use crate::names;
 use crate::schema::{self, Schema};
 use crate::selector::Fields;
 use crate::versions::StoredAs;
+use crate::structural::Structure;
 
 pub use crate::columns::Column;
 
@@ -134,6 +135,7 @@ kinds! {
     csidriver::CSIDriver,
     csinode::CSINode,
     csistoragecapacity::CSIStorageCapacity,
+    customresourcedefinition::CustomResourceDefinition,
     jointoken::JoinToken,
     cluster::Cluster,
     keyring::Keyring,
@@ -246,6 +248,15 @@ pub trait Behaviour: Send + Sync {
     fn row(&self, object: &Value, now: Timestamp) -> Vec<String>;
 }
 
+/// Where an object keeps how many replicas it wants and has, as the fields that lead there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ScalePaths {
+    pub spec_replicas: Vec<String>,
+    pub status_replicas: Vec<String>,
+    /// A selector as text.
+    pub selector: Option<Vec<String>>,
+}
+
 /// A kind of object: what it is called and how it behaves.
 #[derive(Clone)]
 pub struct Kind {
@@ -269,6 +280,13 @@ pub struct Kind {
     pub generation: bool,
     /// The type's name in [`crate::schema`]; `None` if any fields are welcome.
     pub schema: Option<String>,
+    /// The schema of a custom kind.
+    pub structure: Option<Arc<Structure>>,
+    /// Whether several versions of the kind keep their objects in one collection, so that an object may say that it is of
+    /// another version than it is asked for in.
+    pub shared: bool,
+    /// Where a custom kind's objects keep what `scale` is about.
+    pub scale: Option<ScalePaths>,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -295,6 +313,9 @@ impl Kind {
             sealed: owned(info.sealed),
             generation: info.generation,
             schema: Some(info.schema.to_owned()),
+            structure: None,
+            shared: false,
+            scale: None,
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,
@@ -309,7 +330,10 @@ impl Kind {
 
     /// What the kind's objects look like.
     pub fn facts(&self) -> Option<&Schema> {
-        self.schema.as_deref().and_then(schema::get)
+        match &self.structure {
+            Some(structure) => Some(&structure.root),
+            None => self.schema.as_deref().and_then(schema::get),
+        }
     }
 
     /// Where objects of the kind are kept.

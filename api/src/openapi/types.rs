@@ -145,8 +145,11 @@ impl Types {
     /// The type of a kind that the data has no type for: one of another version, a custom one, or any object.
     fn own_type(&self, kind: &Kind) -> Value {
         let of_data = kind.schema.as_deref().and_then(|name| self.of_data(name));
-        let mut value =
-            of_data.unwrap_or_else(|| json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}));
+        let mut value = match (of_data, &kind.structure) {
+            (Some(value), _) => value,
+            (None, Some(structure)) => custom(structure.published(), self.form),
+            (None, None) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
+        };
         if !value.get("properties").is_some_and(Value::is_object) {
             value["properties"] = json!({});
         }
@@ -256,4 +259,41 @@ fn references(value: &Value, found: &mut BTreeSet<String>) {
         Value::Array(items) => items.iter().for_each(|value| references(value, found)),
         _ => {}
     }
+}
+
+/// A custom kind's schema as it is published. OpenAPI 2 lacks what the third version has: upstream leaves that out, and
+/// does not describe what lies below it.
+fn custom(schema: &Value, form: Form) -> Value {
+    match form {
+        Form::V3 => schema.clone(),
+        Form::V2 => second(schema),
+    }
+}
+
+fn second(schema: &Value) -> Value {
+    let Value::Object(map) = schema else { return json!({}) };
+    let flag = |name: &str| map.get(name).and_then(Value::as_bool).unwrap_or_default();
+    let mut out = Map::new();
+    for (key, value) in map {
+        match (key.as_str(), value) {
+            ("anyOf" | "oneOf" | "not" | "allOf" | "nullable" | "default", _) => {}
+            ("properties", Value::Object(fields)) => {
+                let fields = fields.iter().map(|(name, field)| (name.clone(), second(field)));
+                out.insert(key.clone(), Value::Object(fields.collect()));
+            }
+            ("items", Value::Object(_)) | ("additionalProperties", Value::Object(_)) => {
+                out.insert(key.clone(), second(value));
+            }
+            _ => _ = out.insert(key.clone(), value.clone()),
+        }
+    }
+    if flag("x-kubernetes-preserve-unknown-fields") || flag("nullable") {
+        for key in ["items", "properties", "additionalProperties", "type"] {
+            out.remove(key);
+        }
+    }
+    if flag("x-kubernetes-int-or-string") {
+        out.remove("type");
+    }
+    Value::Object(out)
 }

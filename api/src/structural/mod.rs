@@ -133,8 +133,4 @@ impl Schema {
     fn preserves(&self) -> bool {
         self.constraints.as_ref().is_some_and(|c| c.preserve_unknown_fields)
     }
-
-    fn is_embedded(&self) -> bool {
-        self.constraints.as_ref().is_some_and(|c| c.embedded_resource)
-    }
 }

@@ -6,6 +6,7 @@ use std::ops::Deref;
 use bytes::Bytes;
 use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Taint};
+use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use jiff::Timestamp;
 use serde::Serialize;
@@ -36,6 +37,16 @@ pub struct Other {
     pub metadata: ObjectMeta,
     /// Kept only where owners or finalizers may have to be edited.
     pub raw: Option<Bytes>,
+}
+
+/// A CustomResourceDefinition without the schemas of its versions, which planners have no use for.
+#[derive(Clone, Debug)]
+pub struct Definition {
+    pub key: Key,
+    pub revision: u64,
+    pub object: CustomResourceDefinition,
+    /// As it is stored.
+    pub raw: Bytes,
 }
 
 /// A pod and what is derived from it.

@@ -2,15 +2,16 @@
 
 use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
+use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::entry::{NodeFacts, NodeUse, PodFacts, QueuePlace};
 use super::table::Table;
-use super::{NodeEntry, Other, PodEntry, Stored, View};
+use super::{Definition, NodeEntry, Other, PodEntry, Stored, View};
 use crate::resources::Resources;
-use crate::{meta, pods};
+use crate::{keys, meta, pods};
 
 /// What the scheduler cares about in one object.
 #[derive(PartialEq)]
@@ -45,6 +46,7 @@ impl View {
             ("apps", "replicasets") => self.insert_typed(key, bytes, revision, |view| &mut view.replica_sets),
             ("apps", "deployments") => self.insert_typed(key, bytes, revision, |view| &mut view.deployments),
             ("batch", "jobs") => self.insert_typed(key, bytes, revision, |view| &mut view.jobs),
+            (keys::EXTENSIONS, keys::DEFINITIONS) => self.insert_definition(key, bytes, revision),
             _ => self.insert_other(key, bytes, revision),
         }
         if let Some((meta, _)) = self.meta(key) {
@@ -94,6 +96,18 @@ impl View {
         let facts = NodeFacts::of(&object);
         let stored = Stored { key: key.clone(), revision, object };
         self.nodes.insert(key.clone(), NodeEntry { stored, facts });
+    }
+
+    fn insert_definition(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        self.insert_other(key, bytes, revision);
+        match serde_json::from_slice::<CustomResourceDefinition>(bytes) {
+            Ok(mut object) => {
+                object.spec.versions.iter_mut().for_each(|version| version.schema = None);
+                let definition = Definition { key: key.clone(), revision, object, raw: bytes.to_vec().into() };
+                self.definitions.insert(key.clone(), definition);
+            }
+            Err(error) => _ = self.unreadable.insert(key.clone(), error.to_string()),
+        }
     }
 
     fn insert_other(&mut self, key: &Key, bytes: &[u8], revision: u64) {
@@ -157,6 +171,7 @@ impl View {
             ("apps", "replicasets") => drop(self.replica_sets.remove(key)),
             ("apps", "deployments") => drop(self.deployments.remove(key)),
             ("batch", "jobs") => drop(self.jobs.remove(key)),
+            (keys::EXTENSIONS, keys::DEFINITIONS) => drop(self.definitions.remove(key)),
             _ => {}
         }
     }

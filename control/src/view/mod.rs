@@ -14,15 +14,15 @@ mod touch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
 use flotilla_api::k8s_openapi::api::core::v1::Namespace;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use flotilla_api::{GroupResource, Key};
 use serde_json::Value;
 
 use entry::QueuePlace;
-pub use entry::{HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored};
+pub use entry::{Definition, HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored};
 use table::Table;
 
 use crate::work::Work;
@@ -38,6 +38,8 @@ pub struct View {
     deployments: Table<Stored<Deployment>>,
     jobs: Table<Stored<Job>>,
     others: Table<Other>,
+    /// CustomResourceDefinitions, which are among the others too.
+    definitions: Table<Definition>,
     /// What did not decode, and why.
     unreadable: BTreeMap<Key, String>,
     /// Every object by its uid.
@@ -153,6 +155,21 @@ impl View {
     /// Pods that name this uid among their owners.
     pub fn pods_of<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a PodEntry> + use<'a> {
         self.dependents(uid).filter_map(|key| self.pods.get(key))
+    }
+
+    pub fn definition(&self, name: &str) -> Option<&Definition> {
+        self.definitions.get(&keys::definition(name))
+    }
+
+    /// The CustomResourceDefinitions of a group.
+    pub fn definitions_of(&self, group: &str) -> impl Iterator<Item = &Definition> {
+        self.definitions.values().filter(move |definition| definition.object.spec.group == group)
+    }
+
+    /// Objects of a collection whose kind does not behave.
+    pub fn of_collection(&self, collection: &GroupResource) -> impl Iterator<Item = &Key> {
+        let first = Key::new(collection, "", "");
+        self.others.keys_from(first).take_while(move |key| key.collection() == *collection)
     }
 
     pub fn replica_set(&self, key: &Key) -> Option<&Stored<ReplicaSet>> {

@@ -39,6 +39,11 @@ impl<T> Table<T> {
         self.rows.len()
     }
 
+    /// Keys from `first` on.
+    pub fn keys_from(&self, first: Key) -> impl Iterator<Item = &Key> {
+        self.rows.range(first..).map(|(key, _)| key)
+    }
+
     /// Rows from `first` on that are in `namespace`.
     pub fn range(&self, first: Key, namespace: &str) -> impl Iterator<Item = &T> {
         self.rows.range(first..).take_while(move |(key, _)| key.namespace() == namespace).map(|(_, row)| row)

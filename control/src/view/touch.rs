@@ -26,6 +26,7 @@ impl View {
             ("apps", "replicasets") => self.of_replica_set(key, meta),
             ("apps", "deployments") => vec![Work::Deployment(key.clone())],
             ("batch", "jobs") => vec![Work::Job(key.clone())],
+            (keys::EXTENSIONS, keys::DEFINITIONS) => self.of_definition(key),
             _ => Vec::new(),
         }
     }
@@ -41,11 +42,23 @@ impl View {
                 self.key_of(owner).filter(|key| self.meta(key).is_some_and(|(meta, _)| meta::is_deleting(meta)));
             works.extend(waiting.map(|key| Work::Garbage(key.clone())));
         }
+        if key.group().contains('.') {
+            let name = format!("{}.{}", key.resource(), key.group());
+            let ending = self.definition(&name).filter(|found| meta::is_deleting(&found.object.metadata));
+            works.extend(ending.map(|_| Work::Definition(name)));
+        }
         let namespace = key.namespace();
         if self.namespace(namespace).is_some_and(|found| meta::is_deleting(&found.object.metadata)) {
             works.push(Work::Namespace(namespace.to_owned()));
         }
         works
+    }
+
+    /// The others of its group may want the names that it has.
+    fn of_definition(&self, key: &Key) -> Vec<Work> {
+        let Some(definition) = self.definitions.get(key) else { return Vec::new() };
+        let group = self.definitions_of(&definition.object.spec.group);
+        group.map(|other| Work::Definition(other.key.name().to_owned())).collect()
     }
 
     fn of_pod(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {

@@ -2,7 +2,8 @@
 //!
 //! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
 
-use flotilla_api::{Change, Key, Kind, Reason, Status};
+use flotilla_api::kinds::customresourcedefinition::CLEANUP_FINALIZER;
+use flotilla_api::{Builtin, Change, Key, Kind, Reason, Status};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -166,6 +167,10 @@ fn check_preconditions(kind: &Kind, key: &Key, object: &Value, options: &DeleteO
 fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp) -> Step {
     let grace = grace_seconds(kind, &object, options);
     add_finalizer(&mut object, options.propagation);
+    if kind.builtin == Some(Builtin::CustomResourceDefinition) {
+        // It goes when its objects are gone; its planner sees to that.
+        hold(&mut object, CLEANUP_FINALIZER);
+    }
     let held = ["/metadata/finalizers", "/spec/finalizers"]
         .iter()
         .any(|path| object.pointer(path).and_then(Value::as_array).is_some_and(|list| !list.is_empty()));
@@ -211,6 +216,10 @@ fn add_finalizer(object: &mut Value, propagation: Propagation) {
         Propagation::Foreground => "foregroundDeletion",
         Propagation::Orphan => "orphan",
     };
+    hold(object, finalizer);
+}
+
+fn hold(object: &mut Value, finalizer: &str) {
     match object["metadata"]["finalizers"].as_array_mut() {
         Some(list) if list.iter().any(|f| f == finalizer) => {}
         Some(list) => list.push(json!(finalizer)),

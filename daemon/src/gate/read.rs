@@ -147,7 +147,7 @@ impl Gate {
 
     /// The same as JSON, without decoding it if nothing of it is sealed.
     fn json(&self, kind: &Kind, kv: &KeyValue) -> Result<Vec<u8>, Status> {
-        match kind.sealed.is_empty() && kind.stored_as.is_none() {
+        match is_plain(kind) {
             true => splice(kv),
             false => Ok(self.value(kind, kv)?.to_string().into_bytes()),
         }
@@ -264,6 +264,11 @@ impl Gate {
     }
 }
 
+/// Whether objects of the kind are shown as they are stored.
+fn is_plain(kind: &Kind) -> bool {
+    kind.sealed.is_empty() && !kind.shared && kind.stored_as.is_none()
+}
+
 /// What happened to the set of objects that match.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Happened {
@@ -339,7 +344,7 @@ impl Observer {
         let json = || self.gate.json(&self.kind, &kv).map(Bytes::from);
         // Who watches through other selectors may be told something else of what leaves these.
         let same_for_all = now.is_none() || happened != Happened::Deleted;
-        let json = match same_for_all && self.kind.sealed.is_empty() && self.kind.stored_as.is_none() {
+        let json = match same_for_all && is_plain(&self.kind) {
             true => self.gate.renderings.share(revision, json)?,
             false => json()?,
         };

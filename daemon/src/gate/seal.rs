@@ -197,9 +197,13 @@ impl Gate {
         Ok(())
     }
 
-    /// See [`Sealer::open`].
+    /// See [`Sealer::open`]. What is kept for several versions is shown as of the kind's own.
     pub(super) fn open(&self, kind: &Kind, key: &Key, object: Value) -> Result<Value, Status> {
-        self.sealer.open(&self.store, kind, key, object)
+        let mut object = self.sealer.open(&self.store, kind, key, object)?;
+        if kind.shared {
+            object["apiVersion"] = kind.api_version().into();
+        }
+        Ok(object)
     }
 }
 

@@ -3,9 +3,9 @@
 //! Defined by the Kubernetes API reference, `APIVersions`, `APIGroupList`, `APIResourceList`, and by
 //! `apidiscovery.k8s.io/v2`.
 
-use std::cmp::Ordering;
 use std::sync::Arc;
 
+use flotilla_api::names::compare_versions;
 use flotilla_api::{Kind, Registry, questions};
 use serde_json::{Value, json};
 
@@ -227,33 +227,6 @@ fn verbs(kind: &Kind) -> &'static [&'static str] {
         Some(_) => &["create"],
         None => VERBS,
     }
-}
-
-/// Upstream's order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, then all else by name.
-pub fn compare_versions(a: &str, b: &str) -> Ordering {
-    match (rank(a), rank(b)) {
-        (Some(a), Some(b)) => b.cmp(&a),
-        (Some(_), None) => Ordering::Less,
-        (None, Some(_)) => Ordering::Greater,
-        (None, None) => a.cmp(b),
-    }
-}
-
-/// How stable a version is, and its numbers.
-fn rank(version: &str) -> Option<(u8, u64, u64)> {
-    let rest = version.strip_prefix('v')?;
-    let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-    let major = rest[..digits].parse().ok()?;
-    let stage = &rest[digits..];
-    if stage.is_empty() {
-        return Some((2, major, 0));
-    }
-    let (level, minor) = match (stage.strip_prefix("beta"), stage.strip_prefix("alpha")) {
-        (Some(minor), _) => (1, minor),
-        (_, Some(minor)) => (0, minor),
-        _ => return None,
-    };
-    Some((level, major, minor.parse().ok()?))
 }
 
 #[cfg(test)]

@@ -37,10 +37,10 @@ impl Rest {
             ["api", version] => discovery::resources(&registry, "", version),
             ["apis", group] => discovery::group(&registry, group),
             ["apis", group, version] => discovery::resources(&registry, group, version),
-            ["openapi", "v2"] => return Box::pin(self.openapi_v2(head, registry)).await,
-            ["openapi", "v3"] => return Box::pin(self.openapi_index(head, &registry)).await,
+            ["openapi", "v2"] => return self.openapi_v2(head, registry).await,
+            ["openapi", "v3"] => return self.openapi_index(head, &registry).await,
             ["openapi", "v3", path @ ..] => {
-                return Box::pin(self.openapi_v3(head, query, registry, &path.join("/"))).await;
+                return self.openapi_v3(head, query, registry, &path.join("/")).await;
             }
             [""] => Some(paths(&registry)),
             _ => None,

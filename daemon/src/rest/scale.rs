@@ -8,10 +8,21 @@ use serde_json::{Value, json};
 pub const SCALE: &str = "scale";
 
 /// The Scale of an object.
-pub fn of(object: &Value) -> Value {
+pub fn of(kind: &Kind, object: &Value) -> Value {
     let metadata = |field: &str| object["metadata"][field].clone();
-    let mut status = json!({"replicas": object["status"]["replicas"].as_i64().unwrap_or_default()});
-    let selector = selector_text(&object["spec"]["selector"]);
+    let (wanted, there, selector) = match &kind.scale {
+        Some(paths) => (
+            number_at(object, &paths.spec_replicas),
+            number_at(object, &paths.status_replicas),
+            paths.selector.as_ref().and_then(|path| at(object, path)?.as_str()).unwrap_or_default().to_owned(),
+        ),
+        None => (
+            object["spec"]["replicas"].as_i64().unwrap_or_default(),
+            object["status"]["replicas"].as_i64().unwrap_or_default(),
+            selector_text(&object["spec"]["selector"]),
+        ),
+    };
+    let mut status = json!({"replicas": there});
     if !selector.is_empty() {
         status["selector"] = selector.into();
     }
@@ -25,7 +36,7 @@ pub fn of(object: &Value) -> Value {
         "kind": "Scale",
         "apiVersion": "autoscaling/v1",
         "metadata": of,
-        "spec": {"replicas": object["spec"]["replicas"].as_i64().unwrap_or_default()},
+        "spec": {"replicas": wanted},
         "status": status,
     })
 }
@@ -70,13 +81,37 @@ pub fn write(kind: &Kind, object: &mut Value, scale: &Value) -> Result<(), Statu
     if let Some(version) = scale.pointer("/metadata/resourceVersion").filter(|version| !version.is_null()) {
         object["metadata"]["resourceVersion"] = version.clone();
     }
-    object["spec"]["replicas"] = replicas.into();
+    match &kind.scale {
+        Some(paths) => set_at(object, &paths.spec_replicas, replicas.into()),
+        None => object["spec"]["replicas"] = replicas.into(),
+    }
     Ok(())
+}
+
+fn at<'a>(object: &'a Value, path: &[String]) -> Option<&'a Value> {
+    path.iter().try_fold(object, |value, field| value.get(field))
+}
+
+fn number_at(object: &Value, path: &[String]) -> i64 {
+    at(object, path).and_then(Value::as_i64).unwrap_or_default()
+}
+
+/// Sets a field, with the objects that lead to it.
+fn set_at(object: &mut Value, path: &[String], value: Value) {
+    let [first, rest @ ..] = path else {
+        *object = value;
+        return;
+    };
+    if !object.is_object() {
+        *object = json!({});
+    }
+    set_at(&mut object[first.as_str()], rest, value);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use flotilla_api::kinds::ScalePaths;
     use flotilla_api::{Builtin, Registry};
 
     #[test]
@@ -87,7 +122,7 @@ mod tests {
             "spec": {"replicas": 3, "selector": {"matchLabels": {"app": "web"}}},
             "status": {"replicas": 2},
         });
-        let mut scale = of(&object);
+        let mut scale = of(&kind, &object);
         assert_eq!(scale["spec"]["replicas"], 3);
         assert_eq!(scale["status"], json!({"replicas": 2, "selector": "app=web"}));
         scale["spec"]["replicas"] = json!(5);
@@ -96,6 +131,24 @@ mod tests {
         scale["spec"]["replicas"] = json!(-1);
         assert!(write(&kind, &mut object, &scale).is_err());
         assert!(write(&kind, &mut object, &json!({"kind": "Pod"})).is_err());
-        assert_eq!(of(&json!({"spec": {"selector": {"app": "x"}}}))["status"]["selector"], "app=x");
+        assert_eq!(of(&kind, &json!({"spec": {"selector": {"app": "x"}}}))["status"]["selector"], "app=x");
+    }
+
+    #[test]
+    fn a_custom_kind_says_where_its_replicas_are() {
+        let path = |text: &str| text.split('.').map(str::to_owned).collect();
+        let mut kind = (*Registry::builtin().built_in(Builtin::ConfigMap).unwrap()).clone();
+        kind.scale = Some(ScalePaths {
+            spec_replicas: path("spec.size.wanted"),
+            status_replicas: path("status.size"),
+            selector: Some(path("status.selector")),
+        });
+        let mut object = json!({"metadata": {"name": "a"}, "spec": {}, "status": {"size": 2, "selector": "a=b"}});
+        let mut scale = of(&kind, &object);
+        assert_eq!(scale["spec"]["replicas"], 0);
+        assert_eq!(scale["status"], json!({"replicas": 2, "selector": "a=b"}));
+        scale["spec"]["replicas"] = json!(4);
+        write(&kind, &mut object, &scale).unwrap();
+        assert_eq!(object["spec"], json!({"size": {"wanted": 4}}));
     }
 }

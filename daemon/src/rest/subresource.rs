@@ -54,7 +54,7 @@ impl Rest {
 
     async fn get_scale(&self, call: &Call, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
         let object = self.gate().get_for(&call.user, kind, at(kind, target, name)?, SCALE).await?;
-        write(call, StatusCode::OK, &scale::of(&object)).await
+        write(call, StatusCode::OK, &scale::of(kind, &object)).await
     }
 
     async fn put_scale(&self, call: &Call, body: Incoming, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
@@ -64,7 +64,7 @@ impl Rest {
         let how = How::through(Verb::Update, SCALE);
         let place = at(kind, target, name)?;
         let written = self.gate().edit(&call.user, kind, place, how, &options, edit).await?;
-        write(call, StatusCode::OK, &scale::of(&written.object)).await
+        write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
     }
 
     /// Assigns a pod to a node: what a scheduler of somebody else's does.

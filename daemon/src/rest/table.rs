@@ -48,7 +48,7 @@ fn definition(column: &Column) -> Value {
         "name": column.name,
         "type": column.type_,
         "format": if column.name == "Name" { "name" } else { "" },
-        "description": column.name,
+        "description": if column.description.is_empty() { &column.name } else { &column.description },
         "priority": i32::from(column.wide),
     })
 }
@@ -59,7 +59,10 @@ fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, include: 
         .into_iter()
         .zip(columns)
         .map(|(cell, column)| match column.type_ {
+            _ if cell.is_empty() && kind.structure.is_some() => Value::Null,
             "integer" => cell.parse::<i64>().map_or(Value::String(cell), Value::from),
+            "number" => cell.parse::<f64>().map_or(Value::String(cell), Value::from),
+            "boolean" => cell.parse::<bool>().map_or(Value::String(cell), Value::from),
             _ => Value::String(cell),
         })
         .collect();
