@@ -191,3 +191,162 @@ fn cell(column: &PathColumn, object: &Value, now: Timestamp) -> String {
         (_, other) => other.to_string(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::admit::{self, Create, Subresource, UnknownFields};
+    use crate::openapi;
+    use crate::registry::Registry;
+
+    fn definition() -> CustomResourceDefinition {
+        let version = |name: &str, storage: bool| {
+            json!({
+                "name": name, "served": true, "storage": storage,
+                "schema": {"openAPIV3Schema": {"type": "object", "properties": {
+                    "spec": {"type": "object", "properties": {
+                        "color": {"type": "string"},
+                        "replicas": {"type": "integer", "default": 1},
+                    }},
+                    "status": {"type": "object", "properties": {"replicas": {"type": "integer"}}},
+                }}},
+                "subresources": {"status": {}, "scale": {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.replicas"}},
+                "selectableFields": [{"jsonPath": ".spec.color"}],
+                "additionalPrinterColumns": [
+                    {"name": "Color", "type": "string", "jsonPath": ".spec.color"},
+                    {"name": "Wanted", "type": "integer", "jsonPath": ".spec.replicas", "priority": 1},
+                ],
+            })
+        };
+        serde_json::from_value(json!({
+            "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+            "metadata": {"name": "shirts.stable.example.com"},
+            "spec": {
+                "group": "stable.example.com", "scope": "Namespaced",
+                "names": {"plural": "shirts", "kind": "Shirt", "shortNames": ["sh"]},
+                "versions": [version("v1beta1", false), version("v1", true)],
+            },
+        }))
+        .unwrap()
+    }
+
+    fn create<'a>(rng: &'a mut rand::rngs::ThreadRng) -> Create<'a> {
+        Create { namespace: "", now: Timestamp::UNIX_EPOCH, rng, unknown_fields: UnknownFields::Refuse }
+    }
+
+    /// The definition as the gate takes it in and its planner accepts it.
+    fn established() -> CustomResourceDefinition {
+        let registry = Registry::builtin();
+        let kind = registry.by_name("crd").unwrap();
+        let mut rng = rand::rng();
+        let prepared =
+            admit::prepare_create(&kind, serde_json::to_value(definition()).unwrap(), create(&mut rng)).unwrap();
+        let mut definition: CustomResourceDefinition = serde_json::from_value(prepared.object).unwrap();
+        assert_eq!(definition.spec.names.singular.as_deref(), Some("shirt"));
+        assert_eq!(definition.status.as_ref().unwrap().stored_versions, Some(vec!["v1".to_owned()]));
+        assert!(kinds(&definition).is_empty());
+        let status = definition.status.as_mut().unwrap();
+        status.accepted_names = Some(definition.spec.names.clone());
+        status.conditions = serde_json::from_value(json!([{"type": ESTABLISHED, "status": "True"}])).unwrap();
+        definition
+    }
+
+    #[test]
+    fn a_definition_brings_a_kind_for_each_version() {
+        let mut registry = Registry::builtin();
+        registry.register_all(kinds(&established()));
+        let kind = registry.by_name("sh").unwrap();
+        assert_eq!((kind.api_version().as_str(), kind.kind.as_str()), ("stable.example.com/v1", "Shirt"));
+        assert!(kind.shared && kind.has_status() && kind.scale.is_some());
+        assert_eq!(registry.by_name("shirts.v1beta1.stable.example.com").unwrap().version, "v1beta1");
+        let mut rng = rand::rng();
+        let object = json!({
+            "apiVersion": "stable.example.com/v1", "kind": "Shirt", "metadata": {"name": "a"},
+            "spec": {"color": "blue"}, "status": {"replicas": 7},
+        });
+        let prepared = admit::prepare_create(&kind, object.clone(), create(&mut rng)).unwrap();
+        assert_eq!(prepared.object["spec"], json!({"color": "blue", "replicas": 1}));
+        assert!(prepared.object.get("status").is_none());
+        assert_eq!(kind.row(&prepared.object, Timestamp::UNIX_EPOCH), ["a", "blue", "1"]);
+        let names: Vec<String> = kind.columns().iter().map(|column| column.name.to_string()).collect();
+        assert_eq!(names, ["Name", "Color", "Wanted"]);
+        let mut wrong = object;
+        wrong["spec"]["size"] = json!(5);
+        let refused = admit::prepare_create(&kind, wrong.clone(), create(&mut rng)).unwrap_err();
+        assert!(refused.message.contains("spec.size"), "{refused:?}");
+        wrong["spec"] = json!({"color": 5});
+        let refused = admit::prepare_create(&kind, wrong, create(&mut rng)).unwrap_err();
+        assert_eq!(refused.reason.code(), 422);
+        // A new status is no new generation, another spec is.
+        let stored = prepared.object;
+        let mut changed = stored.clone();
+        changed["status"] = json!({"replicas": 3});
+        let updated =
+            admit::prepare_update(&kind, &stored, changed.clone(), Subresource::Status, UnknownFields::Refuse).unwrap();
+        assert_eq!(
+            (&updated.object["status"]["replicas"], &updated.object["metadata"]["generation"]),
+            (&json!(3), &json!(1))
+        );
+        changed["spec"]["color"] = json!("red");
+        let updated = admit::prepare_update(&kind, &stored, changed, Subresource::None, UnknownFields::Refuse).unwrap();
+        assert_eq!(updated.object["metadata"]["generation"], json!(2));
+    }
+
+    #[test]
+    fn custom_kinds_are_published() {
+        let mut registry = Registry::builtin();
+        registry.register_all(kinds(&established()));
+        let document: Value =
+            serde_json::from_slice(&openapi::v3(&registry, "apis/stable.example.com/v1").unwrap()).unwrap();
+        let shirt = &document["components"]["schemas"]["com.example.stable.v1.Shirt"];
+        assert_eq!(shirt["properties"]["spec"]["properties"]["replicas"]["default"], 1);
+        assert!(shirt["properties"]["metadata"]["allOf"][0]["$ref"].as_str().unwrap().ends_with("ObjectMeta"));
+        assert!(document["components"]["schemas"]["com.example.stable.v1.ShirtList"].is_object());
+        let document: Value = serde_json::from_slice(&openapi::v2(&registry, openapi::Encoding::Json)).unwrap();
+        let shirt = &document["definitions"]["com.example.stable.v1.Shirt"];
+        assert_eq!(shirt["x-kubernetes-group-version-kind"][0]["kind"], "Shirt");
+    }
+
+    #[test]
+    fn definitions_that_make_no_sense_are_refused() {
+        let kind = Registry::builtin().by_name("crd").unwrap();
+        let refused = |change: &dyn Fn(&mut Value)| {
+            let mut object = serde_json::to_value(definition()).unwrap();
+            change(&mut object);
+            admit::prepare_create(&kind, object, create(&mut rand::rng())).unwrap_err().message
+        };
+        type Case<'a> = (&'a dyn Fn(&mut Value), &'a str);
+        let table: [Case; 9] = [
+            (&|o| o["metadata"]["name"] = json!("x"), "must be spec.names.plural+\".\"+spec.group"),
+            (&|o| o["spec"]["scope"] = json!("Odd"), "supported values: \"Cluster\", \"Namespaced\""),
+            (
+                &|o| o["spec"]["versions"][0]["storage"] = json!(true),
+                "must have exactly one version marked as storage version",
+            ),
+            (&|o| o["spec"]["versions"][0]["name"] = json!("v1"), "must contain unique version names"),
+            (&|o| o["spec"]["versions"][0]["schema"] = json!({}), "schemas are required"),
+            (&|o| o["spec"]["preserveUnknownFields"] = json!(true), "cannot set to true"),
+            (&|o| o["spec"]["conversion"] = json!({"strategy": "Webhook"}), "conversion webhooks are not supported"),
+            (
+                &|o| o["spec"]["versions"][0]["additionalPrinterColumns"][0]["jsonPath"] = json!("x"),
+                "must be a simple json path starting with .",
+            ),
+            (
+                &|o| o["spec"]["versions"][0]["selectableFields"][0]["jsonPath"] = json!(".spec.none"),
+                "does not refer to a valid field",
+            ),
+        ];
+        for (change, expected) in table {
+            let message = refused(change);
+            assert!(message.contains(expected), "{expected}: {message}");
+        }
+        let message = refused(&|o| {
+            o["metadata"]["name"] = json!("shirts.networking.k8s.io");
+            o["spec"]["group"] = json!("networking.k8s.io");
+        });
+        assert!(message.contains("is a group of the server's own kinds"), "{message}");
+        assert!(message.contains("protected groups must have approval annotation"), "{message}");
+    }
+}

@@ -3,11 +3,12 @@
 //! Invariant: no input panics; what is accepted once is accepted again in the form that it was given back in.
 
 use jiff::Timestamp;
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use serde_json::Value;
 
 use crate::admit::{self, Create, Subresource, UnknownFields};
 use crate::selector::{Fields, Labels};
-use crate::{Key, Registry, job, names, object, quantity, sealing};
+use crate::{Key, Registry, cel, custom, job, jsonpath, names, object, openapi, quantity, sealing};
 
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -19,6 +20,9 @@ pub const TARGETS: &[Target] = &[
     ("quantity", quantity),
     ("names", names),
     ("stored", stored),
+    ("definition", definition),
+    ("cel", cel),
+    ("jsonpath", jsonpath),
 ];
 
 fn registry() -> &'static Registry {
@@ -58,6 +62,59 @@ fn manifest(input: &[u8]) {
         assert!(!again.changed, "{kind:?} is stable after defaults: {stored} {}", again.object);
         assert_eq!(kind.row(&stored, Timestamp::UNIX_EPOCH).len(), kind.columns().len());
     }
+}
+
+/// A CustomResourceDefinition, and objects of its kinds, as the documents of one manifest.
+fn definition(input: &[u8]) {
+    let Ok(documents) = admit::documents(input) else { return };
+    let mut documents = documents.into_iter();
+    let (Some(first), Ok(kind)) = (documents.next(), registry().by_name("crd")) else { return };
+    let Ok(prepared) = admit::prepare_create(&kind, first, create(&mut NoDice)) else { return };
+    let mut definition: CustomResourceDefinition =
+        serde_json::from_value(prepared.object).expect("what was admitted decodes");
+    let accepted = serde_json::json!({
+        "acceptedNames": definition.spec.names,
+        "conditions": [{"type": "Established", "status": "True"}],
+    });
+    definition.status = serde_json::from_value(accepted).ok();
+    let mut registry = Registry::new();
+    registry.register_all(custom::kinds(&definition));
+    for document in documents.filter(Value::is_object) {
+        for kind in registry.iter() {
+            let mut document = document.clone();
+            document["apiVersion"] = kind.api_version().into();
+            document["kind"] = kind.kind.clone().into();
+            let Ok(prepared) = admit::prepare_create(kind, document, create(&mut NoDice)) else { continue };
+            let stored = prepared.object;
+            let again = admit::prepare_update(kind, &stored, stored.clone(), Subresource::None, UnknownFields::Refuse)
+                .expect("what was admitted is admitted again");
+            assert!(!again.changed, "{kind:?} is stable after defaults: {stored} {}", again.object);
+            assert_eq!(kind.row(&stored, Timestamp::UNIX_EPOCH).len(), kind.columns().len());
+        }
+    }
+    for path in openapi::index(&registry).keys() {
+        openapi::v3(&registry, path);
+    }
+}
+
+/// An expression, checked and evaluated.
+fn cel(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(program) = cel::Program::parse(text) else { return };
+    let object = serde_json::json!({"a": [1, 2, 3], "b": {"c": "text"}, "n": 1.5, "t": true, "z": null});
+    let types = [("self", cel::Type::Dyn), ("oldSelf", cel::Type::Dyn)];
+    _ = cel::check(program.expr(), &types);
+    let mut scope = cel::Scope::new();
+    scope.bind("self", cel::Val::of(&object, None));
+    scope.bind("oldSelf", cel::Val::Null);
+    _ = program.run(&mut scope, &mut cel::Budget::default()).map(|value| value.to_json());
+}
+
+fn jsonpath(input: &[u8]) {
+    let Ok(text) = std::str::from_utf8(input) else { return };
+    let Ok(path) = jsonpath::JsonPath::parse(text) else { return };
+    let object = serde_json::json!({"a": [{"b": 1, "c": "x"}, {"b": 2}], "d": {"e": null}});
+    assert!(path.find(&object).len() <= jsonpath::MAX_RESULTS);
 }
 
 fn job_form(input: &[u8]) {

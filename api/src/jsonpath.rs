@@ -97,8 +97,8 @@ fn steps(mut rest: &str) -> Result<Vec<Step>, String> {
             if after.is_empty() {
                 break;
             }
-            if after.starts_with('[') {
-                bracket(&after[1..])?
+            if let Some(inside) = after.strip_prefix('[') {
+                bracket(inside)?
             } else {
                 let (name, after) = field(after)?;
                 (if name == "*" { Step::All } else { Step::Field(name) }, after)

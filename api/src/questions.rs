@@ -35,6 +35,11 @@ pub fn find(group: &str, version: &str, plural: &str) -> Option<&'static Arc<Kin
         .find(|kind| (kind.group.as_str(), kind.version.as_str(), kind.plural.as_str()) == (group, version, plural))
 }
 
+/// Whether objects of the kind are only ever asked about.
+pub fn is_one(kind: &Kind) -> bool {
+    find(&kind.group, &kind.version, &kind.plural).is_some()
+}
+
 fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) -> Kind {
     let package = group.trim_end_matches(".k8s.io");
     Kind {
@@ -51,6 +56,9 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         sealed: Vec::new(),
         generation: false,
         schema: Some(format!("io.k8s.api.{package}.{version}.{name}")),
+        structure: None,
+        shared: false,
+        scale: None,
         name_rule: names::path_segment,
         builtin: None,
         stored_as: None,

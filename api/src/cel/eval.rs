@@ -330,7 +330,7 @@ fn add<'a>(left: &'a IdedExpr, right: &'a IdedExpr, scope: &mut Scope<'a>, budge
 
 fn comprehension<'a>(all: &'a ComprehensionExpr, scope: &mut Scope<'a>, budget: &mut Budget) -> Evaluated<'a> {
     let range = eval(&all.iter_range, scope, budget)?;
-    let Some(length) = range.len() else { return no_overload() };
+    let Some(length) = range.count() else { return no_overload() };
     budget.pay(length as u64)?;
     let (firsts, seconds): (Vec<Val<'a>>, Option<Vec<Val<'a>>>) = match (&all.iter_var2, range.is_list()) {
         (None, true) => (range.items(), None),

@@ -189,7 +189,7 @@ fn contained<'a>(item: &Val<'_>, list: &Val<'_>, budget: &mut Budget) -> Evaluat
 /// Where in a list an item stands first.
 fn position(list: &Val<'_>, item: &Val<'_>, budget: &mut Budget) -> Result<Option<usize>, Error> {
     let weight = item.weight(budget_limit(budget)).max(1);
-    for index in 0..list.len().unwrap_or_default() {
+    for index in 0..list.count().unwrap_or_default() {
         budget.pay(weight)?;
         if list.item(index).is_some_and(|other| other.equals(item)) {
             return Ok(Some(index));
@@ -281,7 +281,7 @@ fn arithmetic<'a>(operator: &str, a: &Val<'a>, b: &Val<'a>, budget: &mut Budget)
             Ok(Val::Bytes([a.as_ref(), b.as_ref()].concat().into()))
         }
         (operators::ADD, a, b) if a.is_list() && b.is_list() => {
-            budget.pay((a.len().unwrap_or_default() + b.len().unwrap_or_default()) as u64)?;
+            budget.pay((a.count().unwrap_or_default() + b.count().unwrap_or_default()) as u64)?;
             let mut items = a.items();
             items.extend(b.items());
             Ok(Val::list(items))
@@ -312,7 +312,7 @@ fn size<'a>(value: &Val<'_>, budget: &mut Budget) -> Evaluated<'a> {
     }
     match value {
         Val::Bytes(bytes) => Ok(Val::Int(bytes.len() as i64)),
-        other => other.len().map(|len| Val::Int(len as i64)).map_or_else(no_overload, Ok),
+        other => other.count().map(|len| Val::Int(len as i64)).map_or_else(no_overload, Ok),
     }
 }
 
@@ -325,7 +325,7 @@ pub(super) fn library<'a>(library: &str, name: &str, values: &[Val<'a>], budget:
             let is_zero = match value {
                 Val::Null | Val::Bool(false) | Val::Int(0) | Val::UInt(0) | Val::Optional(None) => true,
                 Val::Double(value) => *value == 0.0,
-                other => other.len() == Some(0) || other.as_text() == Some(""),
+                other => other.count() == Some(0) || other.as_text() == Some(""),
             };
             Ok(Val::Optional((!is_zero).then(|| Rc::new(value.clone()))))
         }
@@ -576,7 +576,7 @@ fn formatted(verb: u8, precision: Option<usize>, value: &Val<'_>) -> Option<Stri
 }
 
 fn of_list<'a>(name: &str, list: &Val<'a>, arguments: &[Val<'a>], budget: &mut Budget) -> Evaluated<'a> {
-    let length = list.len().unwrap_or_default();
+    let length = list.count().unwrap_or_default();
     budget.pay(1 + length as u64)?;
     if matches!(name, "isSorted" | "min" | "max") {
         budget.pay(list.weight(budget_limit(budget)))?;
@@ -641,7 +641,7 @@ fn of_list<'a>(name: &str, list: &Val<'a>, arguments: &[Val<'a>], budget: &mut B
             for item in list.items() {
                 match item.is_list() {
                     true => {
-                        budget.pay(item.len().unwrap_or_default() as u64)?;
+                        budget.pay(item.count().unwrap_or_default() as u64)?;
                         flat.extend(item.items());
                     }
                     false => flat.push(item),

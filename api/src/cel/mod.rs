@@ -26,6 +26,8 @@ pub use value::Val;
 pub const MAX_EXPRESSION_BYTES: usize = 16 * 1024;
 /// How deep an expression may be nested.
 const MAX_DEPTH: u16 = 64;
+/// How many `?` an expression may have.
+const MAX_CONDITIONS: usize = 128;
 /// How many nodes macros may unfold an expression to.
 const MAX_NODES: usize = 20_000;
 
@@ -54,7 +56,9 @@ impl Program {
                 source.len()
             ));
         }
-        if nesting(source) > usize::from(MAX_DEPTH) {
+        // The parser recurses on each `? :` of a chain without counting them.
+        let conditions = source.bytes().filter(|byte| *byte == b'?').count();
+        if nesting(source) > usize::from(MAX_DEPTH) || conditions > MAX_CONDITIONS {
             return Err(format!("ERROR: <input>:1:1: expression recursion limit exceeded: {MAX_DEPTH}"));
         }
         let parser = PrattParser::new()
@@ -198,8 +202,7 @@ mod tests {
         let mut scope = Scope::new();
         scope.bind("self", Val::of(this, None));
         let mut budget = Budget::default();
-        let words = program.run(&mut scope, &mut budget).map(|value| value.to_json().to_string());
-        words
+        program.run(&mut scope, &mut budget).map(|value| value.to_json().to_string())
     }
 
     #[test]

@@ -92,7 +92,7 @@ impl<'a> Val<'a> {
     }
 
     /// How many there are in a list or a map.
-    pub fn len(&self) -> Option<usize> {
+    pub fn count(&self) -> Option<usize> {
         match self {
             Val::List(items) => Some(items.len()),
             Val::JsonList(items, _) => Some(items.len()),
@@ -213,7 +213,7 @@ impl<'a> Val<'a> {
 
     fn equal_lists(&self, other: &Val<'_>) -> bool {
         let is_set = matches!(self, Val::JsonList(_, Some(schema)) if schema.list_type.as_deref() == Some("set"));
-        if self.len() != other.len() {
+        if self.count() != other.count() {
             return false;
         }
         let (a, b) = (self.items(), other.items());
@@ -227,7 +227,7 @@ impl<'a> Val<'a> {
     }
 
     fn equal_maps(&self, other: &Val<'_>) -> bool {
-        if self.len() != other.len() {
+        if self.count() != other.count() {
             return false;
         }
         self.keys().iter().all(|key| match (self.entry(key), other.entry(key)) {

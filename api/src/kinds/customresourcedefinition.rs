@@ -14,7 +14,7 @@ use crate::field::{Errors, Path};
 use crate::jsonpath::JsonPath;
 use crate::schema::Schema;
 use crate::validate::{self, immutable};
-use crate::{names, structural};
+use crate::{names, questions, structural};
 
 /// What holds a definition until its objects are gone.
 pub const CLEANUP_FINALIZER: &str = "customresourcecleanup.apiextensions.k8s.io";
@@ -185,7 +185,8 @@ fn spec(spec: &CustomResourceDefinitionSpec, path: &Path, errors: &mut Errors) {
                 errors.invalid(&group, text, "should be a domain with at least one dot");
             }
             // Whatever is served by a definition goes with it.
-            if super::Builtin::ALL.iter().any(|builtin| builtin.info().group == text) {
+            let groups = super::Builtin::ALL.iter().map(|builtin| builtin.info().group);
+            if groups.chain(questions::all().iter().map(|kind| kind.group.as_str())).any(|group| group == text) {
                 errors.forbidden(&group, "is a group of the server's own kinds");
             }
         }

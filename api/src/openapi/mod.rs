@@ -18,6 +18,7 @@ use std::sync::{Arc, LazyLock};
 use serde_json::{Value, json};
 
 use crate::kinds::Kind;
+use crate::questions;
 use crate::registry::Registry;
 use crate::schema;
 use text::Texts;
@@ -41,18 +42,23 @@ pub enum Encoding {
 /// The documents of the third version: their paths below `/openapi/v3/`, and a name for what each says now.
 pub fn index(registry: &Registry) -> BTreeMap<String, String> {
     let mut hashes: BTreeMap<String, String> = BTreeMap::new();
-    for kind in registry.iter() {
+    for kind in served(registry) {
         hashes.entry(path_of(&kind.group, &kind.version)).or_default();
     }
     for (path, hash) in &mut hashes {
-        *hash = fingerprint(registry.iter().filter(|kind| path_of(&kind.group, &kind.version) == *path));
+        *hash = fingerprint(served(registry).filter(|kind| path_of(&kind.group, &kind.version) == *path));
     }
     hashes
 }
 
 /// A name for what the second version's document says now.
 pub fn fingerprint_of_all(registry: &Registry) -> String {
-    fingerprint(registry.iter())
+    fingerprint(served(registry))
+}
+
+/// The kinds that are kept, and those that are only asked.
+fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
+    registry.iter().chain(questions::all())
 }
 
 fn path_of(group: &str, version: &str) -> String {
@@ -86,7 +92,7 @@ fn fingerprint<'a>(kinds: impl Iterator<Item = &'a Arc<Kind>>) -> String {
 
 /// The third version's document at a path of [`index`]; `None` if no kind is served there.
 pub fn v3(registry: &Registry, path: &str) -> Option<Vec<u8>> {
-    let served = registry.iter().filter(|kind| path_of(&kind.group, &kind.version) == path);
+    let served = served(registry).filter(|kind| path_of(&kind.group, &kind.version) == path);
     let kinds: Vec<&Kind> = served.map(AsRef::as_ref).collect();
     if kinds.is_empty() {
         return None;
@@ -107,7 +113,7 @@ pub fn v3(registry: &Registry, path: &str) -> Option<Vec<u8>> {
 
 /// The second version's document, of all kinds.
 pub fn v2(registry: &Registry, encoding: Encoding) -> Vec<u8> {
-    let kinds: Vec<&Kind> = registry.iter().map(AsRef::as_ref).collect();
+    let kinds: Vec<&Kind> = served(registry).map(AsRef::as_ref).collect();
     let types = Types { form: Form::V2, texts: Texts::load() };
     match encoding {
         Encoding::Json => v2_json(&types, &kinds),

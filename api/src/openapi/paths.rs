@@ -9,6 +9,7 @@ use super::parameters::{
 };
 use super::types::{Types, list_name_of, meta, name_of};
 use crate::kinds::Kind;
+use crate::questions;
 
 const EVICTION: &str = "io.k8s.api.policy.v1.Eviction";
 const SCALE: &str = "io.k8s.api.autoscaling.v1.Scale";
@@ -84,6 +85,11 @@ impl Paths<'_> {
             true => format!("{root}/namespaces/{{namespace}}/{}", kind.plural),
             false => format!("{root}/{}", kind.plural),
         };
+        if questions::is_one(kind) {
+            let create =
+                self.of_collection().into_iter().filter(|operation| operation.action == "post").collect::<Vec<_>>();
+            return emit(&collection, self.item(&[], false, &create));
+        }
         let object = format!("{collection}/{{name}}");
         emit(&collection, self.item(&[], false, &self.of_collection()));
         emit(&object, self.item(&[], true, &self.of_object()));

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Form;
 use super::text::Texts;
 use crate::kinds::Kind;
+use crate::questions;
 use crate::schema;
 
 const META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
@@ -74,7 +75,7 @@ impl Types {
             if schema::json(&own).is_none() {
                 made.push((own.clone(), self.own_type(kind)));
             }
-            if schema::json(&list).is_none() {
+            if schema::json(&list).is_none() && !questions::is_one(kind) {
                 made.push((list, self.list_type(kind, &own)));
             }
         }

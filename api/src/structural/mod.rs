@@ -10,6 +10,8 @@ mod build;
 mod format;
 mod rules;
 mod shape;
+#[cfg(test)]
+mod tests;
 mod validate;
 
 use regex::Regex;
