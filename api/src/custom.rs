@@ -62,6 +62,7 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
         scale,
         name_rule: names::dns_subdomain,
         builtin: None,
+        stored_as: None,
         behaviour: Arc::new(behaviour),
     }
 }

@@ -20,8 +20,8 @@ use crate::key::GroupResource;
 use crate::names;
 use crate::schema::{self, Schema};
 use crate::selector::Fields;
-use crate::versions::StoredAs;
 use crate::structural::Structure;
+use crate::versions::StoredAs;
 
 pub use crate::columns::Column;
 

@@ -60,8 +60,10 @@ impl Objects for World {
         };
         let now = "2026-11-23T14:00:00Z".parse().unwrap();
         let columns = kind.columns();
-        let column =
-            |column: &flotilla_api::kinds::Column| Column { name: column.name.into(), priority: column.wide.into() };
+        let column = |column: &flotilla_api::kinds::Column| Column {
+            name: column.name.to_string(),
+            priority: column.wide.into(),
+        };
         Ok(Response::new(ListObjectsResponse {
             columns: columns.iter().map(column).collect(),
             rows: pods.iter().map(|pod| Row { cells: kind.row(pod, now) }).collect(),
