@@ -7,6 +7,7 @@
 //! Invariant: no schema and no object makes this panic, or take more than its bounds.
 
 mod build;
+mod check;
 mod format;
 mod rules;
 mod shape;

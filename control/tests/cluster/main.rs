@@ -1,5 +1,6 @@
 //! Stories of whole clusters: planners and scheduler against a store in memory.
 
+mod definitions;
 mod deployments;
 mod garbage;
 mod jobs;

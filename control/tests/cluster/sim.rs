@@ -89,7 +89,7 @@ impl Sim {
     /// What a user applies: keeps uid and status of what is there, bumps the generation.
     pub fn put_json(&mut self, group: &str, resource: &str, mut value: Value) -> Key {
         let name = value["metadata"]["name"].as_str().unwrap().to_owned();
-        let cluster = matches!(resource, "nodes" | "namespaces");
+        let cluster = matches!(resource, "nodes" | "namespaces" | "customresourcedefinitions");
         let namespace =
             if cluster { "" } else { value["metadata"]["namespace"].as_str().unwrap_or("default") }.to_owned();
         let key = Key::new(&GroupResource::new(group, resource), &namespace, &name);

@@ -1,0 +1,132 @@
+//! What can be said of a schema only when it was read as a whole: whether its rules compile, and its defaults are valid.
+
+use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
+    JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, ValidationRule,
+};
+
+use super::build::Builder;
+use super::{Rule, add_object_fields};
+use crate::cel::{Program, Type, check};
+use crate::field::{Errors, Path};
+use crate::schema::Schema;
+
+impl Builder<'_> {
+    /// Whether every rule compiles against the type that it is about.
+    pub fn check_rules(&mut self, schema: &mut Schema, props: &JSONSchemaProps, is_root: bool, path: &Path) {
+        if is_root {
+            add_object_fields(schema);
+        }
+        let schema: &Schema = schema;
+        self.check_rules_below(schema, props, path);
+    }
+
+    fn check_rules_below(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path) {
+        let rules = schema.constraints.as_ref().map_or(&[][..], |c| &c.rules);
+        for (index, (rule, written)) in rules.iter().zip(props.x_kubernetes_validations.iter().flatten()).enumerate() {
+            self.check_rule(rule, written, schema, &path.child("x-kubernetes-validations").index(index));
+        }
+        if let (Some(items), Some(JSONSchemaPropsOrArray::Schema(below))) = (&schema.items, &props.items) {
+            self.check_rules_below(items, below, &path.child("items"));
+        }
+        if let (Some(values), Some(JSONSchemaPropsOrBool::Schema(below))) =
+            (&schema.values, &props.additional_properties)
+        {
+            self.check_rules_below(values, below, &path.child("additionalProperties"));
+        }
+        for (name, below) in props.properties.iter().flatten() {
+            if let Some(field) = schema.properties.get(name) {
+                self.check_rules_below(field, below, &path.child("properties").key(name));
+            }
+        }
+    }
+
+    fn check_rule(&mut self, rule: &Rule, written: &ValidationRule, schema: &Schema, path: &Path) {
+        let errors = &mut *self.errors;
+        if rule.text.trim().is_empty() {
+            return errors.required(&path.child("rule"), "rule is not specified");
+        }
+        if rule.message.contains('\n') {
+            errors.invalid(&path.child("message"), rule.message.as_str(), "message must not contain line breaks");
+        }
+        if written.message.is_none() && rule.text.trim().contains('\n') && written.message_expression.is_none() {
+            errors.required(&path.child("message"), "message must be specified if rule contains line breaks");
+        }
+        if let Some(reason) = &rule.reason {
+            let known = ["FieldValueForbidden", "FieldValueInvalid", "FieldValueRequired", "FieldValueDuplicate"];
+            if !known.contains(&reason.as_str()) {
+                errors.not_supported(&path.child("reason"), reason.as_str(), &known);
+            }
+        }
+        if let Some(field_path) = &rule.field_path
+            && let Err(words) = super::rules::field_path(field_path, schema)
+        {
+            let words = format!("fieldPath must be a valid path: {words}");
+            errors.invalid(&path.child("fieldPath"), field_path.as_str(), words);
+        }
+        let this = Type::of(schema);
+        let old = match rule.optional_old_self {
+            true => Type::Optional(Box::new(this.clone())),
+            false => this.clone(),
+        };
+        let variables = [("self", this), ("oldSelf", old)];
+        let checked = |program: &Program, wanted: &str| match check(program.expr(), &variables) {
+            Ok(Type::Plain(name)) if name == wanted => Ok(()),
+            Ok(Type::Dyn) => Ok(()),
+            Ok(_) if wanted == "bool" => Err("cel expression must evaluate to a bool".to_owned()),
+            Ok(_) => Err(format!("must evaluate to a {wanted}")),
+            Err(words) => Err(format!("compilation failed: ERROR: <input>:1:1: {words}\n | {}", program.source())),
+        };
+        let outcome = match &rule.program {
+            Ok(program) => checked(program, "bool"),
+            Err(words) => Err(format!("compilation failed: {words}")),
+        };
+        if let Err(words) = outcome {
+            errors.invalid(&path.child("rule"), rule.text.as_str(), words);
+        }
+        if rule.optional_old_self && !rule.uses_old_self {
+            errors.invalid(&path.child("optionalOldSelf"), true, "may not be set if oldSelf is not used in rule");
+        }
+        if let Some(text) = &written.message_expression {
+            let outcome = match Program::parse(text) {
+                Ok(program) => checked(&program, "string"),
+                Err(words) => Err(format!("messageExpression compilation failed: {words}")),
+            };
+            if let Err(words) = outcome {
+                errors.invalid(&path.child("messageExpression"), text.as_str(), words);
+            }
+        }
+    }
+
+    /// Defaults must be what they would be left as: pruned, and valid by themselves.
+    pub fn check_defaults(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path) {
+        if let Some(default) = schema.constraints.as_ref().and_then(|c| c.default.as_ref()) {
+            let at = path.child("default");
+            let mut pruned = default.clone();
+            let mut unknown = Errors::new();
+            super::shape::prune_value(&mut pruned, schema, &at, &mut unknown);
+            if pruned != *default {
+                self.errors.invalid(&at, default.clone(), "must not have unknown fields");
+            }
+            super::default(&mut pruned, schema);
+            let mut found = super::validate::Findings::default();
+            super::validate::visit(&pruned, None, schema, &at, &mut found);
+            self.errors.append(found.errors);
+            if !found.blocking {
+                super::rules::run_at(schema, &pruned, &at, self.errors);
+            }
+        }
+        if let (Some(items), Some(JSONSchemaPropsOrArray::Schema(below))) = (&schema.items, &props.items) {
+            self.check_defaults(items, below, &path.child("items"));
+        }
+        if let (Some(values), Some(JSONSchemaPropsOrBool::Schema(below))) =
+            (&schema.values, &props.additional_properties)
+        {
+            self.check_defaults(values, below, &path.child("additionalProperties"));
+        }
+        for (name, below) in props.properties.iter().flatten() {
+            if let Some(field) = schema.properties.get(name) {
+                self.check_defaults(field, below, &path.child("properties").key(name));
+            }
+        }
+    }
+}
