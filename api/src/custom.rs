@@ -39,7 +39,8 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
     let has_status = subresources.is_some_and(|all| all.status.is_some());
     let scale = subresources.and_then(|all| all.scale.as_ref()).map(scale_paths);
     let structure = structure(version).map(Arc::new);
-    let behaviour = Custom { structure: structure.clone(), has_status, columns: self::columns(version) };
+    let is_ending = definition.metadata.deletion_timestamp.is_some();
+    let behaviour = Custom { structure: structure.clone(), has_status, is_ending, columns: self::columns(version) };
     let mut named = Vec::new();
     named.extend(has_status.then(|| "status".to_owned()));
     named.extend(scale.as_ref().map(|_| "scale".to_owned()));
@@ -123,6 +124,8 @@ fn columns(version: &CustomResourceDefinitionVersion) -> Vec<PathColumn> {
 struct Custom {
     structure: Option<Arc<Structure>>,
     has_status: bool,
+    /// Whether the definition waits for the last of its objects.
+    is_ending: bool,
     columns: Vec<PathColumn>,
 }
 
@@ -137,6 +140,9 @@ impl Custom {
 
 impl Behaviour for Custom {
     fn create(&self, object: &mut Value, errors: &mut Errors) {
+        if self.is_ending {
+            errors.forbidden(&Path::root(), "create not allowed while custom resource definition is terminating");
+        }
         if self.has_status
             && let Some(map) = object.as_object_mut()
         {

@@ -9,6 +9,7 @@ use flotilla_api::{Reason, Status};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
+use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
 
 use super::route::Target;
@@ -34,6 +35,15 @@ pub fn bytes(code: StatusCode, content_type: &'static str, bytes: impl Into<Byte
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
     response
+}
+
+/// What `HEAD` gets: HTTP/2 breaks a stream off on which a body follows.
+pub fn bodiless(response: Response<Body>) -> Response<Body> {
+    let (mut parts, body) = response.into_parts();
+    if let Some(length) = body.size_hint().exact() {
+        parts.headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+    }
+    Response::from_parts(parts, full(Bytes::new()))
 }
 
 pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
@@ -141,7 +151,11 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
         }
     };
     let named = status.reason != Reason::Expired && status.reason != Reason::Unauthorized;
-    if named {
+    if let Some((kind, group, name)) = object_of(status) {
+        add("name", name);
+        add("group", group);
+        add("kind", kind);
+    } else if named {
         add("name", &about.name);
         add("group", &about.group);
         add("kind", &about.kind);
@@ -167,6 +181,14 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
     body
 }
 
+/// The object that is invalid, as the message names it: what is wrong is wrong with it, and not with its path.
+fn object_of(status: &Status) -> Option<(&str, &str, &str)> {
+    let (qualified, rest) = status.message.split_once(" \"").filter(|_| status.reason == Reason::Invalid)?;
+    let (name, _) = rest.split_once("\" is invalid: ")?;
+    let (kind, group) = qualified.split_once('.').unwrap_or((qualified, ""));
+    Some((kind, group, name))
+}
+
 /// The `metav1.Status` of something that went well and left nothing to show.
 pub fn success(details: Value) -> Value {
     json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success", "details": details})
@@ -189,6 +211,25 @@ mod tests {
         assert_eq!(body["code"], 404);
         assert_eq!(body["reason"], "NotFound");
         assert_eq!(body["details"], json!({"name": "web", "group": "apps", "kind": "deployments"}));
+    }
+
+    #[test]
+    fn what_is_invalid_is_an_object() {
+        let target = Target { group: "apps".into(), resource: "deployments".into(), ..Target::default() };
+        let cause = flotilla_api::Cause { reason: "R".into(), message: "m".into(), field: "f".into() };
+        let status = Status::invalid("Deployment.apps", "web", vec![cause]);
+        let details = &failure_json(&status, &Details::of(&target))["details"];
+        assert_eq!(
+            (&details["kind"], &details["group"], &details["name"]),
+            (&json!("Deployment"), &json!("apps"), &json!("web"))
+        );
+    }
+
+    #[tokio::test]
+    async fn a_head_has_the_length_and_not_the_body() {
+        let response = bodiless(text(StatusCode::OK, "hello"));
+        assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
     }
 
     #[test]

@@ -97,6 +97,7 @@ impl Rest {
     /// Answers one request; what goes wrong is an answer too.
     pub async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         let (head, body) = request.into_parts();
+        let is_head = head.method == Method::HEAD;
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
         let details = match &asked.route {
@@ -119,6 +120,7 @@ impl Rest {
         let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> =
             Box::pin(self.handle(user, asked, head, query, body));
         let response = handled.await.unwrap_or_else(|status| answer::failure(&status, &details));
+        let response = if is_head { answer::bodiless(response) } else { response };
         match entry {
             Some(entry) => conclude(response, entry, is_long).await,
             None => response,

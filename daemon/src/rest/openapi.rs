@@ -174,3 +174,22 @@ async fn unfolded(head: &Parts, document: Document, content_type: &'static str) 
     let bytes = unfolding.await.map_err(Status::internal)?.map_err(Status::internal)?;
     Ok(answer::bytes(StatusCode::OK, content_type, bytes))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_document_is_made_once_until_it_says_something_else() {
+        let documents = Documents::default();
+        let first = documents.get("a", "1", || b"one".to_vec()).await.unwrap();
+        let again = documents.get("a", "1", || panic!("it was made before")).await.unwrap();
+        assert_eq!(again.gzip, first.gzip);
+        let other = documents.get("a", "2", || b"two".to_vec()).await.unwrap();
+        assert_ne!(other.gzip, first.gzip);
+        for number in 0..3 * MAX_DOCUMENTS {
+            documents.get(&format!("{number}"), "1", Vec::new).await.unwrap();
+            assert!(documents.kept.lock().unwrap().len() <= MAX_DOCUMENTS);
+        }
+    }
+}
