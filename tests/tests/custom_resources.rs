@@ -1,5 +1,8 @@
 //! A kind that a user brings along, with kubectl on three nodes: what is defined on one is there on all.
 
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use flotilla_tests::{Cluster, Kubectl, eventually};
@@ -101,6 +104,7 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
     };
     eventually(Duration::from_secs(1), "the kind is known on another node", known).await;
 
+    let seen = watch(&three);
     let object = two.file("object.yaml", OBJECT);
     assert_eq!(two.ok(&["apply", "-f", &object]), "crontab.stable.example.com/nightly created\n");
     let table = three.ok(&["get", "ct", "-o", "wide"]);
@@ -125,7 +129,9 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
     assert_eq!(selected, "crontab.stable.example.com/nightly\n");
     assert_eq!(three.ok(&["get", "ct", "--field-selector=spec.image=none", "-o", "name"]), "");
 
-    changes(&one, &two, &three).await;
+    changes(&one, &two, &three);
+    let events = seen.join().expect("the watch is read to its end");
+    assert_eq!(events, ["ADDED 1", "MODIFIED 3"]);
     refusals(&one);
 
     // Its objects go with it, wherever they are; then nobody knows of it any more.
@@ -144,23 +150,34 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
     eventually(LIMIT, "nothing is left of what was", empty).await;
 }
 
-async fn changes(one: &Kubectl, two: &Kubectl, three: &Kubectl) {
+/// Follows the kind's objects until the first of them was changed: what happened, and the replicas then.
+fn watch(kubectl: &Kubectl) -> JoinHandle<Vec<String>> {
+    let arguments =
+        ["get", "ct", "--watch", "--output-watch-events", "-o", "jsonpath={.type} {.object.spec.replicas}{\"\\n\"}"];
+    let mut command = kubectl.command(&arguments);
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("kubectl can be started");
+    let out = BufReader::new(child.stdout.take().expect("standard output is a pipe"));
+    std::thread::spawn(move || {
+        let events = out.lines().map_while(Result::ok).take(2).collect();
+        _ = child.kill();
+        _ = child.wait();
+        events
+    })
+}
+
+fn changes(one: &Kubectl, two: &Kubectl, three: &Kubectl) {
     let field =
         |kubectl: &Kubectl, path: &str| kubectl.ok(&["get", "ct", "nightly", "-o", &format!("jsonpath={{{path}}}")]);
-    one.ok(&["scale", "ct/nightly", "--replicas=3"]);
+    one.ok(&["scale", "ct/nightly", "--current-replicas=1", "--replicas=3"]);
     assert_eq!(field(two, ".spec.replicas"), "3");
     assert_eq!(field(two, ".metadata.generation"), "2");
-    two.ok(&["patch", "ct", "nightly", "--type=merge", "-p", r#"{"spec":{"image":"copy","other":null}}"#]);
+    let changed = OBJECT.replace("image: backup", "image: copy\n  replicas: 3");
+    two.ok_with(&["replace", "-f", "-"], &changed);
     assert_eq!(field(three, ".spec.image"), "copy");
-    three.ok(&[
-        "patch",
-        "ct",
-        "nightly",
-        "--subresource=status",
-        "--type=merge",
-        "-p",
-        r#"{"status":{"replicas":2,"labelSelector":"a=b"},"spec":{"image":"no"}}"#,
-    ]);
+    assert_eq!(field(three, ".metadata.generation"), "3");
+    // The status is written through its subresource, and nothing else is.
+    let status = format!("{}status: {{replicas: 2, labelSelector: a=b}}\n", changed.replace("copy", "no"));
+    three.ok_with(&["replace", "--subresource=status", "-f", "-"], &status);
     assert_eq!(field(one, ".status.replicas"), "2");
     assert_eq!(field(one, ".spec.image"), "copy");
     assert_eq!(field(one, ".metadata.generation"), "3");
@@ -168,15 +185,6 @@ async fn changes(one: &Kubectl, two: &Kubectl, three: &Kubectl) {
     let scale: Value = serde_json::from_str(&scale).unwrap();
     assert_eq!((&scale["spec"]["replicas"], &scale["status"]["replicas"]), (&3.into(), &2.into()));
     assert_eq!(scale["status"]["selector"], "a=b");
-    // An entry of a list is told apart by its key, so that two managers share the list.
-    let applied = "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: nightly}\nspec:\n  containers:\n  - {name: third, port: 7}\n";
-    one.ok_with(&["apply", "--server-side", "--field-manager=other", "-f", "-"], applied);
-    assert_eq!(field(two, ".spec.containers[*].name"), "main side third");
-    let conflict =
-        two.pipe(&["apply", "--server-side", "--field-manager=other", "-f", "-"], &applied.replace("third", "main"));
-    assert!(conflict.err.contains("conflict"), "{conflict:?}");
-    one.ok(&["label", "ct", "nightly", "when=night"]);
-    assert_eq!(two.ok(&["get", "ct", "-l", "when=night", "-o", "name"]), "crontab.stable.example.com/nightly\n");
 }
 
 fn refusals(kubectl: &Kubectl) {
