@@ -19,6 +19,17 @@ use crate::kinds::{Behaviour, Kind, ScalePaths, Scope};
 use crate::names;
 use crate::structural::{self, Structure};
 
+/// Makes a stored object look as the kind's schema has it now, which may have changed since it was stored.
+pub fn present(kind: &Kind, object: &mut Value) {
+    if kind.shared {
+        object["apiVersion"] = kind.api_version().into();
+    }
+    if let Some(structure) = &kind.structure {
+        structural::prune(object, &structure.root, &mut Errors::new());
+        structural::default(object, &structure.root);
+    }
+}
+
 /// The kinds that a definition brings, one a served version, the one that is preferred first. None unless its names were
 /// accepted.
 pub fn kinds(definition: &CustomResourceDefinition) -> Vec<Kind> {

@@ -2,10 +2,12 @@
 //!
 //! The words are upstream's; complaints name the field of the definition.
 
+use std::collections::HashMap;
+
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     JSONSchemaProps, JSONSchemaPropsOrArray, JSONSchemaPropsOrBool, ValidationRule,
 };
-use regex::RegexBuilder;
+use regex::{Regex, RegexBuilder};
 use serde_json::Value;
 
 use super::{Constraints, MAX_PATTERN_MEMORY_BYTES, MAX_SCHEMA_DEPTH, MAX_SCHEMA_NODES, Rule, add_object_fields};
@@ -27,14 +29,17 @@ pub(super) struct Builder<'e> {
     pub errors: &'e mut Errors,
     nodes: usize,
     rules: usize,
+    patterns: HashMap<String, Regex>,
 }
 
 /// How many rules a schema may have.
 const MAX_RULES: usize = 500;
+/// How many different patterns a schema may have.
+const MAX_PATTERNS: usize = 500;
 
 /// Reads the schema of one version. What is complained about is left out of the result.
 pub fn build(props: &JSONSchemaProps, path: &Path, errors: &mut Errors) -> Schema {
-    let mut builder = Builder { errors, nodes: 0, rules: 0 };
+    let mut builder = Builder { errors, nodes: 0, rules: 0, patterns: HashMap::new() };
     let mut schema = builder.schema(props, Level::Root, path, 0);
     if builder.errors.is_empty() {
         builder.check_rules(&mut schema, props, true, path);
@@ -177,21 +182,8 @@ impl Builder<'_> {
     }
 
     fn constraints(&mut self, props: &JSONSchemaProps, path: &Path) -> Constraints {
-        let pattern = props.pattern.as_deref().filter(|pattern| !pattern.is_empty()).and_then(|pattern| {
-            let built = RegexBuilder::new(pattern)
-                .size_limit(MAX_PATTERN_MEMORY_BYTES)
-                .dfa_size_limit(MAX_PATTERN_MEMORY_BYTES)
-                .nest_limit(50)
-                .build();
-            built
-                .map_err(|error| {
-                    let words = error.to_string();
-                    let words = words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
-                    let words = format!("must be a valid regular expression, but isn't: {words}");
-                    self.errors.invalid(&path.child("pattern"), pattern, words);
-                })
-                .ok()
-        });
+        let pattern =
+            props.pattern.as_deref().filter(|pattern| !pattern.is_empty()).and_then(|p| self.pattern(p, path));
         Constraints {
             nullable: props.nullable == Some(true),
             preserve_unknown_fields: props.x_kubernetes_preserve_unknown_fields == Some(true),
@@ -214,6 +206,39 @@ impl Builder<'_> {
             max_properties: props.max_properties,
             rules: self.rules(props),
             ..Constraints::default()
+        }
+    }
+
+    /// A pattern, compiled once however often the schema has it.
+    fn pattern(&mut self, pattern: &str, path: &Path) -> Option<Regex> {
+        if let Some(known) = self.patterns.get(pattern) {
+            return Some(known.clone());
+        }
+        let path = path.child("pattern");
+        if self.patterns.len() >= MAX_PATTERNS {
+            self.errors.forbidden(&path, format_args!("a schema may not have more than {MAX_PATTERNS} patterns"));
+            return None;
+        }
+        let built = RegexBuilder::new(pattern)
+            .size_limit(MAX_PATTERN_MEMORY_BYTES)
+            .dfa_size_limit(MAX_PATTERN_MEMORY_BYTES)
+            .nest_limit(50)
+            .build();
+        match built {
+            Ok(built) => {
+                self.patterns.insert(pattern.to_owned(), built.clone());
+                Some(built)
+            }
+            Err(error) => {
+                let words = error.to_string();
+                let words = words.lines().last().unwrap_or_default().trim_start_matches("error: ").to_owned();
+                self.errors.invalid(
+                    &path,
+                    pattern,
+                    format_args!("must be a valid regular expression, but isn't: {words}"),
+                );
+                None
+            }
         }
     }
 

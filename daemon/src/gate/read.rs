@@ -266,7 +266,7 @@ impl Gate {
 
 /// Whether objects of the kind are shown as they are stored.
 fn is_plain(kind: &Kind) -> bool {
-    kind.sealed.is_empty() && !kind.shared && kind.stored_as.is_none()
+    kind.sealed.is_empty() && !kind.shared && kind.stored_as.is_none() && kind.structure.is_none()
 }
 
 /// What happened to the set of objects that match.

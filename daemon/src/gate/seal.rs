@@ -14,7 +14,7 @@ use bytes::Bytes;
 use flotilla_api::k8s_openapi::ByteString;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use flotilla_api::kinds::keyring::{self, KeyringKey, KeyringObject, KeyringSpec};
-use flotilla_api::{Builtin, Change, Conflict, Expect, Key, Kind, Reason, Status, object, sealing};
+use flotilla_api::{Builtin, Change, Conflict, Expect, Key, Kind, Reason, Status, custom, object, sealing};
 use flotilla_net::{SealKey, SealKeyId};
 use flotilla_raft::Store;
 use jiff::Timestamp;
@@ -197,12 +197,10 @@ impl Gate {
         Ok(())
     }
 
-    /// See [`Sealer::open`]. What is kept for several versions is shown as of the kind's own.
+    /// See [`Sealer::open`]. An object of a custom kind is shown as its schema has it now.
     pub(super) fn open(&self, kind: &Kind, key: &Key, object: Value) -> Result<Value, Status> {
         let mut object = self.sealer.open(&self.store, kind, key, object)?;
-        if kind.shared {
-            object["apiVersion"] = kind.api_version().into();
-        }
+        custom::present(kind, &mut object);
         Ok(object)
     }
 }
