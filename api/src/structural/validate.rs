@@ -14,11 +14,22 @@ pub(super) struct Findings {
     pub errors: Errors,
     /// Whether something is so wrong that rules would make no sense of the object.
     pub blocking: bool,
+    /// How often a value was looked at with a schema.
+    steps: usize,
 }
+
+/// How often values are looked at: large schemas times large objects would never end.
+const MAX_STEPS: usize = 2_000_000;
 
 /// Complains about a value. What `old` had at the same place already is let be.
 pub(super) fn visit(value: &Value, old: Option<&Value>, schema: &Schema, path: &Path, found: &mut Findings) {
-    if old == Some(value) {
+    if old == Some(value) || found.steps > MAX_STEPS {
+        return;
+    }
+    found.steps += 1;
+    if found.steps > MAX_STEPS {
+        found.errors.forbidden(path, "the object is too large for its schema");
+        found.blocking = true;
         return;
     }
     if schema.reference.is_some() {
@@ -238,25 +249,28 @@ fn check_junctors(value: &Value, constraints: &Constraints, path: &Path, found: 
     for schema in &constraints.all_of {
         visit(value, None, schema, path, found);
     }
-    let holds = |schema: &Schema| {
-        let mut inner = Findings::default();
-        visit(value, None, schema, path, &mut inner);
-        inner.errors.is_empty()
-    };
-    let mut wrong = |words: String| found.errors.invalid(path, value.clone(), words);
-    if !constraints.any_of.is_empty() && !constraints.any_of.iter().any(holds) {
-        wrong(format!("\"{path}\" must validate at least one schema (anyOf)"));
+    if !constraints.any_of.is_empty() && !constraints.any_of.iter().any(|schema| holds(value, schema, path, found)) {
+        let words = format!("\"{path}\" must validate at least one schema (anyOf)");
+        found.errors.invalid(path, value.clone(), words);
     }
     if !constraints.one_of.is_empty() {
-        match constraints.one_of.iter().filter(|schema| holds(schema)).count() {
+        let count = constraints.one_of.iter().filter(|schema| holds(value, schema, path, found)).count();
+        let words = format!("\"{path}\" must validate one and only one schema (oneOf). Found");
+        match count {
             1 => {}
-            0 => wrong(format!("\"{path}\" must validate one and only one schema (oneOf). Found none valid")),
-            many => wrong(format!(
-                "\"{path}\" must validate one and only one schema (oneOf). Found {many} valid alternatives"
-            )),
+            0 => found.errors.invalid(path, value.clone(), format_args!("{words} none valid")),
+            many => found.errors.invalid(path, value.clone(), format_args!("{words} {many} valid alternatives")),
         }
     }
-    if constraints.not.as_ref().is_some_and(|schema| holds(schema)) {
-        wrong(format!("\"{path}\" must not validate the schema (not)"));
+    if constraints.not.as_ref().is_some_and(|schema| holds(value, schema, path, found)) {
+        found.errors.invalid(path, value.clone(), format_args!("\"{path}\" must not validate the schema (not)"));
     }
+}
+
+/// Whether a value has nothing to complain about, without complaining.
+fn holds(value: &Value, schema: &Schema, path: &Path, found: &mut Findings) -> bool {
+    let mut inner = Findings { steps: found.steps, ..Findings::default() };
+    visit(value, None, schema, path, &mut inner);
+    found.steps = inner.steps;
+    inner.errors.is_empty()
 }
