@@ -83,7 +83,7 @@ fn structure(version: &CustomResourceDefinitionVersion) -> Option<Structure> {
     let props = version.schema.as_ref()?.open_api_v3_schema.as_ref()?;
     // It was checked when it was stored.
     let root = structural::build(props, &Path::root(), &mut Errors::new());
-    Some(Structure::new(root, structural::published(props)))
+    Some(Structure::new(root, &structural::published(props)))
 }
 
 fn scale_paths(scale: &CustomResourceSubresourceScale) -> ScalePaths {

@@ -84,7 +84,7 @@ fn fingerprint<'a>(kinds: impl Iterator<Item = &'a Arc<Kind>>) -> String {
         for hasher in &mut hashers {
             (&kind.group, &kind.version, &kind.kind, &kind.plural, &kind.singular).hash(hasher);
             (&kind.subresources, kind.is_namespaced(), &kind.schema).hash(hasher);
-            kind.structure.as_ref().map(|structure| structure.published().to_string()).hash(hasher);
+            kind.structure.as_ref().map(|structure| structure.fingerprint()).hash(hasher);
         }
     }
     hashers.iter().map(|hasher| format!("{:016X}", hasher.finish())).collect()

@@ -148,7 +148,7 @@ impl Types {
         let of_data = kind.schema.as_deref().and_then(|name| self.of_data(name));
         let mut value = match (of_data, &kind.structure) {
             (Some(value), _) => value,
-            (None, Some(structure)) => custom(structure.published(), self.form),
+            (None, Some(structure)) => custom(&structure.published(), self.form),
             (None, None) => json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true}),
         };
         if !value.get("properties").is_some_and(Value::is_object) {

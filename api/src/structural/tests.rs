@@ -20,7 +20,7 @@ fn words(errors: Errors) -> Vec<String> {
 fn structure(schema: Value) -> Structure {
     let (root, complaints) = built(schema.clone());
     assert_eq!(complaints, [""; 0]);
-    Structure::new(root, schema)
+    Structure::new(root, &schema)
 }
 
 fn complaints(structure: &Structure, object: &Value, old: Option<&Value>) -> Vec<String> {
@@ -331,7 +331,7 @@ proptest! {
     fn what_was_pruned_and_defaulted_stays_so(fields in proptest::collection::btree_map("[abc]", schemas(), 1..4), value in proptest::collection::btree_map("[abcd]", values(), 0..4)) {
         let props: JSONSchemaProps = serde_json::from_value(json!({"type": "object", "properties": fields})).unwrap();
         let root = build(&props, &Path::root(), &mut Errors::new());
-        let structure = Structure::new(root, published(&props));
+        let structure = Structure::new(root, &published(&props));
         let mut once = json!(value);
         prune(&mut once, &structure.root, &mut Errors::new());
         default(&mut once, &structure.root);
