@@ -72,11 +72,19 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
         structure,
         shared: spec.versions.len() > 1,
         scale,
+        deprecation: deprecation(definition, version),
         name_rule: names::dns_subdomain,
         builtin: None,
         stored_as: None,
         behaviour: Arc::new(behaviour),
     }
+}
+
+/// In the definition's words, or in upstream's.
+fn deprecation(definition: &CustomResourceDefinition, version: &CustomResourceDefinitionVersion) -> Option<String> {
+    let spec = &definition.spec;
+    let words = || format!("{}/{} {} is deprecated", spec.group, version.name, spec.names.kind);
+    (version.deprecated == Some(true)).then(|| version.deprecation_warning.clone().unwrap_or_else(words))
 }
 
 fn structure(version: &CustomResourceDefinitionVersion) -> Option<Structure> {
@@ -222,7 +230,7 @@ mod tests {
     fn definition() -> CustomResourceDefinition {
         let version = |name: &str, storage: bool| {
             json!({
-                "name": name, "served": true, "storage": storage,
+                "name": name, "served": true, "storage": storage, "deprecated": !storage,
                 "schema": {"openAPIV3Schema": {"type": "object", "properties": {
                     "spec": {"type": "object", "properties": {
                         "color": {"type": "string"},
@@ -277,7 +285,9 @@ mod tests {
         registry.register_all(kinds(&established()));
         let kind = registry.by_name("sh").unwrap();
         assert_eq!((kind.api_version().as_str(), kind.kind.as_str()), ("stable.example.com/v1", "Shirt"));
-        assert!(kind.shared && kind.has_status() && kind.scale.is_some());
+        assert!(kind.shared && kind.has_status() && kind.scale.is_some() && kind.deprecation.is_none());
+        let beta = registry.served("stable.example.com", "v1beta1", "shirts").unwrap();
+        assert_eq!(beta.deprecation.as_deref(), Some("stable.example.com/v1beta1 Shirt is deprecated"));
         assert_eq!(registry.by_name("shirts.v1beta1.stable.example.com").unwrap().version, "v1beta1");
         let mut rng = rand::rng();
         let object = json!({

@@ -59,6 +59,7 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         structure: None,
         shared: false,
         scale: None,
+        deprecation: None,
         name_rule: names::path_segment,
         builtin: None,
         stored_as: None,

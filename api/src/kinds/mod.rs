@@ -287,6 +287,8 @@ pub struct Kind {
     pub shared: bool,
     /// Where a custom kind's objects keep what `scale` is about.
     pub scale: Option<ScalePaths>,
+    /// What clients are told who use this version, if it is to go.
+    pub deprecation: Option<String>,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -316,6 +318,7 @@ impl Kind {
             structure: None,
             shared: false,
             scale: None,
+            deprecation: None,
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,

@@ -156,13 +156,23 @@ impl Rest {
                 self.gate().require_early(&user, &asked.action()).await?;
                 let accepts = Accepts::parse(&head.headers)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
-                Box::pin(self.resource(&Call { user, asked, head, query, accepts }, body, &target)).await
+                let answer = Box::pin(self.resource(&Call { user, asked, head, query, accepts }, body, &target)).await;
+                answer.map(|response| self.warned(response, &target))
             }
         }?;
         Ok(match long {
             Some(long) => answer::with(response, long),
             None => response,
         })
+    }
+
+    /// Tells who uses a version that is to go.
+    fn warned(&self, mut response: Response<Body>, target: &Target) -> Response<Body> {
+        let kind = self.gate().registry().served(&target.group, &target.version, &target.resource);
+        if let Some(words) = kind.as_ref().and_then(|kind| kind.deprecation.as_ref()) {
+            answer::warn(&mut response, std::slice::from_ref(words));
+        }
+        response
     }
 
     async fn resource(&self, call: &Call, body: Incoming, target: &Target) -> Answer {
