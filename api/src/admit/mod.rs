@@ -178,12 +178,26 @@ impl Decoded {
     fn finish(&mut self, kind: &Kind, errors: Errors) -> Result<(), Status> {
         let mut causes = std::mem::take(&mut self.unknown);
         let reason = if causes.is_empty() { Reason::Invalid } else { Reason::BadRequest };
+        if !causes.is_empty() && errors.is_empty() {
+            return Err(Status { causes: causes.clone(), ..Status::bad_request(strict_words(kind, &causes)) });
+        }
         causes.extend(errors.into_causes());
         if causes.is_empty() {
             return Ok(());
         }
         Err(Status { reason, ..Status::invalid(kind.qualified(), &name_of(&self.object), causes) })
     }
+}
+
+/// What upstream says where nothing but unknown fields is wrong.
+fn strict_words(kind: &Kind, unknown: &[Cause]) -> String {
+    let fields: Vec<String> = unknown.iter().map(|cause| format!("unknown field \"{}\"", cause.field)).collect();
+    format!(
+        "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
+        kind.kind,
+        kind.version,
+        fields.join(", ")
+    )
 }
 
 fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Result<Decoded, Status> {
