@@ -77,12 +77,12 @@ impl Rest {
         let options = body::write_options(call)?;
         let schema = schema::get("io.k8s.api.autoscaling.v1.Scale");
         let edit = |object: &mut Value| {
-            let wanted = patch.apply(schema, &scale::of(object))?;
+            let wanted = patch.apply(schema, &scale::of(kind, object))?;
             scale::write(kind, object, &wanted)
         };
         let how = How::through(Verb::Patch, SCALE);
         let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
-        write(call, StatusCode::OK, &scale::of(&written.object)).await
+        write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
     }
 }
 
