@@ -133,6 +133,7 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
     let events = seen.join().expect("the watch is read to its end");
     assert_eq!(events, ["ADDED 1", "MODIFIED 3"]);
     refusals(&one);
+    patches(&one, &two, &three);
 
     // Its objects go with it, wherever they are; then nobody knows of it any more.
     one.ok(&["delete", "-f", &definition, "--timeout=30s"]);
@@ -223,4 +224,39 @@ fn refusals(kubectl: &Kubectl) {
         said.err.contains("properties[image].type: Required value: must not be empty for specified object fields"),
         "{said:?}"
     );
+}
+
+fn patches(one: &Kubectl, two: &Kubectl, three: &Kubectl) {
+    let field =
+        |kubectl: &Kubectl, path: &str| kubectl.ok(&["get", "ct", "nightly", "-o", &format!("jsonpath={{{path}}}")]);
+    one.ok(&["scale", "ct/nightly", "--replicas=4"]);
+    assert_eq!(field(two, ".spec.replicas"), "4");
+    two.ok(&["patch", "ct", "nightly", "--type=merge", "-p", r#"{"spec":{"image":"other"}}"#]);
+    assert_eq!(field(three, ".spec.image"), "other");
+    let status = r#"{"status":{"replicas":4},"spec":{"image":"no"}}"#;
+    three.ok(&["patch", "ct", "nightly", "--subresource=status", "--type=merge", "-p", status]);
+    assert_eq!((field(one, ".status.replicas"), field(one, ".spec.image")), ("4".to_owned(), "other".to_owned()));
+    let strategic = one.fails(&["patch", "ct", "nightly", "--type=strategic", "-p", "{}"]);
+    assert!(
+        strategic.contains("media types") || strategic.contains("strategic merge patch is not supported"),
+        "{strategic}"
+    );
+    one.ok(&["label", "ct", "nightly", "when=night"]);
+    assert_eq!(two.ok(&["get", "ct", "-l", "when=night", "-o", "name"]), "crontab.stable.example.com/nightly\n");
+    // An entry of a list is told apart by its key, so that two managers share the list.
+    let applied = "apiVersion: stable.example.com/v1\nkind: CronTab\nmetadata: {name: nightly}\nspec:\n  containers:\n  - {name: third, port: 7}\n";
+    one.ok_with(&["apply", "--server-side", "--field-manager=other", "-f", "-"], applied);
+    assert_eq!(field(two, ".spec.containers[*].name"), "main side third");
+    let conflict = two
+        .pipe(&["apply", "--server-side", "--field-manager=more", "-f", "-"], &applied.replace("port: 7", "port: 8"));
+    assert!(conflict.err.contains("conflict with \"other\""), "{conflict:?}");
+    let rule = one.fails(&[
+        "patch",
+        "ct",
+        "nightly",
+        "--type=json",
+        "-p",
+        r#"[{"op":"replace","path":"/spec/replicas","value":50}]"#,
+    ]);
+    assert!(rule.contains("replicas must be within 1 and 10"), "{rule}");
 }

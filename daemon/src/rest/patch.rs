@@ -25,8 +25,11 @@ impl Rest {
         name: &str,
         part: Subresource,
     ) -> Answer {
-        if patch_type(call)? == PatchType::Apply {
-            return self.apply(call, body, kind, target, name, part).await;
+        match patch_type(call)? {
+            PatchType::Apply => return self.apply(call, body, kind, target, name, part).await,
+            // How its lists are merged is known of a kind from its Go type, which a custom one does not have.
+            PatchType::Strategic if kind.structure.is_some() => return Err(not_strategic()),
+            _ => {}
         }
         let patch = read(call, body).await?;
         let options = body::write_options(call)?;
@@ -84,6 +87,14 @@ impl Rest {
         let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
         write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
     }
+}
+
+fn not_strategic() -> Status {
+    Status::new(
+        Reason::UnsupportedMediaType,
+        "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, \
+         application/merge-patch+json, application/apply-patch+yaml",
+    )
 }
 
 fn patch_type(call: &Call) -> Result<PatchType, Status> {
