@@ -132,7 +132,7 @@ async fn a_controller_of_a_custom_resource_goes_on_while_a_node_dies() {
         let (maps, cups, count) = (maps.clone(), of.clone(), count.clone());
         async move {
             let name = format!("for-{}", cup.name_any());
-            let handle = |event| async move {
+            let handle = |event: finalizer::Event<DynamicObject>| async move {
                 match event {
                     finalizer::Event::Apply(cup) => {
                         let params = PatchParams::apply("cups").force();
