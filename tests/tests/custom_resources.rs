@@ -98,11 +98,13 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
     one.ok(&["apply", "-f", &definition]);
     one.ok(&["wait", "--for=condition=Established", "--timeout=10s", "crd/crontabs.stable.example.com"]);
     // Within a second on every node: discovery, then the documents.
-    let known = || async {
-        let listed = two.run(&["get", "--raw", "/apis/stable.example.com/v1"]);
-        if listed.code == Some(0) { Ok(()) } else { Err(listed.err) }
-    };
-    eventually(Duration::from_secs(1), "the kind is known on another node", known).await;
+    for kubectl in [&two, &three] {
+        let known = || async {
+            let listed = kubectl.run(&["get", "--raw", "/apis/stable.example.com/v1"]);
+            if listed.code == Some(0) { Ok(()) } else { Err(listed.err) }
+        };
+        eventually(Duration::from_secs(1), "the kind is known on another node", known).await;
+    }
 
     let seen = watch(&three);
     let object = two.file("object.yaml", OBJECT);
