@@ -108,7 +108,7 @@ async fn a_kind_that_a_user_brings_is_like_any_other() {
 
     let seen = watch(&three);
     let object = two.file("object.yaml", OBJECT);
-    assert_eq!(two.ok(&["apply", "-f", &object]), "crontab.stable.example.com/nightly created\n");
+    assert_eq!(two.ok(&["create", "-f", &object]), "crontab.stable.example.com/nightly created\n");
     let table = three.ok(&["get", "ct", "-o", "wide"]);
     let cells: Vec<Vec<&str>> =
         table.lines().map(|line| line.split("  ").map(str::trim).filter(|c| !c.is_empty()).collect()).collect();
