@@ -71,7 +71,7 @@ impl Patch {
             PatchType::Json => json::parse(body).map(Patch::Json),
             PatchType::Merge => object().map(Patch::Merge),
             PatchType::Strategic => object().map(Patch::Strategic),
-            PatchType::Apply => Err(Status::internal("an apply configuration is not a patch")),
+            PatchType::Apply => Err(Status::new(Reason::UnsupportedMediaType, "an apply configuration is not a patch")),
         }
     }
 

@@ -52,11 +52,7 @@ impl Rest {
         name: &str,
         part: Subresource,
     ) -> Answer {
-        if call.query.get("fieldManager").is_empty() {
-            let why =
-                "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
-            return Err(Status::new(Reason::Invalid, why));
-        }
+        need_manager(call)?;
         let options = body::write_options(call)?;
         let config = body::object(kind, target, body::yaml(&body::read(body).await?)?)?;
         let how = How { verb: Verb::Patch, ..How::update(part) };
@@ -76,7 +72,14 @@ impl Rest {
         target: &Target,
         name: &str,
     ) -> Answer {
-        let patch = read(call, body).await?;
+        let patch = match patch_type(call)? {
+            // All that can be applied is one number; it is as good as merged.
+            PatchType::Apply => {
+                need_manager(call)?;
+                Patch::Merge(scale_applied(body::yaml(&body::read(body).await?)?)?)
+            }
+            _ => read(call, body).await?,
+        };
         let options = body::write_options(call)?;
         let schema = schema::get("io.k8s.api.autoscaling.v1.Scale");
         let edit = |object: &mut Value| {
@@ -86,6 +89,27 @@ impl Rest {
         let how = How::through(Verb::Patch, SCALE);
         let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
         write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
+    }
+}
+
+/// Whoever applies says who they are.
+fn need_manager(call: &Call) -> Result<(), Status> {
+    if call.query.get("fieldManager").is_empty() {
+        let why = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
+        return Err(Status::new(Reason::Invalid, why));
+    }
+    Ok(())
+}
+
+/// # Errors
+/// `BadRequest` for what is no Scale.
+fn scale_applied(config: Value) -> Result<Value, Status> {
+    let says = |field: &str| config.get(field).and_then(Value::as_str).unwrap_or_default();
+    match (says("apiVersion"), says("kind")) {
+        ("autoscaling/v1", "Scale") => Ok(config),
+        (version, kind) => Err(Status::bad_request(format!(
+            "invalid object type: expected autoscaling/v1 Scale, found {version} {kind}"
+        ))),
     }
 }
 
