@@ -111,7 +111,7 @@ spec:
 #[tokio::test(flavor = "multi_thread")]
 async fn a_controller_of_a_custom_resource_goes_on_while_a_node_dies() {
     let cluster = Cluster::start(3).await;
-    cli::ok(
+    _ = cli::ok(
         &cluster,
         "node-1",
         &["apply", "-f", &{
