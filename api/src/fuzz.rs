@@ -7,8 +7,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomRe
 use serde_json::Value;
 
 use crate::admit::{self, Create, Subresource, UnknownFields};
+use crate::patch::{Patch, PatchType};
 use crate::selector::{Fields, Labels};
-use crate::{Key, Registry, cel, custom, job, jsonpath, names, object, openapi, quantity, sealing};
+use crate::{Key, Registry, cel, custom, job, jsonpath, managed, names, object, openapi, quantity, schema, sealing};
 
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -23,6 +24,9 @@ pub const TARGETS: &[Target] = &[
     ("definition", definition),
     ("cel", cel),
     ("jsonpath", jsonpath),
+    ("patch", patch),
+    ("fields", fields),
+    ("managed", managed_fields),
 ];
 
 fn registry() -> &'static Registry {
@@ -180,6 +184,57 @@ fn stored(input: &[u8]) {
         if object.get("kind").and_then(Value::as_str) == Some(&kind.kind) {
             _ = kind.row(&object, Timestamp::UNIX_EPOCH);
         }
+    }
+}
+
+/// A patch of any type; the first byte says which.
+fn patch(input: &[u8]) {
+    let Some((type_, body)) = input.split_first() else { return };
+    let type_ = match type_ {
+        b'j' => PatchType::Json,
+        b'm' => PatchType::Merge,
+        _ => PatchType::Strategic,
+    };
+    let Ok(patch) = Patch::parse(type_, body) else { return };
+    let pod = serde_json::json!({
+        "metadata": {"name": "a", "labels": {"app": "web"}, "finalizers": ["x", "y"]},
+        "spec": {
+            "containers": [{"name": "a", "image": "1", "command": ["sh"]}, {"name": "b", "ports": [{"containerPort": 80}]}],
+            "nodeSelector": {"k": "v"},
+        },
+    });
+    let before = pod.clone();
+    if let Ok(new) = patch.apply(schema::get("io.k8s.api.core.v1.Pod"), &pod) {
+        _ = patch.apply(None, &new);
+    }
+    assert_eq!(pod, before);
+}
+
+/// FieldsV1, as clients may send them.
+fn fields(input: &[u8]) {
+    let Ok(value) = serde_json::from_slice::<Value>(input) else { return };
+    let Ok(fields) = managed::Fields::parse(&value) else { return };
+    fields.paths();
+    assert_eq!(managed::Fields::parse(&fields.to_value()), Ok(fields));
+}
+
+/// A list of a live object and a configuration: `managedFields` that anybody may have written, and an apply to them.
+fn managed_fields(input: &[u8]) {
+    let Ok([live, config]) = serde_json::from_slice::<[Value; 2]>(input) else { return };
+    let schema = schema::get("io.k8s.api.apps.v1.Deployment");
+    let writer =
+        managed::Writer { manager: "kubectl", api_version: "apps/v1", subresource: "", now: Timestamp::UNIX_EPOCH };
+    let mut tracked = config.clone();
+    managed::track(Some(&live), &mut tracked, schema, writer);
+    for force in [false, true] {
+        _ = managed::apply(Some(&live), &config, schema, writer, force);
+    }
+    if !config["metadata"].is_object() {
+        return;
+    }
+    if let Ok(made) = managed::apply(None, &config, schema, writer, false) {
+        let again = managed::apply(Some(&made.object), &config, schema, writer, false).expect("nobody else owns it");
+        assert!(!again.changed, "{config}");
     }
 }
 

@@ -7,6 +7,7 @@
 //! Invariant: a field that an apply removes is one that nobody owns any more.
 
 mod fields;
+mod lastapplied;
 mod typed;
 
 use jiff::Timestamp;
@@ -182,11 +183,10 @@ fn without_unmanaged(mut fields: Fields) -> Fields {
     fields
 }
 
-/// Whether a writer asked for the managers to be forgotten: a list of one empty entry, or of none.
+/// Whether a writer asked for the managers to be forgotten: a list of one empty entry. An empty list says nothing.
 fn is_reset(new: &Value) -> bool {
     match new.pointer("/metadata/managedFields") {
         Some(Value::Array(entries)) => match entries.as_slice() {
-            [] => true,
             [one] => one.as_object().is_some_and(|entry| entry.values().all(Value::is_null)),
             _ => false,
         },
@@ -195,7 +195,10 @@ fn is_reset(new: &Value) -> bool {
 }
 
 /// What a writer's own `managedFields` are worth: those that can be read count, as upstream has it.
-fn claimed(old: Option<&Value>, new: &Value) -> Vec<Manager> {
+fn claimed(old: Option<&Value>, new: &Value, subresource: &str) -> Vec<Manager> {
+    if !subresource.is_empty() {
+        return old.map(managers).unwrap_or_default();
+    }
     let sent = new.pointer("/metadata/managedFields").and_then(Value::as_array);
     match sent {
         Some(entries) if !entries.is_empty() => match entries.iter().map(Manager::read).collect() {
@@ -208,12 +211,21 @@ fn claimed(old: Option<&Value>, new: &Value) -> Vec<Manager> {
 
 /// Notes in `new` who changed what, when it replaces `old` by another way than apply. `new` is as it is to be stored.
 pub fn track(old: Option<&Value>, new: &mut Value, schema: Option<&Schema>, writer: Writer<'_>) {
-    if is_reset(new) {
+    if writer.subresource.is_empty() && is_reset(new) {
         set_managers(new, Vec::new());
         return;
     }
-    let mut managers = claimed(old, new);
-    let changes = changes(old, new, schema);
+    let mut managers = claimed(old, new, writer.subresource);
+    if old.is_some() && managers.is_empty() {
+        // All that is there counts as one when somebody applies for the first time; a part of it must not stand alone.
+        set_managers(new, managers);
+        return;
+    }
+    let mut changes = changes(old, new, schema);
+    if old.is_none() {
+        // What a new object says of its status is the server's word.
+        changes.set.remove(&["status"]);
+    }
     if changes == Changes::default() {
         set_managers(new, managers);
         return;
@@ -313,9 +325,10 @@ pub fn apply(
     }
     let changes = changes(Some(live), &object, schema);
     if !force {
-        refuse_conflicts(&managers, &changes)?;
+        refuse_conflicts(&managers, &changes, &lastapplied::fields(live, schema, writer))?;
     }
     give_up(&mut managers, &own, &changes);
+    lastapplied::renew(&mut object, config, writer);
     let unchanged = changes == Changes::default() && last.as_ref().is_some_and(|last| last.fields == own.fields);
     if unchanged {
         return Ok(Applied { object: live.clone(), changed: false });
@@ -367,11 +380,13 @@ fn without_nulls(value: &Value) -> Value {
     }
 }
 
-fn refuse_conflicts(managers: &[Manager], changes: &Changes) -> Result<(), Status> {
+fn refuse_conflicts(managers: &[Manager], changes: &Changes, allowed: &Fields) -> Result<(), Status> {
     let mut causes = Vec::new();
     let mut told: Vec<String> = Vec::new();
+    let mut managers: Vec<&Manager> = managers.iter().collect();
+    managers.sort_by_key(|manager| (&manager.name, manager.operation, &manager.api_version, &manager.subresource));
     for manager in managers {
-        let paths = manager.fields.intersection(&changes.set).paths();
+        let paths = manager.fields.intersection(&changes.set).difference(allowed).paths();
         if paths.is_empty() {
             continue;
         }
@@ -383,20 +398,15 @@ fn refuse_conflicts(managers: &[Manager], changes: &Changes) -> Result<(), Statu
                 field: path.clone(),
             });
         }
-        told.push(match paths.as_slice() {
-            [one] => format!("conflict with {who}: {one}"),
-            many => format!(
-                "conflicts with {who}:\n{}",
-                many.iter().map(|path| format!("- {path}")).collect::<Vec<_>>().join("\n")
-            ),
-        });
+        let list: Vec<String> = paths.iter().map(|path| format!("\n- {path}")).collect();
+        told.push(format!("conflicts with {who}:{}", list.concat()));
     }
     if causes.is_empty() {
         return Ok(());
     }
-    let message = match causes.len() {
-        1 => format!("Apply failed with 1 conflict: {}", told.join("\n")),
-        many => format!("Apply failed with {many} conflicts: {}", told.join("\n")),
+    let message = match causes.as_slice() {
+        [one] => format!("Apply failed with 1 conflict: {}: {}", one.message, one.field),
+        many => format!("Apply failed with {} conflicts: {}", many.len(), told.join("\n")),
     };
     Err(Status { causes, ..Status::new(Reason::Conflict, message) })
 }

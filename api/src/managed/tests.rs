@@ -135,6 +135,16 @@ fn managers_are_forgotten_when_asked_and_few_are_kept() {
     object["metadata"]["managedFields"] = json!([{}]);
     track(Some(&before), &mut object, deployment(), writer("x", 2));
     assert!(object["metadata"].get("managedFields").is_none());
+    // What nobody is known to own is noted again when it is first applied to.
+    let untracked = object.clone();
+    object["spec"]["paused"] = json!(true);
+    track(Some(&untracked), &mut object, deployment(), writer("x", 2));
+    assert!(object["metadata"].get("managedFields").is_none());
+    let mut object = applied(Some(&object), json!({"replicas": 3}), "a");
+    let before = object.clone();
+    object["metadata"]["managedFields"] = json!([]);
+    track(Some(&before), &mut object, deployment(), writer("x", 2));
+    assert_eq!(object["metadata"]["managedFields"], before["metadata"]["managedFields"]);
     for number in 0..30 {
         let before = object.clone();
         object["metadata"]["labels"][format!("l{number}")] = json!("x");
@@ -154,6 +164,36 @@ fn what_cannot_be_applied_is_refused() {
     let mut managed = config(json!({}));
     managed["metadata"]["managedFields"] = json!([{"manager": "x"}]);
     assert_eq!(apply(None, &managed, deployment(), writer("a", 1), false).unwrap_err().reason, Reason::BadRequest);
+}
+
+#[test]
+fn many_conflicts_are_told_by_manager() {
+    let object = applied(None, json!({"replicas": 3, "paused": true}), "b");
+    let object = applied(Some(&object), json!({"minReadySeconds": 1}), "a");
+    let wanted = config(json!({"replicas": 5, "paused": false, "minReadySeconds": 2}));
+    let refused = apply(Some(&object), &wanted, deployment(), writer("c", 2), false).unwrap_err();
+    assert_eq!(
+        refused.message,
+        "Apply failed with 3 conflicts: conflicts with \"a\":\n- .spec.minReadySeconds\nconflicts with \"b\":\n\
+         - .spec.paused\n- .spec.replicas"
+    );
+}
+
+#[test]
+fn kubectl_takes_over_what_it_applied_on_the_clients_side() {
+    let last = config(json!({"replicas": 3, "paused": true})).to_string();
+    let mut object = config(json!({"replicas": 3, "paused": false}));
+    object["metadata"]["annotations"] = json!({"kubectl.kubernetes.io/last-applied-configuration": last});
+    track(None, &mut object, deployment(), writer("kubectl-client-side-apply", 1));
+    let change =
+        |spec: Value, manager: &str| apply(Some(&object), &config(spec), deployment(), writer(manager, 2), false);
+    // The replicas are as it last applied them; somebody unpaused since.
+    let done = change(json!({"replicas": 5}), "kubectl").unwrap().object;
+    assert_eq!(done["spec"]["replicas"], 5);
+    let annotation = done["metadata"]["annotations"]["kubectl.kubernetes.io/last-applied-configuration"].as_str();
+    assert!(annotation.unwrap().contains("\"replicas\":5"), "{annotation:?}");
+    assert!(change(json!({"replicas": 5, "paused": true}), "kubectl").unwrap_err().message.contains(".spec.paused"));
+    assert!(change(json!({"replicas": 5}), "other").is_err());
 }
 
 /// A ConfigMap's data under appliers, as simply as it can be said: each key has a value and the managers that want it.
@@ -222,6 +262,128 @@ proptest! {
             for (key, (_, owners)) in &model.data {
                 for owner in owners {
                     prop_assert!(owned(live, owner).contains(&format!(".data.{key}")), "{owner} lost {key}");
+                }
+            }
+        }
+    }
+}
+
+/// What some manager wants of a Deployment: few names, so that managers meet.
+fn any_spec() -> impl Strategy<Value = Value> {
+    let port = (80..82_u16, prop::option::of("[ab]")).prop_map(|(port, name)| match name {
+        Some(name) => json!({"containerPort": port, "name": name}),
+        None => json!({"containerPort": port}),
+    });
+    let ports = prop::collection::vec(port, 0..3).prop_map(|mut ports| {
+        ports.dedup_by_key(|port| port["containerPort"].clone());
+        ports.sort_by_key(|port| port["containerPort"].as_u64());
+        ports.dedup_by_key(|port| port["containerPort"].clone());
+        ports
+    });
+    let container = (prop::option::of("[12]"), prop::option::of(prop::collection::vec("[xy]", 1..3)), ports).prop_map(
+        |(image, command, ports)| {
+            let mut container = json!({});
+            image.map(|image| container["image"] = json!(image));
+            command.map(|command| container["command"] = json!(command));
+            if !ports.is_empty() {
+                container["ports"] = json!(ports);
+            }
+            container
+        },
+    );
+    let containers = prop::collection::btree_map("[pqr]", container, 0..3);
+    let labels = prop::collection::btree_map("[klm]", "[12]", 0..3);
+    (prop::option::of(1..4), containers, labels).prop_map(|(replicas, containers, labels)| {
+        let mut spec = json!({});
+        replicas.map(|replicas| spec["replicas"] = json!(replicas));
+        if !containers.is_empty() {
+            let named = containers.into_iter().map(|(name, mut container)| {
+                container["name"] = json!(name);
+                container
+            });
+            spec["template"] = json!({"spec": {"containers": named.collect::<Vec<_>>()}});
+        }
+        if !labels.is_empty() {
+            // Atomic: whoever sets one label of a selector sets all.
+            spec["selector"] = json!({"matchLabels": labels});
+        }
+        spec
+    })
+}
+
+/// Whether every node of `fields` is a field of something with the fields `all`.
+fn is_within(fields: &Fields, all: &Fields) -> bool {
+    fields.children.iter().all(|(name, below)| all.children.get(name).is_some_and(|there| is_within(below, there)))
+}
+
+fn fields_by(object: &Value, wanted: impl Fn(&Manager) -> bool) -> Fields {
+    managers(object).iter().filter(|one| wanted(one)).fold(Fields::default(), |all, one| all.union(&one.fields))
+}
+
+proptest! {
+    #[test]
+    fn structured_objects_keep_the_rules_under_appliers_and_updaters(
+        steps in prop::collection::vec(("[abc]", any_spec(), any::<bool>(), 0..4_u8), 1..12),
+    ) {
+        let schema = deployment();
+        let mut live = None::<Value>;
+        for (second, (manager, spec, force, kind)) in steps.into_iter().enumerate() {
+            let writer = writer(&manager, second as i64);
+            let wanted = config(spec);
+            let Some(before) = live.clone() else {
+                live = Some(apply(None, &wanted, schema, writer, force).unwrap().object);
+                continue;
+            };
+            if kind == 0 {
+                // An update puts other things into the place of what is there.
+                let mut new = before.clone();
+                new["spec"] = wanted["spec"].clone();
+                track(Some(&before), &mut new, schema, writer);
+                let all = fields_of(&new, schema).unwrap();
+                for one in managers(&new) {
+                    prop_assert!(is_within(&one.fields, &all), "{} owns what is not there: {new}", one.name);
+                }
+                if managers(&before).is_empty() {
+                    // What nobody is known to own stays so until somebody applies.
+                    prop_assert!(managers(&new).is_empty());
+                    live = Some(new);
+                    continue;
+                }
+                let set = changes(Some(&before), &new, schema).set;
+                let is_own = |one: &Manager| one.name == manager && one.operation == Operation::Update;
+                let (own, others) = (fields_by(&new, is_own), fields_by(&new, |one| !is_own(one)));
+                prop_assert!(set.difference(&own).is_empty(), "{manager} does not own all that it set");
+                prop_assert!(set.intersection(&others).is_empty(), "others own what {manager} set");
+                live = Some(new);
+                continue;
+            }
+            let is_own = |one: &Manager| one.name == manager && one.operation == Operation::Apply;
+            // An updater may own no more than a field in an element, which goes with the element.
+            let others = fields_by(&before, |one| !is_own(one) && one.operation == Operation::Apply);
+            match apply(Some(&before), &wanted, schema, writer, force) {
+                Err(refused) => {
+                    prop_assert!(!force && refused.reason == Reason::Conflict, "{refused:?}");
+                    prop_assert!(!refused.causes.is_empty());
+                    prop_assert!(apply(Some(&before), &wanted, schema, writer, true).is_ok());
+                }
+                Ok(done) => {
+                    let new = done.object;
+                    let intent = without_unmanaged(fields_of(&wanted, schema).unwrap());
+                    let missed = compare(Some(&wanted), Some(&new), schema);
+                    prop_assert!(missed.removed.is_empty(), "wanted and not there: {:?}", missed.removed.paths());
+                    prop_assert!(missed.set.intersection(&intent).is_empty(), "not as wanted: {:?}", missed.set.paths());
+                    let own = fields_by(&new, is_own);
+                    prop_assert_eq!(own.paths(), intent.paths(), "an applier owns what it applied");
+                    let since = changes(Some(&before), &new, schema);
+                    let lost = since.removed.intersection(&others);
+                    prop_assert!(lost.is_empty(), "removed though others own it: {:?}", lost.paths());
+                    let all = fields_of(&new, schema).unwrap();
+                    for one in managers(&new) {
+                        prop_assert!(is_within(&one.fields, &all), "{} owns what is not there", one.name);
+                    }
+                    let again = apply(Some(&new), &wanted, schema, writer, false).unwrap();
+                    prop_assert!(!again.changed, "the same again changes something");
+                    live = Some(new);
                 }
             }
         }

@@ -3,6 +3,8 @@
 //! Defined by the structured-merge-diff specification. What a list or map is, the schema says; what has no schema is taken
 //! as the specification deduces it: maps field by field, lists as one.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use super::fields::Fields;
@@ -79,13 +81,14 @@ fn element_name(element: &Value, keys: &[&str]) -> Option<String> {
 /// If one of them has no name, or two have the same.
 fn named<'a>(list: &'a [Value], keys: Option<&[&str]>) -> Result<Vec<(String, &'a Value)>, String> {
     let mut all: Vec<(String, &Value)> = Vec::with_capacity(list.len());
+    let mut seen = HashSet::with_capacity(list.len());
     for element in list {
         let name = match keys {
             Some(keys) => element_name(element, keys)
                 .ok_or_else(|| format!("associative list with keys has an element that omits key fields {keys:?}"))?,
             None => format!("v:{element}"),
         };
-        if all.iter().any(|(other, _)| *other == name) {
+        if !seen.insert(name.clone()) {
             return Err(format!("duplicate entries for key [{}]", name.split_at(2).1));
         }
         all.push((name, element));
@@ -146,21 +149,57 @@ impl Changes {
 pub fn compare(old: Option<&Value>, new: Option<&Value>, schema: Option<&Schema>) -> Changes {
     match (old, new) {
         (None, None) => Changes::default(),
-        (None, Some(new)) => Changes { set: all_of(new, schema), removed: Fields::default() },
-        (Some(old), None) => Changes { set: Fields::default(), removed: all_of(old, schema) },
+        (None, Some(new)) => Changes { set: all_set(new, schema), removed: Fields::default() },
+        (Some(old), None) => Changes { set: Fields::default(), removed: all_removed(old, schema) },
         (Some(old), Some(new)) if old == new => Changes::default(),
         (Some(old), Some(new)) => compare_both(old, new, schema),
     }
 }
 
-/// A value's fields with the one that holds it.
-fn all_of(value: &Value, schema: Option<&Schema>) -> Fields {
-    let below = fields_of(value, schema).unwrap_or_else(|_| Fields::leaf());
-    Fields { own: true, ..below }
+/// What somebody has who sets a value that was not there: its fields, and the maps and lists that hold them. What is an
+/// object of its own type upstream is there from the start.
+fn all_set(value: &Value, schema: Option<&Schema>) -> Fields {
+    let Ok(mut set) = fields_of(value, schema) else { return Fields::leaf() };
+    hold(&mut set, value, schema);
+    set
+}
+
+fn hold(set: &mut Fields, value: &Value, schema: Option<&Schema>) {
+    match (shape(value, schema), value) {
+        (Shape::Map(schema), Value::Object(map)) => {
+            set.own |= schema.is_none_or(|schema| schema.properties.is_empty());
+            for (name, value) in map {
+                if let Some(below) = set.children.get_mut(&format!("f:{name}")) {
+                    hold(below, value, of_field(schema, name));
+                }
+            }
+        }
+        (Shape::Keyed(keys, items), Value::Array(list)) => {
+            set.own = true;
+            for element in list {
+                if let Some(below) = element_name(element, &keys).and_then(|name| set.children.get_mut(&name)) {
+                    hold(below, element, items);
+                    below.own = true;
+                }
+            }
+        }
+        _ => set.own = true,
+    }
+}
+
+/// Everything that goes with a value: whatever anybody may own in it.
+fn all_removed(value: &Value, schema: Option<&Schema>) -> Fields {
+    fn whole(set: &mut Fields) {
+        set.own = true;
+        set.children.values_mut().for_each(whole);
+    }
+    let Ok(mut set) = fields_of(value, schema) else { return Fields::leaf() };
+    whole(&mut set);
+    set
 }
 
 fn compare_both(old: &Value, new: &Value, schema: Option<&Schema>) -> Changes {
-    let changed = || Changes { set: all_of(new, schema), removed: Fields::default() };
+    let changed = || Changes { set: all_set(new, schema), removed: Fields::default() };
     match (shape(new, schema), old, new) {
         (Shape::Map(schema), Value::Object(old), Value::Object(new)) => {
             let mut changes = Changes::default();
@@ -184,17 +223,25 @@ fn compare_both(old: &Value, new: &Value, schema: Option<&Schema>) -> Changes {
     }
 }
 
+/// Where each element stands.
+fn places<'a>(list: &'a [(String, &Value)]) -> HashMap<&'a str, usize> {
+    list.iter().enumerate().map(|(at, (name, _))| (name.as_str(), at)).collect()
+}
+
 fn compare_elements(
     old: &[(String, &Value)],
     new: &[(String, &Value)],
     of: impl Fn(Option<&Value>, Option<&Value>) -> Changes,
 ) -> Changes {
-    let find = |list: &[(String, &Value)], name: &str| list.iter().position(|(other, _)| other == name);
+    let (before, after) = (places(old), places(new));
     let mut changes = Changes::default();
     for (name, value) in new {
-        changes.add(name, of(find(old, name).map(|at| old[at].1), Some(value)));
+        let at = before.get(name.as_str());
+        let mut below = of(at.map(|at| old[*at].1), Some(value));
+        below.set.own |= at.is_none();
+        changes.add(name, below);
     }
-    for (name, value) in old.iter().filter(|(name, _)| find(new, name).is_none()) {
+    for (name, value) in old.iter().filter(|(name, _)| !after.contains_key(name.as_str())) {
         changes.add(name, of(Some(value), None));
     }
     changes
@@ -240,12 +287,13 @@ fn merge_lists(
     let Ok(current) = named(current, keys) else {
         return Ok(Value::Array(wanted.into_iter().map(|(_, value)| value.clone()).collect()));
     };
-    let place = |list: &[(String, &Value)], name: &str| list.iter().position(|(other, _)| other == name);
-    let mut rest = current.iter().filter(|(name, _)| place(&wanted, name).is_none()).peekable();
+    let (before, after) = (places(&current), places(&wanted));
+    let others = current.iter().enumerate().filter(|(_, (name, _))| !after.contains_key(name.as_str()));
+    let mut rest = others.peekable();
     let mut merged = Vec::with_capacity(current.len() + wanted.len());
     for (name, value) in &wanted {
-        let at = place(&current, name);
-        while let Some((_, value)) = rest.next_if(|(name, _)| at.is_some() && place(&current, name) < at) {
+        let at = before.get(name.as_str()).copied();
+        while let Some((_, (_, value))) = rest.next_if(|(place, _)| at.is_some_and(|at| *place < at)) {
             merged.push((*value).clone());
         }
         merged.push(match at {
@@ -253,7 +301,7 @@ fn merge_lists(
             None => (*value).clone(),
         });
     }
-    merged.extend(rest.map(|(_, value)| (*value).clone()));
+    merged.extend(rest.map(|(_, (_, value))| (*value).clone()));
     Ok(Value::Array(merged))
 }
 
@@ -290,14 +338,20 @@ pub fn prune(value: &mut Value, gone: &Fields, kept: &Fields, schema: Option<&Sc
             list.retain_mut(|element| {
                 let Some(name) = element_name(element, &keys) else { return true };
                 let Some(below) = gone.children.get(&name) else { return true };
-                match kept.children.get(&name) {
-                    None if below.own => false,
-                    kept => {
-                        let nothing = Fields::default();
-                        prune(element, below, kept.unwrap_or(&nothing), items);
-                        true
-                    }
+                let nothing = Fields::default();
+                let kept = kept.children.get(&name).unwrap_or(&nothing);
+                // Who owns no more than fields in an element does not hold the element.
+                if below.own && !kept.own {
+                    return false;
                 }
+                let named: Vec<(&str, Value)> =
+                    keys.iter().filter_map(|key| Some((*key, element.get(*key)?.clone()))).collect();
+                prune(element, below, kept, items);
+                // An element keeps the keys that it goes by.
+                if let Value::Object(map) = element {
+                    map.extend(named.into_iter().map(|(key, value)| (key.to_owned(), value)));
+                }
+                true
             });
         }
         _ => {}

@@ -1,15 +1,16 @@
 //! JSON Patch, RFC 6902.
 
+use json_patch::jsonptr::Pointer;
 use json_patch::{Patch, PatchOperation};
 use serde_json::Value;
 
-use super::rejected;
+use super::{MAX_DEPTH, is_shallow, rejected, too_deep};
 use crate::error::{Reason, Status};
 
 /// Upstream's bound.
 const MAX_OPERATIONS: usize = 10_000;
-/// What copies may make of an object: each copy adds what it copies.
-const MAX_COPIES: usize = 100;
+/// What the operations of one patch may copy and move: upstream's bound for copies.
+const MAX_CARRIED_BYTES: usize = 3 * 1024 * 1024;
 
 pub fn parse(body: &[u8]) -> Result<Patch, Status> {
     let patch: Patch =
@@ -17,14 +18,10 @@ pub fn parse(body: &[u8]) -> Result<Patch, Status> {
     if patch.0.len() > MAX_OPERATIONS {
         return Err(Status::new(
             Reason::RequestEntityTooLarge,
-            format!("The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}", patch.0.len()),
-        ));
-    }
-    let copies = patch.0.iter().filter(|operation| matches!(operation, PatchOperation::Copy(_))).count();
-    if copies > MAX_COPIES {
-        return Err(Status::new(
-            Reason::RequestEntityTooLarge,
-            format!("the patch copies {copies} times; at most {MAX_COPIES} copies are taken at once"),
+            format!(
+                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
+                patch.0.len()
+            ),
         ));
     }
     Ok(patch)
@@ -32,20 +29,41 @@ pub fn parse(body: &[u8]) -> Result<Patch, Status> {
 
 pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {
     let mut new = current.clone();
-    let mut copied_bytes = 0;
+    let mut carried_bytes = 0;
     for (index, operation) in patch.0.iter().enumerate() {
-        if let PatchOperation::Copy(copy) = operation {
-            copied_bytes += new.pointer(copy.from.as_str()).map_or(0, |value| value.to_string().len());
-            if copied_bytes > crate::admit::MAX_INPUT_BYTES {
-                return Err(rejected(format!(
-                    "operation {index}: what the patch copies is larger than an object may be"
-                )));
-            }
+        match operation {
+            PatchOperation::Add(add) => fits(&add.path, &add.value)?,
+            PatchOperation::Replace(replace) => fits(&replace.path, &replace.value)?,
+            PatchOperation::Copy(copy) => carry(&new, &copy.from, &copy.path, &mut carried_bytes)?,
+            PatchOperation::Move(moved) => carry(&new, &moved.from, &moved.path, &mut carried_bytes)?,
+            PatchOperation::Remove(_) | PatchOperation::Test(_) => {}
         }
         json_patch::patch(&mut new, std::slice::from_ref(operation))
             .map_err(|error| rejected(format!("operation {index}: {}", error.kind)))?;
     }
     Ok(new)
+}
+
+/// Whether what is put at a path makes the object no deeper than it may be; every step is looked at, since even to drop
+/// what is too deep takes a deep stack.
+fn fits(path: &Pointer, value: &Value) -> Result<(), Status> {
+    match MAX_DEPTH.checked_sub(path.count()).is_some_and(|levels| is_shallow(value, levels)) {
+        true => Ok(()),
+        false => Err(too_deep()),
+    }
+}
+
+/// Counts what is copied or moved; what is not there is told by the operation itself.
+fn carry(object: &Value, from: &Pointer, to: &Pointer, carried_bytes: &mut usize) -> Result<(), Status> {
+    let Some(value) = object.pointer(from.as_str()) else { return Ok(()) };
+    *carried_bytes += value.to_string().len();
+    if *carried_bytes > MAX_CARRIED_BYTES {
+        return Err(rejected(format!(
+            "Unable to complete the copy, the accumulated size increase of copy is {carried_bytes}, exceeding the limit \
+             {MAX_CARRIED_BYTES}"
+        )));
+    }
+    fits(to, value)
 }
 
 #[cfg(test)]
@@ -74,7 +92,26 @@ mod tests {
         let patch = json!([{"op": "add", "path": "/x", "value": 1}, {"op": "test", "path": "/x", "value": 2}]);
         let refused = patched(json!({}), patch).unwrap_err();
         assert_eq!(refused.reason, Reason::Invalid);
-        assert!(refused.message.contains("operation 1"), "{}", refused.message);
+        assert_eq!(refused.message, "the server rejected our request due to an error in our request");
+        assert!(refused.causes[0].message.contains("operation 1"), "{refused:?}");
+    }
+
+    #[test]
+    fn nothing_becomes_deeper_than_an_object_may_be() {
+        let chain = |levels: usize| (0..levels).fold(json!({}), |below, _| json!({"a": below}));
+        let steps: Vec<Value> = (0..200)
+            .flat_map(|_| {
+                [
+                    json!({"op": "add", "path": "/c", "value": chain(100)}),
+                    json!({"op": "move", "from": "/b", "path": format!("/c{}/b", "/a".repeat(100))}),
+                    json!({"op": "move", "from": "/c", "path": "/b"}),
+                ]
+            })
+            .collect();
+        let refused = patched(json!({"b": {}}), json!(steps)).unwrap_err();
+        assert!(refused.message.contains("levels deep"), "{refused:?}");
+        let add = json!([{"op": "add", "path": "/a".repeat(140), "value": 1}]);
+        assert_eq!(patched(chain(120), add).unwrap_err().reason, Reason::Invalid);
     }
 
     #[test]

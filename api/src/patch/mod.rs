@@ -4,6 +4,7 @@
 //! strategies come from [`crate::schema`].
 //!
 //! Invariant: a patch is a function of the object that it is applied to; what it cannot be applied to stays as it is.
+//! Invariant: what comes out is nested no deeper than [`MAX_DEPTH`].
 
 mod json;
 mod merge;
@@ -13,6 +14,9 @@ use serde_json::Value;
 
 use crate::error::{Cause, Reason, Status};
 use crate::schema::Schema;
+
+/// How deep a patched object may be nested.
+pub const MAX_DEPTH: usize = 128;
 
 /// What a patch is written in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,12 +84,12 @@ impl Patch {
     /// # Errors
     /// `Invalid` if the patch cannot be applied, `UnsupportedMediaType` for a strategic one without a schema to say how.
     pub fn apply(&self, schema: Option<&Schema>, current: &Value) -> Result<Value, Status> {
-        match self {
-            Patch::Json(patch) => json::apply(patch, current),
+        let new = match self {
+            Patch::Json(patch) => json::apply(patch, current)?,
             Patch::Merge(patch) => {
                 let mut new = current.clone();
                 merge::merge(&mut new, patch);
-                Ok(new)
+                new
             }
             Patch::Strategic(patch) => {
                 let schema = schema.ok_or_else(|| {
@@ -95,17 +99,32 @@ impl Patch {
                          application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml",
                     )
                 })?;
-                strategic::apply(schema, current, patch).map_err(rejected)
+                strategic::apply(schema, current, patch).map_err(rejected)?
             }
-        }
+        };
+        if is_shallow(&new, MAX_DEPTH) { Ok(new) } else { Err(too_deep()) }
     }
 }
 
-/// Upstream's answer to a patch that is well-formed and cannot be applied.
+/// Upstream's answer to a patch that is well-formed and cannot be applied; why stands in the cause.
 fn rejected(why: String) -> Status {
-    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: why.clone(), field: String::new() };
-    let message = format!("the server rejected our request due to an error in our request: {why}");
+    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: why, field: String::new() };
+    let message = "the server rejected our request due to an error in our request";
     Status { causes: vec![cause], ..Status::new(Reason::Invalid, message) }
+}
+
+fn too_deep() -> Status {
+    Status::new(Reason::Invalid, format!("the patch makes an object that is nested more than {MAX_DEPTH} levels deep"))
+}
+
+/// Whether nothing is nested deeper than `levels`.
+fn is_shallow(value: &Value, levels: usize) -> bool {
+    match (value, levels.checked_sub(1)) {
+        (Value::Array(items), Some(below)) => items.iter().all(|item| is_shallow(item, below)),
+        (Value::Object(map), Some(below)) => map.values().all(|value| is_shallow(value, below)),
+        (Value::Array(_) | Value::Object(_), None) => false,
+        _ => true,
+    }
 }
 
 #[cfg(test)]

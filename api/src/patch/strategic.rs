@@ -7,6 +7,8 @@
 //!
 //! Invariant: no directive is left in what comes out.
 
+use std::collections::{HashMap, HashSet};
+
 use serde_json::{Map, Value};
 
 use crate::schema::Schema;
@@ -127,11 +129,8 @@ fn merge_lists(
 }
 
 fn merge_scalars(mut merged: Vec<Value>, patch: &[Value]) -> Vec<Value> {
-    for value in patch {
-        if !merged.contains(value) {
-            merged.push(value.clone());
-        }
-    }
+    let mut seen: HashSet<String> = merged.iter().map(Value::to_string).collect();
+    merged.extend(patch.iter().filter(|value| seen.insert(value.to_string())).cloned());
     merged
 }
 
@@ -139,12 +138,22 @@ fn merge_objects(before: Vec<Value>, patch: &[Value], key: &str, items: Option<&
     let directive = |element: &Value| element.get(PATCH).and_then(Value::as_str).map(str::to_owned);
     let replaced = patch.iter().any(|element| directive(element).as_deref() == Some("replace"));
     let mut merged = if replaced { Vec::new() } else { before };
+    let id = |element: &Value| element.get(key).map(Value::to_string);
+    let gone = |element: &&Value| directive(element).as_deref() == Some("delete");
+    let gone: HashSet<String> = patch.iter().filter(gone).filter_map(id).collect();
+    merged.retain(|one| id(one).is_none_or(|id| !gone.contains(&id)));
+    let mut places: HashMap<String, usize> = HashMap::new();
+    for (at, one) in merged.iter().enumerate() {
+        if let Some(id) = id(one) {
+            places.entry(id).or_insert(at);
+        }
+    }
     for element in patch {
         let Value::Object(fields) = element else {
             return Err(format!("an element of a list that is merged by {key:?} is no object: {element}"));
         };
         let name = fields.get(key);
-        let at = name.and_then(|name| merged.iter().position(|one| one.get(key) == Some(name)));
+        let at = id(element).and_then(|id| places.get(&id).copied());
         match directive(element).as_deref() {
             Some("replace") => {
                 // Alone, it empties the list; with a key, it is also an element of the new one.
@@ -153,8 +162,9 @@ fn merge_objects(before: Vec<Value>, patch: &[Value], key: &str, items: Option<&
                 }
             }
             Some("delete") => {
-                let name = name.ok_or_else(|| format!("map: {element} does not contain declared merge key: {key}"))?;
-                merged.retain(|one| one.get(key) != Some(name));
+                if name.is_none() {
+                    return Err(format!("map: {element} does not contain declared merge key: {key}"));
+                }
             }
             _ => {
                 if name.is_none() {
@@ -167,7 +177,10 @@ fn merge_objects(before: Vec<Value>, patch: &[Value], key: &str, items: Option<&
                 let after = Value::Object(merge_fields(before, fields, items)?);
                 match at {
                     Some(at) => merged[at] = after,
-                    None => merged.push(after),
+                    None => {
+                        places.extend(id(element).map(|id| (id, merged.len())));
+                        merged.push(after);
+                    }
                 }
             }
         }
@@ -192,7 +205,8 @@ fn delete_from_lists(current: &mut Fields, patch: &Fields) -> Result<()> {
     for (directive, values) in patch.iter().filter(|(field, _)| field.starts_with(DELETE_FROM)) {
         let values = values.as_array().ok_or_else(|| format!("{directive} is no list"))?;
         if let Some(Value::Array(list)) = current.get_mut(&directive[DELETE_FROM.len()..]) {
-            list.retain(|value| !values.contains(value));
+            let gone: HashSet<String> = values.iter().map(Value::to_string).collect();
+            list.retain(|value| !gone.contains(&value.to_string()));
         }
     }
     Ok(())
@@ -208,16 +222,15 @@ fn order_of<'a>(patch: &'a Fields, field: &str) -> Result<Option<&'a Vec<Value>>
 
 /// Puts the elements that the order names into it; the others, which only the server has, stay among them where they were.
 fn ordered(merged: Vec<Value>, order: &[Value], server: &[Value], key: Option<&str>) -> Vec<Value> {
-    let name = |value: &Value| match key {
-        Some(key) => value.get(key).cloned().unwrap_or_else(|| value.clone()),
-        None => value.clone(),
+    let name = |value: &Value| key.and_then(|key| value.get(key)).unwrap_or(value).to_string();
+    let places = |list: &[Value]| -> HashMap<String, usize> {
+        list.iter().enumerate().rev().map(|(at, value)| (name(value), at)).collect()
     };
-    let order: Vec<Value> = order.iter().map(name).collect();
-    let server: Vec<Value> = server.iter().map(name).collect();
-    let place = |list: &[Value], value: &Value| list.iter().position(|one| *one == name(value));
+    let (order, server) = (places(order), places(server));
+    let place = |places: &HashMap<String, usize>, value: &Value| places.get(&name(value)).copied();
     let (mut named, rest): (Vec<Value>, Vec<Value>) =
         merged.into_iter().partition(|value| place(&order, value).is_some());
-    named.sort_by_key(|value| place(&order, value));
+    named.sort_by_cached_key(|value| place(&order, value));
     let mut result = Vec::with_capacity(named.len() + rest.len());
     let (mut named, mut rest) = (named.into_iter().peekable(), rest.into_iter().peekable());
     loop {

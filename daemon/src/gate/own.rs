@@ -1,7 +1,7 @@
 //! Server-side apply: an object is made, or brought to what a manager wants of it.
 
 use flotilla_api::managed::{self, Writer};
-use flotilla_api::{Key, Kind, Status};
+use flotilla_api::{Key, Kind, Reason, Status};
 use serde_json::Value;
 
 use super::settle::{Decision, Reads};
@@ -47,8 +47,20 @@ impl Gate {
             now: jiff::Timestamp::now(),
         };
         if how.subresource.is_none() && self.load(key)?.is_none() {
-            if !text(config, "/metadata/uid").is_empty() || !text(config, "/metadata/resourceVersion").is_empty() {
-                // It insists on an object that is not there.
+            // It insists on an object that is not there.
+            let uid = text(config, "/metadata/uid");
+            if !uid.is_empty() {
+                return Ok(Decision::Refuse(Status::new(
+                    Reason::Conflict,
+                    format!(
+                        "Operation cannot be fulfilled on {} \"{}\": uid mismatch: the provided object specified uid \
+                         {uid}, and no existing object was found",
+                        kind.collection(),
+                        key.name()
+                    ),
+                )));
+            }
+            if !text(config, "/metadata/resourceVersion").is_empty() {
                 return Ok(Decision::Refuse(Status::not_found(kind.collection(), key.name())));
             }
             let made = managed::apply(None, config, kind.facts(), writer, force)?;

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use flotilla_api::admit::Subresource;
 use flotilla_api::patch::{Patch, PatchType};
-use flotilla_api::{Kind, Reason, Status, schema};
+use flotilla_api::{Cause, Kind, Reason, Status, schema};
 use http::{StatusCode, header};
 use hyper::body::Incoming;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::read::write;
 use super::route::Target;
@@ -31,6 +31,7 @@ impl Rest {
             PatchType::Strategic if kind.structure.is_some() => return Err(not_strategic()),
             _ => {}
         }
+        refuse_force(call)?;
         let patch = read(call, body).await?;
         let options = body::write_options(call)?;
         let edit = |object: &mut Value| {
@@ -52,7 +53,7 @@ impl Rest {
         name: &str,
         part: Subresource,
     ) -> Answer {
-        need_manager(call)?;
+        require_manager(call)?;
         let options = body::write_options(call)?;
         let config = body::object(kind, target, body::yaml(&body::read(body).await?)?)?;
         let how = How { verb: Verb::Patch, ..How::update(part) };
@@ -72,14 +73,11 @@ impl Rest {
         target: &Target,
         name: &str,
     ) -> Answer {
-        let patch = match patch_type(call)? {
-            // All that can be applied is one number; it is as good as merged.
-            PatchType::Apply => {
-                need_manager(call)?;
-                Patch::Merge(scale_applied(body::yaml(&body::read(body).await?)?)?)
-            }
-            _ => read(call, body).await?,
-        };
+        if patch_type(call)? == PatchType::Apply {
+            return self.apply_scale(call, body, kind, target, name).await;
+        }
+        refuse_force(call)?;
+        let patch = read(call, body).await?;
         let options = body::write_options(call)?;
         let schema = schema::get("io.k8s.api.autoscaling.v1.Scale");
         let edit = |object: &mut Value| {
@@ -90,27 +88,43 @@ impl Rest {
         let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
         write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
     }
+
+    /// Applies a Scale: its manager owns the replicas of the object, through this subresource.
+    async fn apply_scale(&self, call: &Call, body: Incoming, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
+        require_manager(call)?;
+        let options = body::write_options(call)?;
+        let scale = body::yaml(&body::read(body).await?)?;
+        let nothing = json!({"metadata": {}});
+        let mut config = nothing.clone();
+        scale::write(kind, &mut config, &scale)?;
+        if scale.pointer("/spec/replicas").is_none_or(Value::is_null) {
+            config = nothing;
+        }
+        let config = body::object(kind, target, config)?;
+        let how = How::through(Verb::Patch, SCALE);
+        let asked = (&config, call.query.flag("force"));
+        let (written, _) = self.gate().own(&call.user, kind, at(kind, target, name)?, how, asked, &options).await?;
+        write(call, StatusCode::OK, &scale::of(kind, &written.object)).await
+    }
 }
 
-/// Whoever applies says who they are.
-fn need_manager(call: &Call) -> Result<(), Status> {
-    if call.query.get("fieldManager").is_empty() {
-        let why = "PatchOptions.meta.k8s.io \"\" is invalid: fieldManager: Required value: is required for apply patch";
-        return Err(Status::new(Reason::Invalid, why));
+fn require_manager(call: &Call) -> Result<(), Status> {
+    match call.query.get("fieldManager") {
+        "" => Err(bad_options("fieldManager", "FieldValueRequired", "Required value: is required for apply patch")),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
-/// # Errors
-/// `BadRequest` for what is no Scale.
-fn scale_applied(config: Value) -> Result<Value, Status> {
-    let says = |field: &str| config.get(field).and_then(Value::as_str).unwrap_or_default();
-    match (says("apiVersion"), says("kind")) {
-        ("autoscaling/v1", "Scale") => Ok(config),
-        (version, kind) => Err(Status::bad_request(format!(
-            "invalid object type: expected autoscaling/v1 Scale, found {version} {kind}"
-        ))),
+fn refuse_force(call: &Call) -> Result<(), Status> {
+    match call.query.has("force") {
+        true => Err(bad_options("force", "FieldValueForbidden", "Forbidden: may not be specified for non-apply patch")),
+        false => Ok(()),
     }
+}
+
+fn bad_options(field: &str, reason: &str, message: &str) -> Status {
+    let cause = Cause { reason: reason.into(), message: message.into(), field: field.into() };
+    Status::invalid("PatchOptions.meta.k8s.io", "", vec![cause])
 }
 
 fn not_strategic() -> Status {
