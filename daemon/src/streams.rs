@@ -184,7 +184,7 @@ impl Streams {
 }
 
 /// How long the pod may go on once its client has said all.
-const HALF_CLOSED: Duration = Duration::from_secs(60);
+const HALF_CLOSED: Duration = Duration::from_secs(5);
 /// How much of a connection to a port is carried in one message.
 const PIECE_BYTES: usize = 32 * 1024;
 
@@ -199,11 +199,7 @@ impl Streams {
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let refusal = Arc::new(OnceLock::new());
         let told = refusal.clone();
-        self.tasks.spawn(async move {
-            if let Err(status) = pump(connection, far).await {
-                _ = told.set(status);
-            }
-        });
+        self.tasks.spawn(async move { pump(connection, far, &told).await });
         Ok(Dialled { io: near, refusal })
     }
 }
@@ -215,8 +211,8 @@ pub struct Dialled {
     pub refusal: Arc<OnceLock<Status>>,
 }
 
-/// Carries bytes between a pipe and a pod until either has ended.
-async fn pump(connection: Connection, io: DuplexStream) -> Result<(), Status> {
+/// Carries bytes between a pipe and a pod until either has ended. What went wrong is told before the pipe ends.
+async fn pump(connection: Connection, io: DuplexStream, refusal: &OnceLock<Status>) {
     let (mut writer, mut reader) = connection.split();
     let (mut from_client, mut to_client) = tokio::io::split(io);
     let inward = async {
@@ -242,10 +238,13 @@ async fn pump(connection: Connection, io: DuplexStream) -> Result<(), Status> {
         }
     };
     let mut outward = std::pin::pin!(outward);
-    tokio::select! {
+    let ended = tokio::select! {
         ended = &mut outward => ended,
         // A client that has said all may still listen; one that is gone is noticed when something comes for it.
-        () = inward => tokio::time::timeout(HALF_CLOSED, outward).await.unwrap_or(Ok(())),
+        () = inward => tokio::time::timeout(HALF_CLOSED, &mut outward).await.unwrap_or(Ok(())),
+    };
+    if let Err(status) = ended {
+        _ = refusal.set(status);
     }
 }
 

@@ -18,8 +18,10 @@ http {
 ";
 
 /// What a shell script in a container may want.
-const APPLETS: [&str; 12] =
-    ["sh", "sleep", "echo", "cat", "hostname", "id", "env", "true", "false", "ls", "kill", "yes"];
+const APPLETS: [&str; 22] = [
+    "sh", "sleep", "echo", "cat", "hostname", "id", "env", "true", "false", "ls", "kill", "yes", "tar", "wc", "head",
+    "stty", "test", "ps", "mkdir", "rm", "nc", "wget",
+];
 
 /// An OCI layout with one image in it.
 pub struct Layout {
@@ -35,6 +37,7 @@ pub fn busybox(dir: &Path) -> Layout {
         for applet in APPLETS {
             symlink("busybox", root.join("bin").join(applet)).expect("an applet can be linked");
         }
+        fs::create_dir_all(root.join("tmp")).expect("a directory can be made");
     })
 }
 

@@ -21,6 +21,7 @@ use crate::kinds::Kind;
 use crate::{names, structural, validate};
 
 mod parse;
+mod parts;
 pub(crate) mod strict;
 
 pub use parse::{MAX_INPUT_BYTES, MAX_OBJECTS, Parsed, documents, parse};
@@ -47,6 +48,23 @@ pub enum Subresource {
     Status,
     /// Only which node a Pod is on.
     Binding,
+    /// Only a Pod's ephemeral containers.
+    EphemeralContainers,
+    /// Only the resources of a Pod's containers.
+    Resize,
+}
+
+impl Subresource {
+    /// As paths and roles name it.
+    pub fn name(self) -> Option<&'static str> {
+        match self {
+            Self::None => None,
+            Self::Status => Some("status"),
+            Self::Binding => Some("binding"),
+            Self::EphemeralContainers => Some("ephemeralcontainers"),
+            Self::Resize => Some("resize"),
+        }
+    }
 }
 
 /// What a create is given beside the object.
@@ -112,6 +130,10 @@ pub fn prepare_update(
         Subresource::None => update_object(kind, old, &mut decoded.object, &mut errors),
         Subresource::Status => update_status(kind, old, &mut decoded.object, &mut errors),
         Subresource::Binding => update_binding(old, &mut decoded.object),
+        Subresource::EphemeralContainers => {
+            update_part(old, &mut decoded.object, &mut errors, parts::ephemeral_containers)
+        }
+        Subresource::Resize => update_part(old, &mut decoded.object, &mut errors, parts::resources),
     }
     decoded.finish(kind, errors)?;
     let changed = without_revision(old) != without_revision(&decoded.object);
@@ -158,6 +180,19 @@ fn update_status(kind: &Kind, old: &Value, new: &mut Value, errors: &mut Errors)
     }
     *new = result;
     kind.behaviour.update_status(old, new, errors);
+}
+
+/// A part of the spec that counts as a new generation when it changes.
+fn update_part(old: &Value, new: &mut Value, errors: &mut Errors, take: fn(&Value, &mut Value, &mut Errors)) {
+    let asked = new.pointer("/metadata/resourceVersion").cloned();
+    take(old, new, errors);
+    if new.get("spec") != old.get("spec") {
+        let generation = metadata(old).generation.unwrap_or_default() + 1;
+        set(new, "generation", generation.into());
+    }
+    if let Some(version) = asked {
+        set(new, "resourceVersion", version);
+    }
 }
 
 fn update_binding(old: &Value, new: &mut Value) {

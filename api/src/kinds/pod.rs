@@ -21,7 +21,7 @@ impl BuiltIn for Pod {
         singular: "pod",
         short_names: &["po"],
         categories: &["all"],
-        subresources: &["status", "log", "exec", "attach", "portforward", "binding", "eviction", "ephemeralcontainers"],
+        subresources: &["status", "log", "exec", "attach", "portforward", "binding", "eviction", "ephemeralcontainers", "proxy", "resize"],
         selectable: &["spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.nominatedNodeName"],
         generation: true,
         schema: "io.k8s.api.core.v1.Pod",

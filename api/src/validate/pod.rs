@@ -20,7 +20,11 @@ const UPDATE: &str = "pod updates may not change fields other than `spec.contain
 pub(crate) fn pod(pod: &Pod, errors: &mut Errors) {
     let path = Path::new("spec");
     let Some(spec) = &pod.spec else { return errors.required(&path, "") };
-    self::spec(spec, &path, errors);
+    running_spec(spec, &path, errors);
+    // Adding them is a new generation, so that the first one never has any.
+    if pod.metadata.generation == Some(1) {
+        no_ephemeral_containers(spec, &path, errors);
+    }
     priority_class(spec, &path, errors);
 }
 
@@ -35,6 +39,18 @@ fn priority_class(spec: &PodSpec, path: &Path, errors: &mut Errors) {
 
 /// A pod's spec, in a pod or in a template.
 pub(crate) fn spec(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    running_spec(spec, path, errors);
+    no_ephemeral_containers(spec, path, errors);
+}
+
+fn no_ephemeral_containers(spec: &PodSpec, path: &Path, errors: &mut Errors) {
+    if spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
+        errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
+    }
+}
+
+/// As a pod may have it that runs.
+fn running_spec(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     let volumes = spec.volumes.as_deref().unwrap_or_default();
     let context = PodContext {
         volumes: volume::volumes(volumes, &path.child("volumes"), errors),
@@ -47,9 +63,6 @@ pub(crate) fn spec(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     container::containers(&spec.containers, Stage::Main, &context, &mut taken, &path.child("containers"), errors);
     let init = spec.init_containers.as_deref().unwrap_or_default();
     container::containers(init, Stage::Init, &context, &mut taken, &path.child("initContainers"), errors);
-    if spec.ephemeral_containers.as_ref().is_some_and(|containers| !containers.is_empty()) {
-        errors.forbidden(&path.child("ephemeralContainers"), "cannot be set on create");
-    }
     one_of(spec.restart_policy.as_deref(), &RESTART, &path.child("restartPolicy"), errors);
     life(spec, path, errors);
     placement(spec, path, errors);

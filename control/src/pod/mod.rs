@@ -47,7 +47,9 @@ pub struct Step {
 /// The next step of a pod.
 pub fn step(pod: &Pod, observed: &Observed, now: Timestamp) -> Step {
     let empty = PodSpec::default();
-    let mut life = Life::new(pod, pod.spec.as_ref().unwrap_or(&empty), observed, now);
+    let spec = pod.spec.as_ref().unwrap_or(&empty);
+    let ephemeral = ephemeral_containers(spec);
+    let mut life = Life::new(pod, spec, &ephemeral, observed, now);
     life.decide();
     let status = status::of(&life);
     let gone = observed.sandbox.is_none() && life.tracks.values().all(|track| track.live().is_none());
@@ -74,6 +76,8 @@ struct Waiting {
 struct Life<'a> {
     pod: &'a Pod,
     spec: &'a PodSpec,
+    /// Containers that were added to look into the pod; see [`ephemeral_containers`].
+    ephemeral: &'a [Container],
     observed: &'a Observed,
     now: Timestamp,
     tracks: BTreeMap<&'a str, Track<'a>>,
@@ -86,9 +90,15 @@ struct Life<'a> {
 }
 
 impl<'a> Life<'a> {
-    fn new(pod: &'a Pod, spec: &'a PodSpec, observed: &'a Observed, now: Timestamp) -> Self {
+    fn new(
+        pod: &'a Pod,
+        spec: &'a PodSpec,
+        ephemeral: &'a [Container],
+        observed: &'a Observed,
+        now: Timestamp,
+    ) -> Self {
         let known = |name: &str| known_status(pod.status.as_ref(), name);
-        let containers = spec.init_containers.iter().flatten().chain(&spec.containers);
+        let containers = spec.init_containers.iter().flatten().chain(&spec.containers).chain(ephemeral);
         let tracks = containers
             .map(|container| {
                 let name = container.name.as_str();
@@ -98,6 +108,7 @@ impl<'a> Life<'a> {
         Self {
             pod,
             spec,
+            ephemeral,
             observed,
             now,
             tracks,
@@ -204,7 +215,32 @@ impl<'a> Life<'a> {
 fn known_status<'a>(status: Option<&'a PodStatus>, name: &str) -> Option<&'a ContainerStatus> {
     let status = status?;
     let all = status.container_statuses.iter().flatten().chain(status.init_container_statuses.iter().flatten());
+    let all = all.chain(status.ephemeral_container_statuses.iter().flatten());
     all.into_iter().find(|status| status.name == name)
+}
+
+/// The containers that were added to a pod to look into it, as containers that run once.
+pub fn ephemeral_containers(spec: &PodSpec) -> Vec<Container> {
+    let added = spec.ephemeral_containers.iter().flatten();
+    added
+        .map(|container| Container {
+            name: container.name.clone(),
+            image: container.image.clone(),
+            image_pull_policy: container.image_pull_policy.clone(),
+            command: container.command.clone(),
+            args: container.args.clone(),
+            working_dir: container.working_dir.clone(),
+            env: container.env.clone(),
+            env_from: container.env_from.clone(),
+            security_context: container.security_context.clone(),
+            stdin: container.stdin,
+            stdin_once: container.stdin_once,
+            tty: container.tty,
+            volume_mounts: container.volume_mounts.clone(),
+            restart_policy: Some("Never".to_owned()),
+            ..Container::default()
+        })
+        .collect()
 }
 
 /// An init container that goes on beside the others.

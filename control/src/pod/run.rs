@@ -23,6 +23,10 @@ impl<'a> Life<'a> {
             self.note_waiting();
             return;
         }
+        // They look into a pod whatever it waits for itself.
+        for container in self.ephemeral {
+            self.advance(container);
+        }
         for container in self.init_containers() {
             let done = self.is_done(container);
             if !self.initialized || is_sidecar(container) {
@@ -251,6 +255,8 @@ impl<'a> Life<'a> {
         let mains = self.spec.containers.iter().map(|container| (container, !initialized));
         let containers: Vec<_> =
             self.init_containers().map(|container| (container, !initialized)).chain(mains).collect();
+        let containers: Vec<_> =
+            containers.into_iter().chain(self.ephemeral.iter().map(|container| (container, false))).collect();
         let alone = self.spec.init_containers.as_ref().is_none_or(Vec::is_empty);
         for (container, behind) in containers {
             let name = container.name.as_str();

@@ -5,7 +5,7 @@
 
 use flotilla_api::k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition,
-    PodIP, PodStatus,
+    PodIP, PodStatus, ResourceRequirements,
 };
 
 use super::observed::SandboxState;
@@ -19,6 +19,13 @@ pub(super) fn of(life: &Life<'_>) -> PodStatus {
     let inits: Vec<ContainerStatus> = inits.collect();
     status.init_container_statuses = (!inits.is_empty()).then_some(inits);
     status.container_statuses = Some(life.spec.containers.iter().map(|c| container_status(life, c)).collect());
+    let ephemeral = life.ephemeral.iter().map(|container| ContainerStatus {
+        ready: false,
+        started: None,
+        ..container_status(life, container)
+    });
+    let ephemeral: Vec<ContainerStatus> = ephemeral.collect();
+    status.ephemeral_container_statuses = (!ephemeral.is_empty()).then_some(ephemeral);
     status.phase = Some(phase(life).to_owned());
     match &life.end {
         Some(end) => {
@@ -88,8 +95,16 @@ fn container_status(life: &Life<'_>, container: &Container) -> ContainerStatus {
         started: Some(started),
         state: Some(state),
         last_state: Some(last),
+        resources: resources(container, track),
+        allocated_resources: resources(container, track).and_then(|resources| resources.requests),
         ..ContainerStatus::default()
     }
+}
+
+/// What a container that runs was given.
+fn resources(container: &Container, track: &Track<'_>) -> Option<ResourceRequirements> {
+    let given = container.resources.clone().filter(|resources| *resources != ResourceRequirements::default());
+    given.filter(|_| matches!(track.now, State::Running(..)))
 }
 
 fn readiness(life: &Life<'_>, container: &Container, track: &Track<'_>) -> (bool, bool) {

@@ -64,8 +64,11 @@ impl Life<'_> {
         let live = |name: &str| self.track(name).live();
         let sidecars: Vec<_> = self.init_containers().filter(|container| is_sidecar(container)).collect();
         let inits = self.init_containers().filter(|container| !is_sidecar(container));
-        let mut stop: Vec<_> =
-            inits.chain(&self.spec.containers).filter_map(|c| Some((&c.name, live(&c.name)?))).collect();
+        let mut stop: Vec<_> = inits
+            .chain(&self.spec.containers)
+            .chain(self.ephemeral)
+            .filter_map(|c| Some((&c.name, live(&c.name)?)))
+            .collect();
         if stop.is_empty() {
             stop.extend(sidecars.iter().rev().find_map(|c| Some((&c.name, live(&c.name)?))));
         }

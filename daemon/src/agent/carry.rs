@@ -80,7 +80,7 @@ impl Carrier {
             Effect::StopSandbox | Effect::RemoveSandbox => self.remove_sandbox().await?,
             Effect::Probe { name, attempt, kind } => {
                 let container = self.container(name)?;
-                let (ok, message) = probe::run(self.pods()?, &self.uid, container, *attempt, *kind).await;
+                let (ok, message) = probe::run(self.pods()?, &self.uid, &container, *attempt, *kind).await;
                 return Ok(Outcome::Probed { ok, message });
             }
         }
@@ -95,11 +95,8 @@ impl Carrier {
         self.pod.as_ref().ok_or_else(|| Trouble::new("PodGone")("the Pod is gone".into()))
     }
 
-    fn container(&self, name: &str) -> Result<&Container, Trouble> {
-        let spec = self.pod()?.spec.as_ref();
-        let containers =
-            spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-        let found = containers.into_iter().find(|container| container.name == name);
+    fn container(&self, name: &str) -> Result<Container, Trouble> {
+        let found = all_containers(self.pod()?).into_iter().find(|container| container.name == name);
         found.ok_or_else(|| Trouble::new("ContainerGone")(format!("the Pod has no container {name}")))
     }
 
@@ -162,8 +159,8 @@ impl Carrier {
             return if ended == Some(true) { Ok(()) } else { Err(trouble(chain(&error))) };
         }
         drop(turn);
-        let hook = self.container(name)?.lifecycle.as_ref().and_then(|lifecycle| lifecycle.post_start.as_ref());
-        if let Some(hook) = hook
+        let hook = self.container(name)?.lifecycle.and_then(|lifecycle| lifecycle.post_start);
+        if let Some(hook) = &hook
             && let Err(message) = self.run_hook(hook, name, &key, MAX_HOOK).await
         {
             warn!(uid = self.uid, container = name, message, "the postStart hook failed; the container is stopped");
@@ -173,7 +170,7 @@ impl Carrier {
     }
 
     async fn create(&self, name: &str, attempt: u32) -> Result<(), Trouble> {
-        let (pod, container, pods) = (self.pod()?.clone(), self.container(name)?.clone(), self.pods()?);
+        let (pod, container, pods) = (self.pod()?.clone(), self.container(name)?, self.pods()?);
         let config_error = Trouble::new("CreateContainerConfigError");
         let create_error = Trouble::new("CreateContainerError");
         let sandbox = pods.get(&self.uid).ok_or_else(|| create_error("the sandbox is gone".into()))?;
@@ -201,7 +198,15 @@ impl Carrier {
         });
         let (image, rootfs, log_path) =
             prepared.await.map_err(|error| create_error(error.to_string()))?.map_err(&create_error)?;
-        let parts = Parts { attempt, image: &image, rootfs, environment, volumes: &volumes, log_path, pid_of: None };
+        let parts = Parts {
+            attempt,
+            image: &image,
+            rootfs,
+            environment,
+            volumes: &volumes,
+            log_path,
+            pid_of: self.pid_of(name, &sandbox)?,
+        };
         let spec = lower::container(&pod, &container, parts).map_err(of)?;
         if let Err(error) = pods.create_container(&self.uid, spec).await {
             // What the engine refused is recorded as an exit.
@@ -209,6 +214,19 @@ impl Carrier {
             return if known { Ok(()) } else { Err(create_error(chain(&error))) };
         }
         Ok(())
+    }
+
+    /// The container whose processes this one is to see, where it was added to look into one.
+    fn pid_of(&self, name: &str, sandbox: &SandboxState) -> Result<Option<String>, Trouble> {
+        let added = self.pod()?.spec.iter().flat_map(|spec| spec.ephemeral_containers.iter().flatten());
+        let target = added.into_iter().find(|container| container.name == name);
+        let Some(target) = target.and_then(|container| container.target_container_name.as_deref()) else {
+            return Ok(None);
+        };
+        let running =
+            sandbox.containers.iter().rev().find(|container| container.name == target && container.is_running());
+        let gone = || Trouble::new("CreateContainerError")(format!("unable to find target container {target:?}"));
+        running.map(|container| Some(container.key())).ok_or_else(gone)
     }
 
     fn place(&self, sandbox: &SandboxState) -> Place {
@@ -235,8 +253,8 @@ impl Carrier {
         let pods = self.pods()?;
         let key = container_key(name, attempt);
         let left = || Duration::try_from(kill_at.duration_since(Timestamp::now())).unwrap_or_default();
-        let hook = self.container(name).ok().and_then(|container| container.lifecycle.as_ref()?.pre_stop.as_ref());
-        if let Some(hook) = hook
+        let hook = self.container(name).ok().and_then(|container| container.lifecycle?.pre_stop);
+        if let Some(hook) = &hook
             && let Err(message) = self.run_hook(hook, name, &key, left()).await
         {
             debug!(uid = self.uid, container = name, message, "the preStop hook failed");
@@ -259,7 +277,7 @@ impl Carrier {
         }
         if let Some(get) = &hook.http_get {
             let container = self.container(name).map_err(|trouble| trouble.message)?;
-            let (ok, message) = probe::http(pods, &self.uid, container, get, within).await;
+            let (ok, message) = probe::http(pods, &self.uid, &container, get, within).await;
             return if ok { Ok(()) } else { Err(message) };
         }
         Ok(())
@@ -285,6 +303,13 @@ impl Carrier {
         let unmounted = tokio::task::spawn_blocking(move || unmount_all(&local, &uid));
         unmounted.await.map_err(|error| trouble(error.to_string()))
     }
+}
+
+/// The containers of a pod, of whatever sort.
+pub fn all_containers(pod: &Pod) -> Vec<Container> {
+    let Some(spec) = &pod.spec else { return Vec::new() };
+    let own = spec.containers.iter().chain(spec.init_containers.iter().flatten()).cloned();
+    own.chain(flotilla_control::pod::ephemeral_containers(spec)).collect()
 }
 
 /// Removes a log with its rotated files.

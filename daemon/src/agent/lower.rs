@@ -97,7 +97,7 @@ fn ports(spec: &PodSpec) -> Vec<PortMapping> {
 }
 
 /// The pod's own group is as large as its containers together, if each of them is bounded.
-fn pod_limits(spec: &PodSpec) -> Limits {
+pub fn pod_limits(spec: &PodSpec) -> Limits {
     let each: Vec<Limits> = spec.containers.iter().map(|container| limits(container.resources.as_ref())).collect();
     let sum = |get: fn(&Limits) -> Option<i64>| each.iter().map(get).sum::<Option<i64>>().filter(|sum| *sum > 0);
     Limits {
@@ -114,7 +114,7 @@ fn pod_limits(spec: &PodSpec) -> Limits {
     }
 }
 
-fn limits(resources: Option<&ResourceRequirements>) -> Limits {
+pub fn limits(resources: Option<&ResourceRequirements>) -> Limits {
     let amount = |map: Option<&BTreeMap<String, Quantity>>, name: &str| map.and_then(|map| map.get(name)).cloned();
     let limit = |name: &str| amount(resources.and_then(|r| r.limits.as_ref()), name);
     let request = |name: &str| amount(resources.and_then(|r| r.requests.as_ref()), name).or_else(|| limit(name));

@@ -17,6 +17,7 @@ mod news;
 mod node;
 mod observe;
 mod probe;
+mod resize;
 mod source;
 mod tidy;
 mod volumes;
@@ -35,6 +36,7 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 pub use local::Local;
+pub(crate) use probe::unverified;
 
 use crate::node::Node;
 use worker::Worker;

@@ -138,7 +138,7 @@ fn request(host: &str, port: u16, get: &HTTPGetAction) -> String {
 
 /// TLS that believes whoever answers, as upstream's probes do: a pod's certificate is for its clients, and a probe asks
 /// only whether the pod serves.
-fn unverified() -> Result<Arc<ClientConfig>, rustls::Error> {
+pub(crate) fn unverified() -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = flotilla_net::provider();
     let anybody = Anybody(provider.signature_verification_algorithms);
     let config = ClientConfig::builder_with_provider(provider)

@@ -68,7 +68,8 @@ fn needed(node: &Node) -> Result<BTreeSet<String>, ReadError> {
         .filter(|spec| spec.node_name.as_deref() == Some(own));
     let images = bound.flat_map(|spec| {
         let init = spec.init_containers.into_iter().flatten();
-        spec.containers.into_iter().chain(init).filter_map(|container| container.image).collect::<Vec<_>>()
+        let added = spec.ephemeral_containers.into_iter().flatten().filter_map(|container| container.image);
+        spec.containers.into_iter().chain(init).filter_map(|container| container.image).chain(added).collect::<Vec<_>>()
     });
     // The store knows an image by its whole name, a pod may use a short one.
     Ok(images

@@ -17,10 +17,11 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::carry::{Carrier, Done, Outcome};
+use super::carry::{Carrier, Done, Outcome, all_containers};
 use super::events::Teller;
 use super::local::Local;
 use super::memory::{Fact, Memory};
+use super::resize::Resizes;
 use super::{news, observe};
 use crate::gate::{DeleteOptions, WriteOptions};
 
@@ -55,6 +56,7 @@ pub struct Worker {
     /// Volumes that are being brought up to date, at most one at a time.
     refreshing: JoinSet<()>,
     refreshed: Instant,
+    resizes: Resizes,
     /// Held by who lays down volumes.
     volumes: Arc<Mutex<()>>,
     /// The last Pod, for what remains to be said when the object is gone.
@@ -82,6 +84,7 @@ impl Worker {
             teller: Teller::default(),
             refreshing: JoinSet::new(),
             refreshed: Instant::now(),
+            resizes: Resizes::default(),
             volumes: Arc::default(),
             last: None,
         }
@@ -127,6 +130,7 @@ impl Worker {
             },
             Some(_) = self.telling.join_next(), if !self.telling.is_empty() => {}
             Some(_) = self.refreshing.join_next(), if !self.refreshing.is_empty() => {}
+            () = self.resizes.next() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -149,10 +153,8 @@ impl Worker {
 
     /// What is known of each image that the pod names.
     fn images_of(&self, pod: Option<&Pod>) -> BTreeMap<String, Image> {
-        let spec = pod.and_then(|pod| pod.spec.as_ref());
-        let containers =
-            spec.into_iter().flat_map(|spec| spec.containers.iter().chain(spec.init_containers.iter().flatten()));
-        let references = containers.filter_map(|container| container.image.clone());
+        let containers = pod.map(all_containers).unwrap_or_default();
+        let references = containers.into_iter().filter_map(|container| container.image);
         references
             .map(|reference| {
                 let known = match self.images.get(&reference) {
@@ -179,6 +181,9 @@ impl Worker {
             matches!(effect, Effect::RemoveContainer { .. } | Effect::StopSandbox | Effect::RemoveSandbox)
         };
         self.refresh(pod, observed);
+        for message in self.resizes.follow(&self.local, &self.uid, pod) {
+            self.tell(Severity::Warning, "ResizeError", &message);
+        }
         self.carry_out(step.effects.into_iter().filter(|effect| done || !forgets(effect)).collect());
         if step.finished && done && pod.metadata.deletion_timestamp.is_some() {
             done = self.confirm(pod).await;

@@ -243,6 +243,27 @@ impl Gate {
         stored.map(|kv| object(&kv)).transpose()?.ok_or_else(|| Status::not_found("pods", name))
     }
 
+    /// What a request is to go on to, named `name` within the `id` that it is asked for by.
+    ///
+    /// # Errors
+    /// `Forbidden`, `NotFound`, or why the store cannot be read.
+    pub async fn connect_through(
+        &self,
+        user: &User,
+        verb: Verb,
+        kind: &Kind,
+        subresource: &str,
+        (namespace, id): (&str, &str),
+        name: &str,
+    ) -> Result<Value, Status> {
+        let namespace = Self::namespace(kind, namespace);
+        let subresource = Some(subresource);
+        self.permit(&Attempt { user, verb, kind, subresource, namespace, name: id, object: None }).await?;
+        self.barrier().await?;
+        let stored = self.load(&Self::key(kind, namespace, name)?)?;
+        stored.map(|kv| object(&kv)).transpose()?.ok_or_else(|| Status::not_found(kind.collection(), name))
+    }
+
     /// The query in the words of the stored kind. Refuses what the kind's objects cannot be selected by.
     fn check_fields(kind: &Kind, query: &ListQuery) -> Result<ListQuery, Status> {
         let known: Vec<&str> = kind.selectable.iter().map(|field| &**field).collect();

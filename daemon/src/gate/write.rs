@@ -51,7 +51,7 @@ pub struct How<'a> {
 impl How<'_> {
     /// A plain update of an object, or of its status.
     pub fn update(part: Subresource) -> Self {
-        Self { verb: Verb::Update, subresource: (part == Subresource::Status).then_some("status"), part }
+        Self { verb: Verb::Update, subresource: part.name(), part }
     }
 }
 

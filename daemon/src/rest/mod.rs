@@ -20,6 +20,7 @@ mod negotiate;
 mod openapi;
 mod patch;
 mod plain;
+mod proxy;
 mod query;
 mod read;
 mod review;

@@ -39,6 +39,18 @@ impl Rest {
             ("exec", &Method::GET | &Method::POST) => self.exec(call, target, name).await,
             ("attach", &Method::GET | &Method::POST) => self.attach(call, target, name).await,
             ("portforward", &Method::GET | &Method::POST) => self.port_forward(call, target, name).await,
+            ("proxy", _) => self.proxy(call, body, kind, target, name).await,
+            ("ephemeralcontainers" | "resize", &Method::GET | &Method::HEAD) => {
+                self.get_part(call, kind, target, (name, subresource)).await
+            }
+            ("ephemeralcontainers", &Method::PUT) => {
+                self.replace(call, body, kind, target, name, Subresource::EphemeralContainers).await
+            }
+            ("ephemeralcontainers", &Method::PATCH) => {
+                self.patch(call, body, kind, target, name, Subresource::EphemeralContainers).await
+            }
+            ("resize", &Method::PATCH) => self.patch(call, body, kind, target, name, Subresource::Resize).await,
+            ("resize", &Method::PUT) => self.replace(call, body, kind, target, name, Subresource::Resize).await,
             ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
             ("eviction", &Method::POST) => self.evict(call, body, kind, target, name).await,
             ("finalize", &Method::PUT) => self.finalize(call, body, kind, target, name).await,

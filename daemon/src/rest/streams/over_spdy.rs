@@ -52,9 +52,9 @@ pub async fn run<S: AsyncRead + AsyncWrite + Send + Unpin>(
         };
         // Further streams would be of no use.
         drop(acceptor);
-        let Opened { error, stdin, stdout, stderr, resize } = opened;
+        let Opened { error, stdin, stdout, stderr, resize, silent } = opened;
         let mut inward = FromStreams { stdin, resize, sizes: Sizes::default() };
-        let mut outward = ToStreams { error, stdout, stderr, version, command };
+        let mut outward = ToStreams { error, stdout, stderr, silent, version, command };
         // The connection itself notices a client that is gone.
         let end = match open.await {
             Ok(connection) => bridge(&mut inward, &mut outward, connection, wishes, OPEN_TIMEOUT).await,
@@ -73,33 +73,34 @@ struct Opened {
     stdout: Option<StreamWriter>,
     stderr: Option<StreamWriter>,
     resize: Option<StreamReader>,
+    silent: Vec<StreamWriter>,
 }
 
 impl Opened {
     /// Waits for all streams that the client has asked for; `None` if it goes away before.
     async fn gather(acceptor: &mut Acceptor, version: Version, wishes: Wishes) -> Option<Self> {
         let (mut error, mut stdin, mut stdout, mut stderr, mut resize) = (None, None, None, None, None);
+        let mut silent = Vec::new();
         loop {
             let complete = (stdin.is_some() || !wishes.stdin)
                 && (stdout.is_some() || !wishes.stdout)
                 && (stderr.is_some() || !wishes.stderr)
                 && (resize.is_some() || !wishes.tty || version.number < 3);
             if let Some(error) = error.take_if(|_| complete) {
-                return Some(Self { error, stdin, stdout, stderr, resize });
+                return Some(Self { error, stdin, stdout, stderr, resize, silent });
             }
             let stream = acceptor.next().await?;
             match stream.headers.get("streamtype").unwrap_or_default() {
                 "error" => error = Some(stream.writer),
                 "stdin" => {
                     stdin = Some(stream.reader);
-                    // Nothing is ever said there.
-                    _ = stream.writer.finish().await;
+                    silent.push(stream.writer);
                 }
                 "stdout" => stdout = Some(stream.writer),
                 "stderr" => stderr = Some(stream.writer),
                 "resize" => {
                     resize = Some(stream.reader);
-                    _ = stream.writer.finish().await;
+                    silent.push(stream.writer);
                 }
                 // Dropping it tells the client that it is of no use.
                 _ => {}
@@ -143,6 +144,8 @@ struct ToStreams<'a> {
     error: StreamWriter,
     stdout: Option<StreamWriter>,
     stderr: Option<StreamWriter>,
+    /// Where nothing is ever said. A client takes their end for the session's, and stops reading its own input.
+    silent: Vec<StreamWriter>,
     version: Version,
     command: &'a [String],
 }
@@ -172,7 +175,8 @@ impl Outward for ToStreams<'_> {
             4.. => Some(end.status(self.command).to_string()),
             _ => end.text(self.command),
         };
-        for output in [self.stdout.take(), self.stderr.take()].into_iter().flatten() {
+        let outputs = [self.stdout.take(), self.stderr.take()].into_iter().flatten();
+        for output in outputs.chain(std::mem::take(&mut self.silent)) {
             output.finish().await?;
         }
         if let Some(text) = text {
