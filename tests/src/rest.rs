@@ -129,30 +129,85 @@ impl Caller {
     }
 
     async fn talk(&self, method: &Method, path: &str, body: Option<&Value>) -> std::io::Result<Vec<u8>> {
-        let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
-        let stream = tokio::net::TcpStream::connect(self.at).await?;
-        let mut stream = connector.connect(ServerName::from(self.at.ip()), stream).await?;
-        let body = body.map(Value::to_string).unwrap_or_default();
-        let content_type = match *method {
-            Method::PATCH => "application/merge-patch+json",
-            _ => "application/json",
-        };
-        let mut head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\nContent-Type: {content_type}\r\n\
-             Content-Length: {}\r\n",
-            self.at,
-            body.len()
-        );
-        for (name, value) in &self.headers {
-            head.push_str(&format!("{name}: {value}\r\n"));
-        }
-        stream.write_all(format!("{head}\r\n{body}").as_bytes()).await?;
+        let mut line = self.connect().await?;
+        line.stream.write_all(self.request(method, path, body, "close").as_bytes()).await?;
         let mut answer = Vec::new();
-        match stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await {
+        match line.stream.take(MAX_ANSWER_BYTES).read_to_end(&mut answer).await {
             // A node that refuses before it has read everything may end the connection roughly.
             Err(error) if answer.is_empty() => Err(error),
             _ => Ok(answer),
         }
+    }
+
+    /// A connection for many requests.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub async fn connect(&self) -> std::io::Result<Line> {
+        let connector = tokio_rustls::TlsConnector::from(self.tls.clone());
+        let stream = tokio::net::TcpStream::connect(self.at).await?;
+        let stream = connector.connect(ServerName::from(self.at.ip()), stream).await?;
+        Ok(Line { caller: self.clone(), stream: Box::new(stream) })
+    }
+
+    fn request(&self, method: &Method, path: &str, body: Option<&Value>, connection: &str) -> String {
+        let body = body.map(Value::to_string).unwrap_or_default();
+        let mut head = format!(
+            "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\nContent-Length: {}\r\n",
+            self.at,
+            body.len()
+        );
+        if !self.headers.iter().any(|(name, _)| name == "Content-Type") {
+            let patches = *method == Method::PATCH;
+            let kind = if patches { "application/merge-patch+json" } else { "application/json" };
+            head.push_str(&format!("Content-Type: {kind}\r\n"));
+        }
+        for (name, value) in &self.headers {
+            head.push_str(&format!("{name}: {value}\r\n"));
+        }
+        format!("{head}\r\n{body}")
+    }
+}
+
+/// A connection that is kept open.
+pub struct Line {
+    caller: Caller,
+    stream: Box<tokio_rustls::client::TlsStream<tokio::net::TcpStream>>,
+}
+
+impl Line {
+    /// What the node answers to a `GET`.
+    ///
+    /// # Errors
+    /// If it does not, or not in HTTP.
+    pub async fn get(&mut self, path: &str) -> Result<Answer, String> {
+        let request = self.caller.request(&Method::GET, path, None, "keep-alive");
+        let talk = async {
+            self.stream.write_all(request.as_bytes()).await?;
+            let (mut answer, mut piece) = (Vec::new(), vec![0; 16 << 10]);
+            while !is_whole(&answer) {
+                match self.stream.read(&mut piece).await? {
+                    0 => break,
+                    length => answer.extend_from_slice(&piece[..length]),
+                }
+            }
+            std::io::Result::Ok(answer)
+        };
+        let answer = tokio::time::timeout(PATIENCE, talk).await.map_err(|_| "silence".to_owned())?;
+        let answer = answer.map_err(|error| error.to_string())?;
+        parse(&answer).ok_or_else(|| format!("no HTTP: {}", String::from_utf8_lossy(&answer)))
+    }
+}
+
+/// Whether an answer of known length, or in chunks, has come to its end.
+fn is_whole(answer: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(answer);
+    let Some((head, body)) = text.split_once("\r\n\r\n") else { return false };
+    let head = head.to_lowercase();
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse::<usize>().ok());
+    match length {
+        Some(length) => body.len() >= length,
+        None => body.ends_with("0\r\n\r\n"),
     }
 }
 

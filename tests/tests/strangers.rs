@@ -10,6 +10,7 @@ use flotilla::proto::cluster_client::ClusterClient;
 use flotilla::proto::{ClusterStatusRequest, CreateTokenRequest, ListTokensRequest, RevokeTokenRequest};
 use flotilla_net::{Alpn, Authority, ClusterId, Token};
 use flotilla_tests::outsider::{Papers, first_packets, hold_quic, knock_quic, knock_tcp};
+use flotilla_tests::rest::Caller;
 use flotilla_tests::{Cluster, cli, eventually, figure, process};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -73,12 +74,33 @@ async fn strangers_are_turned_away_at_every_door() {
             let line = alpn.admits_strangers() && answer.as_ref().is_ok_and(|answer| answer.len() < LINE_BYTES);
             assert!(line || is_refusal(&answer), "{alpn} lets a stranger in: {answer:?}");
         }
-        let answer = knock_tcp(at, &papers).await;
-        assert!(is_refusal(&answer), "TCP lets a stranger in: {answer:?}");
     }
+    let answer = knock_tcp(at, &Papers::foreign("node-1")).await;
+    assert!(is_refusal(&answer), "TCP believes another authority: {answer:?}");
+    over_http(&cluster).await;
     let after = cluster.status("node-1").await.unwrap();
     assert_eq!((after.voters, after.term), (before.voters, before.term));
     assert_eq!(cluster.node_summaries("node-1").await.unwrap().len(), 1);
+}
+
+/// Without a certificate one is heard, and told health and version.
+async fn over_http(cluster: &Cluster) {
+    let stranger = Caller::stranger(cluster, "node-1");
+    for path in ["/healthz", "/livez", "/readyz", "/version"] {
+        let answer = stranger.get(path).await;
+        assert_eq!(answer.code, 200, "{path}: {answer:?}");
+        assert!(!answer.body.contains("node-1"), "{path} tells of the cluster: {answer:?}");
+    }
+    for path in ["/", "/api", "/apis", "/openapi/v2", "/metrics", "/api/v1/nodes", "/healthz/store", "/none"] {
+        let answer = stranger.get(path).await;
+        assert_eq!(answer.code, 403, "{path}: {answer:?}");
+        let liar = stranger.clone().saying("Authorization", "Bearer nonsense").get(path).await;
+        assert_eq!(liar.code, 401, "{path}: {liar:?}");
+    }
+    let grpc = stranger.clone().saying("Content-Type", "application/grpc");
+    let answer = grpc.ask(&http::Method::POST, "/flotilla.v1.Cluster/Status", None).await.unwrap();
+    // 16 is UNAUTHENTICATED.
+    assert!(answer.head.contains("grpc-status: 16"), "{answer:?}");
 }
 
 /// What strangers can do at once, while a client works. The bounds are those of a debug build.

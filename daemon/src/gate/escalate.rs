@@ -3,7 +3,7 @@
 //!
 //! Defined by what an API server does with `rbac.authorization.k8s.io`.
 
-use flotilla_api::k8s_openapi::api::rbac::v1::{ClusterRole, PolicyRule, RoleRef};
+use flotilla_api::k8s_openapi::api::rbac::v1::{PolicyRule, RoleRef};
 use flotilla_api::{GroupResource, Kind, Reason, Status};
 use flotilla_control::rbac::{self, ALL, GROUP};
 use serde::Deserialize;
@@ -43,8 +43,8 @@ impl Gate {
         if self.may_here(user, "escalate", &kind.plural, (namespace, named)) {
             return Ok(());
         }
-        let role = ClusterRole::deserialize(new).map_err(Status::internal)?;
-        self.check_rules(user, kind, (namespace, name), role.rules.as_deref().unwrap_or_default())?;
+        let rules = Option::<Vec<PolicyRule>>::deserialize(&new["rules"]).map_err(Status::internal)?;
+        self.check_rules(user, kind, (namespace, name), rules.as_deref().unwrap_or_default())?;
         let gathers = |role: &Value| role.get("aggregationRule").is_some_and(|rule| !rule.is_null());
         if kind.plural == "clusterroles" && (gathers(new) || old.is_some_and(gathers)) {
             let held = self.roles.policy();

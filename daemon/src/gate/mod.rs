@@ -36,7 +36,7 @@ use renderings::Renderings;
 use roles::Roles;
 
 pub use apply::Outcome;
-pub use authorize::resource_action;
+pub use authorize::{HEALTH_PATHS, resource_action};
 pub use delete::{DeleteOptions, Propagation};
 #[cfg(any(test, fuzzing))]
 pub(crate) use read::parse_continue as continue_token;
