@@ -9,7 +9,7 @@ use flotilla::client::Target;
 use flotilla::proto::objects_client::ObjectsClient;
 use flotilla::proto::{ListObjectsRequest, ListTokensRequest};
 use flotilla_tests::rest::{Answer, Caller, Line};
-use flotilla_tests::{Cluster, cli, eventually, figure};
+use flotilla_tests::{Cluster, Kubectl, cli, eventually, figure};
 use futures::StreamExt;
 use futures::future::join_all;
 use http::Method;
@@ -353,6 +353,72 @@ async fn questions_and_claims_are_answered_as_upstream_does() {
     assert_eq!(end["responseStatus"]["code"], 200);
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("/flotilla.v1.Cluster/"), "calls over gRPC are recorded too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_asks_and_reconciles() {
+    let cluster = Cluster::start(1).await;
+    let root = Kubectl::new(&cluster, "node-1");
+    let user = |name: &str| {
+        let config = cli::ok(&cluster, "node-1", &["kubeconfig", "--user", name, "--group", "dev"]);
+        Kubectl::with(&config)
+    };
+    root.ok(&["create", "namespace", "red"]);
+    root.ok(&["create", "rolebinding", "ann", "--clusterrole=view", "--user=ann", "-n", "red"]);
+    let ann = user("ann");
+    assert_eq!(ann.ok(&["auth", "can-i", "list", "pods", "-n", "red"]), "yes\n");
+    let no = ann.run(&["auth", "can-i", "create", "pods", "-n", "red"]);
+    assert_eq!((no.code, no.out.as_str()), (Some(1), "no\n"), "{no:?}");
+    assert_eq!(ann.ok(&["auth", "can-i", "get", "/version"]), "yes\n");
+    assert_eq!(root.ok(&["auth", "can-i", "get", "pods/log", "-n", "red", "--as", "ann"]), "yes\n");
+    let list = ann.ok(&["auth", "can-i", "--list", "-n", "red"]);
+    assert!(list.starts_with("Resources"), "{list}");
+    for row in ["selfsubjectaccessreviews.authorization.k8s.io", "configmaps", "[/openapi/*]", "deployments.apps"] {
+        assert!(list.contains(row), "{row} is missing: {list}");
+    }
+    let whoami = ann.ok(&["auth", "whoami"]);
+    assert!(whoami.starts_with("ATTRIBUTE") && whoami.contains("Username") && whoami.contains("ann"), "{whoami}");
+    assert!(whoami.contains("[dev system:authenticated]"), "{whoami}");
+    let claimed = root.ok(&["auth", "whoami", "--as", "bob", "--as-group", "ops", "-o", "json"]);
+    let claimed: Value = serde_json::from_str(&claimed).unwrap();
+    assert_eq!(claimed["status"]["userInfo"]["username"], "bob");
+    let refused = ann.fails(&["get", "pods", "--as", "bob"]);
+    assert!(refused.contains("(Forbidden): users \"bob\" is forbidden: User \"ann\" cannot impersonate"), "{refused}");
+    let refused = ann.fails(&["get", "secrets", "-n", "red"]);
+    assert_eq!(
+        refused,
+        "Error from server (Forbidden): secrets is forbidden: User \"ann\" cannot list resource \"secrets\" in API group \
+         \"\" in the namespace \"red\"\n"
+    );
+    let roles = root.file(
+        "roles.yaml",
+        "
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: readers, namespace: red}
+rules:
+- {apiGroups: [''], resources: [secrets], verbs: [get, list]}
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: readers, namespace: red}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: readers}
+subjects:
+- {apiGroup: rbac.authorization.k8s.io, kind: User, name: ann}
+",
+    );
+    let said = root.ok(&["auth", "reconcile", "-f", &roles]);
+    assert!(said.contains("role.rbac.authorization.k8s.io/readers reconciled"), "{said}");
+    assert!(said.contains("rolebinding.rbac.authorization.k8s.io/readers reconciled"), "{said}");
+    ann.ok(&["get", "secrets", "-n", "red", "-o", "name"]);
+    // A second time, a rule was taken out and comes back.
+    let none = "{\"rules\": []}";
+    let patched = root.run(&["patch", "role", "readers", "-n", "red", "--type=merge", "-p", none]);
+    if patched.code == Some(0) {
+        assert!(ann.fails(&["get", "secrets", "-n", "red"]).contains("Forbidden"));
+        root.ok(&["auth", "reconcile", "-f", &roles]);
+        ann.ok(&["get", "secrets", "-n", "red", "-o", "name"]);
+    }
 }
 
 /// Requests that one user has under way, by the documented bounds: ten times as many as are answered at once.

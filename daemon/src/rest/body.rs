@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use flotilla_api::admit::{self, UnknownFields};
-use flotilla_api::{Kind, Reason, Status};
+use flotilla_api::{Kind, Reason, Status, protobuf};
 use http::{HeaderMap, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
@@ -28,6 +28,12 @@ pub async fn read(body: Incoming) -> Result<Bytes, Status> {
     }
 }
 
+/// Clients of built-in kinds send this form without asking.
+fn is_protobuf(headers: &HeaderMap) -> bool {
+    let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    value.split(';').next().unwrap_or_default().trim() == "application/vnd.kubernetes.protobuf"
+}
+
 /// What a content type says of the bytes.
 fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
@@ -38,7 +44,7 @@ fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
             Reason::UnsupportedMediaType,
             format!(
                 "the body of the request was in an unknown format ({other}) - accepted media types include: \
-                 application/json, application/yaml"
+                 application/json, application/yaml, application/vnd.kubernetes.protobuf"
             ),
         )),
     }
@@ -49,6 +55,9 @@ fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
 /// # Errors
 /// `BadRequest` with the place of what cannot be read, or `UnsupportedMediaType`.
 pub fn value(headers: &HeaderMap, bytes: &[u8], strict: bool) -> Result<Value, Status> {
+    if is_protobuf(headers) {
+        return protobuf::decode(bytes);
+    }
     if !is_yaml(headers)? && !strict {
         return serde_json::from_slice(bytes)
             .map_err(|error| Status::bad_request(format!("the body of the request is not valid JSON: {error}")));
