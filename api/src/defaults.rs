@@ -69,12 +69,6 @@ pub(crate) fn pod_spec(spec: &mut PodSpec) {
 /// The defaults that only a pod itself gets.
 pub(crate) fn pod_only(spec: &mut PodSpec) {
     set(&mut spec.enable_service_links, || true);
-    set(&mut spec.priority, || match spec.priority_class_name.as_deref() {
-        Some("system-node-critical") => 2_000_001_000,
-        Some("system-cluster-critical") => 2_000_000_000,
-        _ => 0,
-    });
-    set_text(&mut spec.preemption_policy, "PreemptLowerPriority");
     let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     containers.filter_map(|c| c.resources.as_mut()).for_each(requests_from_limits);
     spec.resources.iter_mut().for_each(requests_from_limits);

@@ -108,6 +108,19 @@ impl Amount {
         self.nanos % NANO == 0
     }
 
+    /// The sum, capped; shown as this amount is.
+    #[must_use]
+    pub fn plus(self, other: Self) -> Self {
+        let notation = if self.nanos == 0 { other.notation } else { self.notation };
+        Self { nanos: (self.nanos + other.nanos).clamp(-CAP_NANOS, CAP_NANOS), notation }
+    }
+
+    /// The difference, capped.
+    #[must_use]
+    pub fn minus(self, other: Self) -> Self {
+        self.plus(Self { nanos: -other.nanos, ..other })
+    }
+
     pub fn is_negative(self) -> bool {
         self.nanos < 0
     }

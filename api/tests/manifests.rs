@@ -84,7 +84,6 @@ spec:
     );
     assert_eq!(pod["status"], json!({"phase": "Pending", "qosClass": "Guaranteed"}));
     assert_eq!(pod["spec"]["enableServiceLinks"], true);
-    assert_eq!(pod["spec"]["priority"], 0);
 }
 
 #[test]

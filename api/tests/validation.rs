@@ -242,10 +242,6 @@ fn pods() {
             "spec.topologySpreadConstraints[0].maxSkew: Invalid value: 0: must be greater than 0",
         ),
         (
-            also("priorityClassName: high"),
-            "spec.priorityClassName: Forbidden: no PriorityClass with name high was found",
-        ),
-        (
             also("hostAliases: [{ip: here}]"),
             "spec.hostAliases[0].ip: Invalid value: \"here\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)",
         ),

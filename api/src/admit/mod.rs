@@ -20,11 +20,17 @@ use crate::key::Key;
 use crate::kinds::Kind;
 use crate::{names, structural, validate};
 
+mod limits;
 mod parse;
 mod parts;
+mod policies;
+mod priority;
+pub mod quota;
 pub(crate) mod strict;
+pub mod usage;
 
 pub use parse::{MAX_INPUT_BYTES, MAX_OBJECTS, Parsed, documents, parse};
+pub use policies::{Policies, Quota};
 
 /// What becomes of fields that a kind does not have.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -50,6 +50,23 @@ impl BuiltIn for Pod {
         pod.status = Some(PodStatus { phase: Some("Pending".to_owned()), qos_class, ..PodStatus::default() });
     }
 
+    /// What its policies gave a pod stays with it, though a writer says nothing of it.
+    fn update(old: &core::Pod, new: &mut core::Pod) {
+        let (Some(before), Some(after)) = (&old.spec, &mut new.spec) else { return };
+        if after.priority.is_none() {
+            after.priority = before.priority;
+        }
+        let kept = [
+            (&before.preemption_policy, &mut after.preemption_policy),
+            (&before.priority_class_name, &mut after.priority_class_name),
+        ];
+        for (before, after) in kept {
+            if after.as_deref().unwrap_or_default().is_empty() {
+                after.clone_from(before);
+            }
+        }
+    }
+
     fn validate(pod: &core::Pod, errors: &mut Errors) {
         validate::pod::pod(pod, errors);
     }

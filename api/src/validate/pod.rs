@@ -25,15 +25,8 @@ pub(crate) fn pod(pod: &Pod, errors: &mut Errors) {
     if pod.metadata.generation == Some(1) {
         no_ephemeral_containers(spec, &path, errors);
     }
-    priority_class(spec, &path, errors);
-}
-
-/// Only the priority classes that every cluster has are known.
-fn priority_class(spec: &PodSpec, path: &Path, errors: &mut Errors) {
-    let class = spec.priority_class_name.as_deref().unwrap_or_default();
-    if !matches!(class, "" | "system-node-critical" | "system-cluster-critical") {
-        let detail = format_args!("no PriorityClass with name {class} was found");
-        errors.forbidden(&path.child("priorityClassName"), detail);
+    if let Some(class) = spec.priority_class_name.as_deref().filter(|class| !class.is_empty()) {
+        name(class, names::dns_subdomain, &path.child("priorityClassName"), errors);
     }
 }
 

@@ -15,6 +15,7 @@ mod escalate;
 mod evict;
 mod node;
 mod own;
+mod policies;
 mod read;
 mod renderings;
 mod roles;

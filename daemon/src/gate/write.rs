@@ -123,8 +123,7 @@ impl Gate {
         }
         let (key, mut written) = prepare(kind, new.clone(), options.unknown_fields)?;
         track(kind, None, &mut written.object, "", options);
-        let prepared = &written.object;
-        if let Err(status) = self.check_escalation(user, kind, None, prepared) {
+        if let Err(status) = self.check_escalation(user, kind, None, &written.object) {
             return Ok(Decision::Refuse(status));
         }
         if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
@@ -134,10 +133,14 @@ impl Gate {
             Ok(change) => change,
             Err(status) => return Ok(Decision::Refuse(status)),
         };
+        let change = match self.apply_policies(kind, &key, &mut written.object, change) {
+            Ok(change) => change,
+            Err(status) => return Ok(Decision::Refuse(status)),
+        };
         let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
-                let (change, bytes) = self.encode(kind, &key, prepared, change)?;
+                let (change, bytes) = self.encode(kind, &key, &written.object, change)?;
                 Decision::Write(change.create(key, bytes), written)
             }
         };
@@ -237,6 +240,7 @@ impl Gate {
             return Ok(Decision::Keep(new.as_kind(kind)));
         }
         let change = Change::new(&user.name, &options.manager);
+        let change = self.charge_update(kind, key, (&old, &new.object), change)?;
         let change = if is_finished(&new.object) {
             change.remove(key.clone(), stored.mod_revision)
         } else {
