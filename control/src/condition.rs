@@ -4,7 +4,9 @@
 
 use flotilla_api::k8s_openapi::api::apps::v1::{DeploymentCondition, ReplicaSetCondition};
 use flotilla_api::k8s_openapi::api::batch::v1::JobCondition;
-use flotilla_api::k8s_openapi::api::core::v1::{NamespaceCondition, NodeCondition, PodCondition};
+use flotilla_api::k8s_openapi::api::core::v1::{
+    NamespaceCondition, NodeCondition, PodCondition, ReplicationControllerCondition,
+};
 use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinitionCondition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use jiff::Timestamp;
@@ -65,6 +67,21 @@ conditions! {
     CustomResourceDefinitionCondition: |field| field;
     NodeCondition: |field| field;
     PodCondition: |field| field;
+    ReplicationControllerCondition: |field| field;
+}
+
+/// The same conditions in the form of another kind.
+pub(crate) fn convert<A: Condition, B: Condition>(conditions: Option<Vec<A>>) -> Option<Vec<B>> {
+    let convert = |mut from: A| {
+        let mut to = B::default();
+        to.become_(&from.kind().to_owned(), &from.status().to_owned());
+        let (from, into) = (from.fields(), to.fields());
+        *into.reason = from.reason.take();
+        *into.message = from.message.take();
+        *into.transition = from.transition.take();
+        to
+    };
+    conditions.map(|all| all.into_iter().map(convert).collect())
 }
 
 pub(crate) fn find<'a, C: Condition>(conditions: Option<&'a Vec<C>>, kind: &str) -> Option<&'a C> {

@@ -4,7 +4,7 @@
 //! cannot be read counts as there.
 
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
-use flotilla_api::{Change, Expect, Key};
+use flotilla_api::{Builtin, Change, Expect, Key, Scope};
 use serde_json::Value;
 
 use crate::plan::{Context, Plan, change};
@@ -39,17 +39,27 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
             orphan_dependents(key, meta, cx, &mut plan);
         } else if meta::has_finalizer(meta, FOREGROUND) {
             delete_dependents(key, meta, cx, &mut plan);
-        } else if meta.finalizers.as_ref().is_none_or(Vec::is_empty) && cx.view.pod(key).is_none() {
+        } else if meta.finalizers.as_ref().is_none_or(Vec::is_empty) && !ends_by_itself(key, cx.view) {
             // Its last finalizer was taken away.
             plan.add(change(MANAGER).remove(key.clone(), revision));
         }
         return plan;
     }
-    if is_abandoned(key, meta, cx.view) {
+    let owners = meta.owner_references.as_deref().unwrap_or_default();
+    let (there, gone): (Vec<_>, Vec<_>) = owners.iter().partition(|owner| exists(owner, key, cx.view));
+    if !gone.is_empty() && there.is_empty() {
         let (change, _) = deletion::delete(owners_absent(change(MANAGER), meta, cx.view), cx.view, key, cx.now);
         plan.add(change);
+    } else if !gone.is_empty() {
+        // Those that are there keep it; it forgets the others.
+        plan.add(edit(key, cx, |metadata| gone.iter().for_each(|owner| drop_owner(metadata, &owner.uid))));
     }
     plan
+}
+
+/// A pod goes when its node says so, a Namespace when its content has gone.
+fn ends_by_itself(key: &Key, view: &View) -> bool {
+    view.pod(key).is_some() || view.namespace(key.name()).is_some_and(|found| found.key == *key)
 }
 
 /// Whether the object names owners and none of them exists.
@@ -59,9 +69,21 @@ fn is_abandoned(key: &Key, meta: &ObjectMeta, view: &View) -> bool {
 }
 
 fn exists(owner: &OwnerReference, dependent: &Key, view: &View) -> bool {
+    if dependent.namespace().is_empty() && names_a_namespaced_kind(owner) {
+        // Which one is meant cannot be told, so that it cannot be told to be gone either.
+        return true;
+    }
+    // An owner in another namespace is none.
     let same_scope = |key: &Key| key.namespace().is_empty() || key.namespace() == dependent.namespace();
     let unreadable = || view.unreadable().keys().any(|key| key.name() == owner.name && same_scope(key));
     view.key_of(&owner.uid).is_some_and(same_scope) || unreadable()
+}
+
+fn names_a_namespaced_kind(owner: &OwnerReference) -> bool {
+    let group = owner.api_version.rsplit_once('/').map_or("", |(group, _)| group);
+    let infos = Builtin::ALL.iter().map(|kind| kind.info());
+    let mut found = infos.filter(|info| (info.group, info.kind) == (group, owner.kind.as_str()));
+    found.any(|info| info.scope == Scope::Namespaced)
 }
 
 /// Requires that owners of kinds that behave are gone, where their key is known.

@@ -18,10 +18,18 @@ namespaced! {
     replica_set: "apps" "replicasets";
     deployment: "apps" "deployments";
     job: "batch" "jobs";
+    replication_controller: "" "replicationcontrollers";
+    budget: "policy" "poddisruptionbudgets";
+    quota: "" "resourcequotas";
+    limit_range: "" "limitranges";
 }
 
 pub fn node(name: &str) -> Key {
     Key::new(&GroupResource::new("", "nodes"), "", name)
+}
+
+pub fn priority_class(name: &str) -> Key {
+    Key::new(&GroupResource::new("scheduling.k8s.io", "priorityclasses"), "", name)
 }
 
 pub fn namespace(name: &str) -> Key {

@@ -11,6 +11,7 @@
 //! decision from an outdated View does not land.
 
 pub mod authority;
+mod budget;
 mod condition;
 mod definition;
 pub mod deletion;
@@ -28,6 +29,8 @@ mod plan;
 pub mod pod;
 mod pods;
 mod preference;
+mod priority;
+mod quota;
 pub mod rbac;
 mod replica_set;
 pub mod resources;

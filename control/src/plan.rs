@@ -9,7 +9,7 @@ use rand::RngCore;
 
 use crate::view::View;
 use crate::work::Work;
-use crate::{definition, deployment, garbage, job, namespace, node, replica_set, scheduler};
+use crate::{budget, definition, deployment, garbage, job, namespace, node, priority, quota, replica_set, scheduler};
 
 /// Who the planners' Changes are made for.
 pub(crate) const USER: &str = "system:flotilla";
@@ -119,6 +119,10 @@ pub fn plan(work: &Work, cx: &mut Context<'_>) -> Plan {
         Work::Deployment(key) => deployment::plan(key, cx),
         Work::ReplicaSet(key) => replica_set::plan(key, cx),
         Work::Job(key) => job::plan(key, cx),
+        Work::ReplicationController(key) => replica_set::plan_controller(key, cx),
+        Work::Budget(key) => budget::plan(key, cx),
+        Work::PriorityClasses => priority::plan(cx),
+        Work::Quota(key) => quota::plan(key, cx),
         Work::Garbage(key) => garbage::plan(key, cx),
         Work::FinishedPods => garbage::plan_finished_pods(cx),
         Work::Schedule => scheduler::plan(cx),

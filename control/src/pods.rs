@@ -1,11 +1,13 @@
 //! What planners ask about pods, and how they make them.
 
+use flotilla_api::admit::Policies;
 use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodTemplateSpec};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use flotilla_api::{Change, Expect};
 use jiff::Timestamp;
 use rand::RngCore;
 
+use crate::view::View;
 use crate::{condition, keys, meta, names};
 
 pub(crate) fn phase(pod: &Pod) -> &str {
@@ -104,16 +106,48 @@ pub(crate) fn from_template(
     Pod { metadata, spec: template.spec.clone(), status: Some(status) }
 }
 
-/// Adds the creation of a pod in a namespace that was seen at `namespace_revision`: a namespace that
-/// has begun to be deleted since then takes no more pods.
-pub(crate) fn create(change: Change, pod: &Pod, namespace_revision: u64) -> Change {
-    let namespace = meta::namespace(&pod.metadata);
-    let gate = keys::namespace(namespace);
-    let change = match change.preconditions.iter().any(|condition| condition.key == gate) {
-        true => change,
-        false => change.require(gate, Expect::ModRevision(namespace_revision)),
-    };
-    change.create(keys::pod(namespace, meta::name(&pod.metadata)), meta::encode(pod))
+/// Makes the pods of one namespace, as its policies allow.
+///
+/// A namespace that has begun to be deleted since it was seen takes no more pods, and a quota that was charged since is
+/// looked at again.
+pub(crate) struct Maker {
+    namespace: String,
+    namespace_revision: u64,
+    policies: Policies,
+}
+
+impl Maker {
+    /// # Errors
+    /// If the namespace takes no pods, in words.
+    pub fn new(view: &View, namespace: &str) -> Result<Self, String> {
+        let namespace_revision = view.admits(namespace)?;
+        Ok(Self { namespace: namespace.to_owned(), namespace_revision, policies: view.policies(namespace) })
+    }
+
+    /// Lets the policies change a pod, and charges it.
+    ///
+    /// # Errors
+    /// Why a policy refuses it, in words.
+    pub fn admit(&mut self, pod: &mut Pod) -> Result<(), String> {
+        self.policies.admit_pod(pod).and_then(|()| self.policies.charge_pod(pod)).map_err(|status| status.message)
+    }
+
+    /// Adds the creation of a pod that was admitted.
+    pub fn create(&self, change: Change, pod: &Pod) -> Change {
+        let gate = keys::namespace(&self.namespace);
+        let change = match change.preconditions.iter().any(|condition| condition.key == gate) {
+            true => change,
+            false => change.require(gate, Expect::ModRevision(self.namespace_revision)),
+        };
+        change.create(keys::pod(&self.namespace, meta::name(&pod.metadata)), meta::encode(pod))
+    }
+
+    /// Adds what the quotas were charged with.
+    pub fn finish(&self, change: Change) -> Change {
+        let charged = self.policies.quotas.iter().filter(|quota| quota.charged);
+        charged
+            .fold(change, |change, quota| change.update(quota.key.clone(), quota.revision, meta::encode(&quota.object)))
+    }
 }
 
 /// The quality of service class that follows from requests and limits, as upstream defines it.

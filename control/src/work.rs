@@ -15,8 +15,15 @@ pub enum Work {
     Deployment(Key),
     ReplicaSet(Key),
     Job(Key),
+    ReplicationController(Key),
+    /// A PodDisruptionBudget: what it allows now.
+    Budget(Key),
+    /// A ResourceQuota: what its namespace takes now.
+    Quota(Key),
     /// An object of any kind whose owners, finalizers or node may no longer let it live.
     Garbage(Key),
+    /// The PriorityClasses that every cluster has.
+    PriorityClasses,
     /// Finished pods beyond what is kept.
     FinishedPods,
     /// The queue of pods without a node.

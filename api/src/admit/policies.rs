@@ -121,6 +121,18 @@ impl Policies {
         Ok(())
     }
 
+    /// Charges the quotas with a new pod.
+    ///
+    /// # Errors
+    /// As [`Policies::charge`].
+    pub fn charge_pod(&mut self, pod: &Pod) -> Result<(), Status> {
+        if self.quotas.is_empty() {
+            return Ok(());
+        }
+        let value = serde_json::to_value(pod).map_err(Status::internal)?;
+        self.charge(&GroupResource::new("", "pods"), None, &value)
+    }
+
     /// Adds the charged quotas to a Change, each as it was seen and no other.
     ///
     /// # Errors

@@ -21,10 +21,23 @@ pub(super) fn amounts(map: Option<&BTreeMap<String, Quantity>>) -> Amounts {
     pairs.filter_map(|(name, quantity)| Some((name.clone(), Amount::parse(&quantity.0).ok()?))).collect()
 }
 
-pub(crate) fn add(to: &mut Amounts, more: &Amounts) {
+/// Adds amounts to those of others.
+pub fn add(to: &mut Amounts, more: &Amounts) {
     for (name, amount) in more {
         to.entry(name.clone()).and_modify(|sum| *sum = sum.plus(*amount)).or_insert(*amount);
     }
+}
+
+/// As [`add`], but for what was counted otherwise.
+pub fn add_new(to: &mut Amounts, more: &Amounts, but: &str) {
+    let mut more = more.clone();
+    more.remove(but);
+    add(to, &more);
+}
+
+/// So many objects.
+pub fn count(objects: usize) -> Amount {
+    Amount::units(i64::try_from(objects).unwrap_or(i64::MAX), Notation::Decimal)
 }
 
 fn raise(to: &mut Amounts, least: &Amounts) {

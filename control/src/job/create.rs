@@ -14,6 +14,8 @@ const INDEX: &str = "batch.kubernetes.io/job-completion-index";
 const INDEX_VARIABLE: &str = "JOB_COMPLETION_INDEX";
 /// Pods created by one Change, each with its Event.
 const CREATED_PER_CHANGE: usize = 50;
+/// When pods that were refused are tried again, besides when the Job changes.
+const REFUSED_RETRY_MS: u64 = 10_000;
 
 /// The completion index of a pod, if its Job is indexed.
 pub(super) fn index_of(pod: &Pod) -> Option<usize> {
@@ -22,11 +24,8 @@ pub(super) fn index_of(pod: &Pod) -> Option<usize> {
 
 impl Pass<'_> {
     pub(super) fn create_pods(&mut self, missing: usize, cx: &mut Context<'_>, plan: &mut Plan) {
-        let gate = match cx.view.admits(self.job.key.namespace()) {
-            Ok(gate) => gate,
-            // The namespace is going and takes the Job with it.
-            Err(_) => return,
-        };
+        // A namespace that is going takes the Job with it.
+        let Ok(mut maker) = pods::Maker::new(cx.view, self.job.key.namespace()) else { return };
         let numbers: Vec<Option<usize>> = match self.is_indexed() {
             true => self.free_indexes(missing).into_iter().map(Some).collect(),
             false => vec![None; missing],
@@ -35,13 +34,19 @@ impl Pass<'_> {
         for batch in numbers.chunks(CREATED_PER_CHANGE) {
             let mut change = change(MANAGER).require(self.job.key.clone(), Expect::Exists);
             for index in batch {
-                let pod = self.new_pod(*index, cx);
-                change = pods::create(change, &pod, gate);
+                let mut pod = self.new_pod(*index, cx);
                 let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
+                if let Err(why) = maker.admit(&mut pod) {
+                    plan.add(maker.finish(change));
+                    let message = format!("Error creating: {why}");
+                    plan.add(teller.warning(crate::plan::change(MANAGER), &about, "FailedCreate", &message));
+                    plan.wake(meta::plus_ms(cx.now, REFUSED_RETRY_MS));
+                    return;
+                }
                 let message = format!("Created pod: {}", meta::name(&pod.metadata));
-                change = teller.normal(change, &about, "SuccessfulCreate", &message);
+                change = teller.normal(maker.create(change, &pod), &about, "SuccessfulCreate", &message);
             }
-            plan.add(change);
+            plan.add(maker.finish(change));
         }
     }
 

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::entry::{NodeFacts, NodeUse, PodFacts, QueuePlace};
-use super::table::Table;
 use super::{Definition, NodeEntry, Other, PodEntry, Stored, View};
 use crate::resources::Resources;
 use crate::{keys, meta, pods};
@@ -42,12 +41,12 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.insert_pod(key, bytes, revision),
             ("", "nodes") => self.insert_node(key, bytes, revision),
-            ("", "namespaces") => self.insert_typed(key, bytes, revision, |view| &mut view.namespaces),
-            ("apps", "replicasets") => self.insert_typed(key, bytes, revision, |view| &mut view.replica_sets),
-            ("apps", "deployments") => self.insert_typed(key, bytes, revision, |view| &mut view.deployments),
-            ("batch", "jobs") => self.insert_typed(key, bytes, revision, |view| &mut view.jobs),
             (keys::EXTENSIONS, keys::DEFINITIONS) => self.insert_definition(key, bytes, revision),
-            _ => self.insert_other(key, bytes, revision),
+            _ => match self.tables.insert(key, bytes, revision) {
+                Some(Ok(())) => {}
+                Some(Err(error)) => self.insert_unreadable(key, bytes, revision, &error),
+                None => self.insert_other(key, bytes, revision),
+            },
         }
         if let Some((meta, _)) = self.meta(key) {
             let uid = meta.uid.clone();
@@ -56,18 +55,6 @@ impl View {
             for owner in owners {
                 self.dependents.entry(owner).or_default().insert(key.clone());
             }
-        }
-    }
-
-    fn insert_typed<T: DeserializeOwned>(
-        &mut self,
-        key: &Key,
-        bytes: &[u8],
-        revision: u64,
-        table: impl Fn(&mut View) -> &mut Table<Stored<T>>,
-    ) {
-        if let Some(object) = self.read(key, bytes, revision) {
-            table(self).insert(key.clone(), Stored { key: key.clone(), revision, object });
         }
     }
 
@@ -117,7 +104,10 @@ impl View {
                 metadata.annotations = None;
                 metadata.resource_version = None;
                 let editable = metadata.owner_references.is_some() || metadata.finalizers.is_some();
-                let raw = editable.then(|| bytes.to_vec().into());
+                // What these take of a quota stands in their specs.
+                let measured =
+                    key.group().is_empty() && matches!(key.resource(), "services" | "persistentvolumeclaims");
+                let raw = (editable || measured).then(|| bytes.to_vec().into());
                 self.others.insert(key.clone(), Other { revision, metadata, raw });
             }
             Err(error) => {
@@ -137,11 +127,15 @@ impl View {
         match serde_json::from_slice(bytes) {
             Ok(object) => Some(object),
             Err(error) => {
-                self.insert_other(key, bytes, revision);
-                self.unreadable.insert(key.clone(), error.to_string());
+                self.insert_unreadable(key, bytes, revision, &error);
                 None
             }
         }
+    }
+
+    fn insert_unreadable(&mut self, key: &Key, bytes: &[u8], revision: u64, error: &serde_json::Error) {
+        self.insert_other(key, bytes, revision);
+        self.unreadable.insert(key.clone(), error.to_string());
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
@@ -167,12 +161,8 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.forget_pod(key),
             ("", "nodes") => drop(self.nodes.remove(key)),
-            ("", "namespaces") => drop(self.namespaces.remove(key)),
-            ("apps", "replicasets") => drop(self.replica_sets.remove(key)),
-            ("apps", "deployments") => drop(self.deployments.remove(key)),
-            ("batch", "jobs") => drop(self.jobs.remove(key)),
             (keys::EXTENSIONS, keys::DEFINITIONS) => drop(self.definitions.remove(key)),
-            _ => {}
+            _ => self.tables.remove(key),
         }
     }
 

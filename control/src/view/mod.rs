@@ -10,13 +10,16 @@
 mod entry;
 mod index;
 mod table;
+mod tables;
 mod touch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use flotilla_api::admit::{Policies, Quota};
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
-use flotilla_api::k8s_openapi::api::core::v1::Namespace;
+use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Namespace, ReplicationController, ResourceQuota};
+use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::{GroupResource, Key};
 use serde_json::Value;
@@ -24,6 +27,7 @@ use serde_json::Value;
 use entry::QueuePlace;
 pub use entry::{Definition, HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored};
 use table::Table;
+use tables::Tables;
 
 use crate::work::Work;
 use crate::{keys, meta};
@@ -31,12 +35,9 @@ use crate::{keys, meta};
 /// A consistent copy of the store, as far as planners need it.
 #[derive(Default)]
 pub struct View {
-    namespaces: Table<Stored<Namespace>>,
     nodes: Table<NodeEntry>,
     pods: Table<PodEntry>,
-    replica_sets: Table<Stored<ReplicaSet>>,
-    deployments: Table<Stored<Deployment>>,
-    jobs: Table<Stored<Job>>,
+    tables: Tables,
     others: Table<Other>,
     /// CustomResourceDefinitions, which are among the others too.
     definitions: Table<Definition>,
@@ -104,17 +105,15 @@ impl View {
         for key in &keys {
             self.touch(key);
         }
-        self.dirty.extend([Work::Nodes, Work::FinishedPods, Work::Schedule]);
+        self.dirty.extend([Work::Nodes, Work::PriorityClasses, Work::FinishedPods, Work::Schedule]);
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> {
-        let typed = self.namespaces.keys().chain(self.nodes.keys()).chain(self.pods.keys());
-        let apps = self.replica_sets.keys().chain(self.deployments.keys()).chain(self.jobs.keys());
-        typed.chain(apps).chain(self.others.keys())
+        self.nodes.keys().chain(self.pods.keys()).chain(self.tables.keys()).chain(self.others.keys())
     }
 
     pub fn namespace(&self, name: &str) -> Option<&Stored<Namespace>> {
-        self.namespaces.get(&keys::namespace(name))
+        self.tables.namespaces.get(&keys::namespace(name))
     }
 
     pub fn node(&self, name: &str) -> Option<&NodeEntry> {
@@ -173,27 +172,81 @@ impl View {
     }
 
     pub fn replica_set(&self, key: &Key) -> Option<&Stored<ReplicaSet>> {
-        self.replica_sets.get(key)
+        self.tables.replica_sets.get(key)
     }
 
     pub fn replica_sets_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<ReplicaSet>> {
-        self.replica_sets.range(keys::replica_set(namespace, ""), namespace)
+        self.tables.replica_sets.range(keys::replica_set(namespace, ""), namespace)
     }
 
     pub fn replica_sets_of<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Stored<ReplicaSet>> + use<'a> {
-        self.dependents(uid).filter_map(|key| self.replica_sets.get(key))
+        self.dependents(uid).filter_map(|key| self.tables.replica_sets.get(key))
     }
 
     pub fn deployment(&self, key: &Key) -> Option<&Stored<Deployment>> {
-        self.deployments.get(key)
+        self.tables.deployments.get(key)
     }
 
     pub fn deployments_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<Deployment>> {
-        self.deployments.range(keys::deployment(namespace, ""), namespace)
+        self.tables.deployments.range(keys::deployment(namespace, ""), namespace)
     }
 
     pub fn job(&self, key: &Key) -> Option<&Stored<Job>> {
-        self.jobs.get(key)
+        self.tables.jobs.get(key)
+    }
+
+    pub fn replication_controller(&self, key: &Key) -> Option<&Stored<ReplicationController>> {
+        self.tables.replication_controllers.get(key)
+    }
+
+    pub fn replication_controllers_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<ReplicationController>> {
+        self.tables.replication_controllers.range(keys::replication_controller(namespace, ""), namespace)
+    }
+
+    pub fn budget(&self, key: &Key) -> Option<&Stored<PodDisruptionBudget>> {
+        self.tables.budgets.get(key)
+    }
+
+    pub fn budgets_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<PodDisruptionBudget>> {
+        self.tables.budgets.range(keys::budget(namespace, ""), namespace)
+    }
+
+    pub fn quota(&self, key: &Key) -> Option<&Stored<ResourceQuota>> {
+        self.tables.quotas.get(key)
+    }
+
+    pub fn quotas_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<ResourceQuota>> {
+        self.tables.quotas.range(keys::quota(namespace, ""), namespace)
+    }
+
+    fn limit_ranges_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<LimitRange>> {
+        self.tables.limit_ranges.range(keys::limit_range(namespace, ""), namespace)
+    }
+
+    /// What holds for new pods of a namespace.
+    pub fn policies(&self, namespace: &str) -> Policies {
+        let quota = |quota: &Stored<ResourceQuota>| Quota {
+            key: quota.key.clone(),
+            revision: quota.revision,
+            object: quota.object.clone(),
+            charged: false,
+        };
+        Policies {
+            classes: self.tables.priority_classes.values().map(|class| class.object.clone()).collect(),
+            limit_ranges: self.limit_ranges_in(namespace).map(|range| range.object.clone()).collect(),
+            quotas: self.quotas_in(namespace).map(quota).collect(),
+        }
+    }
+
+    /// Keys of the objects of one collection in a namespace.
+    pub fn collection_in<'a>(&'a self, collection: &GroupResource, namespace: &str) -> Vec<&'a Key> {
+        let prefix = collection.namespace_prefix(namespace);
+        let first = Key::new(collection, namespace, "");
+        let within = |key: &&Key| key.as_str().starts_with(&prefix);
+        match (collection.group.as_str(), collection.resource.as_str()) {
+            ("", "pods") => self.pods.keys_from(first).take_while(within).collect(),
+            _ => self.tables.keys().filter(within).chain(self.others.keys_from(first).take_while(within)).collect(),
+        }
     }
 
     /// Keys of the objects that name this uid among their owners.
@@ -233,11 +286,7 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.pods.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
             ("", "nodes") => self.nodes.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
-            ("", "namespaces") => self.namespaces.get(key).map(|stored| of(stored, |o| &o.metadata)),
-            ("apps", "replicasets") => self.replica_sets.get(key).map(|stored| of(stored, |o| &o.metadata)),
-            ("apps", "deployments") => self.deployments.get(key).map(|stored| of(stored, |o| &o.metadata)),
-            ("batch", "jobs") => self.jobs.get(key).map(|stored| of(stored, |o| &o.metadata)),
-            _ => None,
+            _ => self.tables.meta(key),
         }
         .or_else(|| self.others.get(key).map(|other| (&other.metadata, other.revision)))
     }
@@ -251,11 +300,7 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.pods.get(key).and_then(|entry| json(&entry.stored.object)),
             ("", "nodes") => self.nodes.get(key).and_then(|entry| json(&entry.stored.object)),
-            ("", "namespaces") => self.namespaces.get(key).and_then(|stored| json(&stored.object)),
-            ("apps", "replicasets") => self.replica_sets.get(key).and_then(|stored| json(&stored.object)),
-            ("apps", "deployments") => self.deployments.get(key).and_then(|stored| json(&stored.object)),
-            ("batch", "jobs") => self.jobs.get(key).and_then(|stored| json(&stored.object)),
-            _ => None,
+            _ => self.tables.value(key),
         }
         .or_else(|| self.others.get(key)?.raw.as_deref().and_then(|raw| serde_json::from_slice(raw).ok()))
     }

@@ -2,11 +2,12 @@
 
 use flotilla_api::Key;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use flotilla_api::kinds::replicationcontroller;
 
 use super::View;
 use super::index::owner_uids;
 use crate::work::Work;
-use crate::{deployment, garbage, job, keys, meta, node, pods, selector};
+use crate::{budget, deployment, garbage, job, keys, meta, node, pods, selector};
 
 impl View {
     /// Marks what depends on the object as it now stands in the View. Called before and after each
@@ -27,6 +28,9 @@ impl View {
             ("apps", "deployments") => vec![Work::Deployment(key.clone())],
             ("batch", "jobs") => vec![Work::Job(key.clone())],
             (keys::EXTENSIONS, keys::DEFINITIONS) => self.of_definition(key),
+            ("", "replicationcontrollers") => vec![Work::ReplicationController(key.clone())],
+            ("scheduling.k8s.io", "priorityclasses") => vec![Work::PriorityClasses],
+            ("policy", "poddisruptionbudgets") => vec![Work::Budget(key.clone())],
             _ => Vec::new(),
         }
     }
@@ -51,6 +55,9 @@ impl View {
         if self.namespace(namespace).is_some_and(|found| meta::is_deleting(&found.object.metadata)) {
             works.push(Work::Namespace(namespace.to_owned()));
         }
+        if !namespace.is_empty() {
+            works.extend(self.quotas_in(namespace).map(|quota| Work::Quota(quota.key.clone())));
+        }
         works
     }
 
@@ -65,12 +72,17 @@ impl View {
         let mut works = match meta::controller_of(meta) {
             Some(owner) => match owner.kind.as_str() {
                 "ReplicaSet" => self.of_replica_set_pod(&keys::replica_set(key.namespace(), &owner.name)),
+                "ReplicationController" => {
+                    vec![Work::ReplicationController(keys::replication_controller(key.namespace(), &owner.name))]
+                }
                 "Job" => vec![Work::Job(keys::job(key.namespace(), &owner.name))],
                 _ => Vec::new(),
             },
             None => self.adopters_of_pod(key.namespace(), meta),
         };
         let Some(pod) = self.pods.get(key) else { return works };
+        let guards = self.budgets_in(key.namespace()).filter(|found| budget::guards(&found.object, &pod.object));
+        works.extend(guards.map(|found| Work::Budget(found.key.clone())));
         if job::is_tracked(meta) {
             works.push(Work::Garbage(key.clone()));
         }
@@ -104,7 +116,11 @@ impl View {
         let Some(labels) = &meta.labels else { return Vec::new() };
         let sets = self.replica_sets_in(namespace);
         let sets = sets.filter(|set| selector::matches(&set.spec.selector, Some(labels)));
-        sets.map(|set| Work::ReplicaSet(set.key.clone())).collect()
+        let controllers = self.replication_controllers_in(namespace);
+        let controllers = controllers
+            .filter(|found| selector::matches(&replicationcontroller::selector(&found.object), Some(labels)));
+        let sets = sets.map(|set| Work::ReplicaSet(set.key.clone()));
+        sets.chain(controllers.map(|found| Work::ReplicationController(found.key.clone()))).collect()
     }
 
     fn of_replica_set(&self, key: &Key, meta: &ObjectMeta) -> Vec<Work> {

@@ -156,3 +156,69 @@ fn bytes_that_do_not_decode_are_remembered_and_keep_what_they_own() {
     sim.run();
     assert_eq!(sim.active().len(), 2);
 }
+
+#[test]
+fn an_owner_that_is_gone_is_forgotten_while_another_is_there() {
+    let mut sim = Sim::new(11);
+    let owner = sim.put_json("", "configmaps", config_map("owner", None));
+    let uid = uid(&sim, &owner);
+    let mut child = config_map("child", Some(("owner", &uid)));
+    let gone = json!({"apiVersion": "v1", "kind": "ConfigMap", "name": "gone", "uid": "never-was"});
+    child["metadata"]["ownerReferences"].as_array_mut().unwrap().push(gone);
+    let child = sim.put_json("", "configmaps", child);
+    sim.settle();
+    let owners = sim.get::<Value>(&child)["metadata"]["ownerReferences"].clone();
+    assert_eq!((owners.as_array().unwrap().len(), &owners[0]["name"]), (1, &json!("owner")));
+}
+
+#[test]
+fn owners_across_namespaces() {
+    let mut sim = Sim::new(12);
+    let owner = sim.put_json("", "configmaps", config_map("owner", None));
+    let uid = uid(&sim, &owner);
+    // A namespaced object cannot belong to one of another namespace.
+    let mut stray = config_map("stray", Some(("owner", &uid)));
+    stray["metadata"]["namespace"] = "other".into();
+    sim.put_json("", "namespaces", json!({"metadata": {"name": "other"}}));
+    let stray = sim.put_json("", "configmaps", stray);
+    // One of the cluster cannot belong to one of a namespace, but it cannot be told that this is gone.
+    let mut role = config_map("role", Some(("nobody", "never-was")));
+    role["kind"] = "ClusterRole".into();
+    let role = sim.put_json("rbac.authorization.k8s.io", "clusterroles", role);
+    sim.settle();
+    assert!(!sim.store.contains_key(&stray));
+    assert!(sim.store.contains_key(&role));
+}
+
+#[test]
+fn a_namespace_says_what_keeps_it() {
+    let mut sim = Sim::new(13);
+    sim.put_json("", "namespaces", json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}}));
+    for name in ["a", "b"] {
+        let mut held = config_map(name, None);
+        held["metadata"]["namespace"] = "n".into();
+        held["metadata"]["finalizers"] = json!(["example.com/x"]);
+        sim.put_json("", "configmaps", held);
+    }
+    let key = keys::namespace("n");
+    sim.edit(&key, |value| value["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z".into());
+    sim.settle();
+    sim.assert_settled();
+    let value: Value = sim.get(&key);
+    let told = |kind: &str| crate::sim::condition(&value, kind)["message"].as_str().unwrap().to_owned();
+    assert_eq!(told("NamespaceContentRemaining"), "Some resources are remaining: configmaps. has 2 resource instances");
+    let words = "Some content in the namespace has finalizers remaining: example.com/x in 2 resource instances";
+    assert_eq!(told("NamespaceFinalizersRemaining"), words);
+    assert_eq!(told("NamespaceDeletionDiscoveryFailure"), "All resources successfully discovered");
+    for name in ["a", "b"] {
+        let key = Key::new(&GroupResource::new("", "configmaps"), "n", name);
+        sim.edit(&key, |value| value["metadata"]["finalizers"] = json!([]));
+    }
+    sim.settle();
+    for name in ["a", "b"] {
+        // The gate takes away what waited for its last finalizer.
+        sim.delete(&Key::new(&GroupResource::new("", "configmaps"), "n", name));
+    }
+    sim.settle();
+    assert!(!sim.store.contains_key(&key));
+}

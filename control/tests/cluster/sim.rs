@@ -53,6 +53,7 @@ impl Sim {
             check: |_| {},
         };
         sim.put_json("", "namespaces", json!({"metadata": {"name": "default"}, "status": {"phase": "Active"}}));
+        sim.view.mark(Work::PriorityClasses);
         sim
     }
 
@@ -89,7 +90,10 @@ impl Sim {
     /// What a user applies: keeps uid and status of what is there, bumps the generation.
     pub fn put_json(&mut self, group: &str, resource: &str, mut value: Value) -> Key {
         let name = value["metadata"]["name"].as_str().unwrap().to_owned();
-        let cluster = matches!(resource, "nodes" | "namespaces" | "customresourcedefinitions");
+        let cluster = matches!(
+            resource,
+            "nodes" | "namespaces" | "customresourcedefinitions" | "priorityclasses" | "clusterroles"
+        );
         let namespace =
             if cluster { "" } else { value["metadata"]["namespace"].as_str().unwrap_or("default") }.to_owned();
         let key = Key::new(&GroupResource::new(group, resource), &namespace, &name);

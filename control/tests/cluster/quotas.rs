@@ -1,0 +1,102 @@
+//! ResourceQuotas, LimitRanges and PriorityClasses, as planners keep to them.
+
+use flotilla_control::keys;
+use serde_json::{Value, json};
+
+use crate::sim::{Sim, condition, template};
+
+fn set(name: &str, replicas: i32) -> Value {
+    json!({"metadata": {"name": name}, "spec": {"replicas": replicas,
+        "selector": {"matchLabels": {"app": name}}, "template": template(name, "a")}})
+}
+
+fn quota(hard: Value) -> Value {
+    json!({"metadata": {"name": "q"}, "spec": {"hard": hard}})
+}
+
+fn used(sim: &Sim) -> Value {
+    sim.get::<Value>(&keys::quota("default", "q"))["status"]["used"].clone()
+}
+
+#[test]
+fn a_quota_counts_what_is_there() {
+    let mut sim = Sim::with_nodes(1, 2);
+    sim.put_json("", "configmaps", json!({"metadata": {"name": "a"}}));
+    sim.put_json(
+        "",
+        "services",
+        json!({"metadata": {"name": "s"}, "spec": {"type": "NodePort", "ports": [{"port": 80}]}}),
+    );
+    sim.put_json("apps", "replicasets", set("s", 3));
+    sim.run();
+    let hard = json!({"pods": "10", "requests.cpu": "2", "configmaps": "5", "services.nodeports": "2",
+        "count/replicasets.apps": "2", "count/deployments.apps": "2", "count/pods": "9"});
+    sim.put_json("", "resourcequotas", quota(hard));
+    sim.run();
+    sim.assert_settled();
+    let expected = json!({"pods": "3", "requests.cpu": "300m", "configmaps": "1", "services.nodeports": "1",
+        "count/replicasets.apps": "1", "count/deployments.apps": "0", "count/pods": "3"});
+    assert_eq!(used(&sim), expected);
+    let pod = sim.pods()[0].metadata.name.clone().unwrap();
+    sim.put_json("apps", "replicasets", set("s", 2));
+    sim.set_phase(&keys::pod("default", &pod), "Succeeded");
+    sim.run();
+    assert_eq!(used(&sim)["pods"], "2", "what has ended takes nothing");
+}
+
+#[test]
+fn sets_share_what_a_quota_leaves_and_no_more() {
+    for seed in 0..5 {
+        let mut sim = Sim::with_nodes(seed, 2);
+        sim.put_json("", "resourcequotas", quota(json!({"pods": "5"})));
+        sim.settle();
+        sim.check = |sim| assert!(sim.active().len() <= 5, "the quota is overdrawn");
+        let one = sim.put_json("apps", "replicasets", set("a", 4));
+        sim.put_json("apps", "replicasets", set("b", 4));
+        sim.run();
+        assert_eq!(sim.active().len(), 5);
+        let refused = ["a", "b"].iter().filter(|name| {
+            let value: Value = sim.get(&keys::replica_set("default", name));
+            let failure = condition(&value, "ReplicaFailure");
+            failure["message"].as_str().is_some_and(|words| {
+                words.contains("exceeded quota: q, requested: pods=1, used: pods=5, limited: pods=5")
+            })
+        });
+        assert!(refused.count() > 0);
+        // Room that comes free is taken without anybody asking.
+        sim.delete(&one);
+        sim.run();
+        sim.advance(3);
+        sim.run();
+        assert_eq!(sim.active().len(), 4, "seed {seed}");
+    }
+}
+
+#[test]
+fn the_systems_own_classes_are_there_and_stay() {
+    let mut sim = Sim::new(6);
+    sim.view.mark_all();
+    sim.settle();
+    let key = keys::priority_class("system-node-critical");
+    assert_eq!(sim.get::<Value>(&key)["value"], 2_000_001_000);
+    sim.delete(&key);
+    sim.settle();
+    assert!(sim.store.contains_key(&key));
+}
+
+#[test]
+fn new_pods_get_the_limits_and_the_priority_of_their_namespace() {
+    let mut sim = Sim::with_nodes(3, 1);
+    let limits =
+        json!([{"type": "Container", "default": {"cpu": "1"}, "defaultRequest": {"ephemeral-storage": "1Gi"}}]);
+    sim.put_json("", "limitranges", json!({"metadata": {"name": "l"}, "spec": {"limits": limits}}));
+    let class = json!({"metadata": {"name": "usual"}, "value": 7, "globalDefault": true});
+    sim.put_json("scheduling.k8s.io", "priorityclasses", class);
+    sim.put_json("apps", "replicasets", set("s", 1));
+    sim.run();
+    let spec = sim.pods()[0].spec.clone().unwrap();
+    assert_eq!((spec.priority, spec.priority_class_name.as_deref()), (Some(7), Some("usual")));
+    let resources = spec.containers[0].resources.clone().unwrap();
+    assert_eq!(resources.limits.unwrap()["cpu"].0, "1");
+    assert_eq!(resources.requests.unwrap()["ephemeral-storage"].0, "1Gi");
+}
