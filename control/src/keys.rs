@@ -21,6 +21,7 @@ namespaced! {
     replication_controller: "" "replicationcontrollers";
     budget: "policy" "poddisruptionbudgets";
     quota: "" "resourcequotas";
+    service: "" "services";
     limit_range: "" "limitranges";
 }
 
@@ -30,6 +31,14 @@ pub fn node(name: &str) -> Key {
 
 pub fn priority_class(name: &str) -> Key {
     Key::new(&GroupResource::new("scheduling.k8s.io", "priorityclasses"), "", name)
+}
+
+pub fn service_cidr(name: &str) -> Key {
+    Key::new(&GroupResource::new("networking.k8s.io", "servicecidrs"), "", name)
+}
+
+pub fn ip_address(address: &str) -> Key {
+    Key::new(&GroupResource::new("networking.k8s.io", "ipaddresses"), "", address)
 }
 
 pub fn namespace(name: &str) -> Key {

@@ -9,7 +9,7 @@ use rand::RngCore;
 
 use crate::view::View;
 use crate::work::Work;
-use crate::{budget, definition, deployment, garbage, job, namespace, node, priority, quota, replica_set, scheduler};
+use crate::{address, budget, definition, deployment, garbage, job, namespace, node, priority, quota, replica_set, scheduler};
 
 /// Who the planners' Changes are made for.
 pub(crate) const USER: &str = "system:flotilla";
@@ -41,6 +41,8 @@ pub struct Settings {
     pub mass_silence_interval_ms: u64,
     /// Where the nodes' pod address ranges are taken from: the network, and its prefix length.
     pub cluster_cidr: (Ipv4Addr, u8),
+    /// Where the addresses of Services are taken from: the network, and its prefix length.
+    pub service_cidr: (Ipv4Addr, u8),
     /// Prefix length of one node's range.
     pub node_cidr_prefix: u8,
     /// Finished pods beyond this number are removed, oldest first.
@@ -55,6 +57,7 @@ impl Default for Settings {
             default_toleration_seconds: 0,
             mass_silence_interval_ms: 30_000,
             cluster_cidr: (Ipv4Addr::new(10, 244, 0, 0), 16),
+            service_cidr: (Ipv4Addr::new(10, 96, 0, 0), 16),
             node_cidr_prefix: 24,
             finished_pods_kept: 12_500,
             schedule_pass_pods: 5_000,
@@ -121,6 +124,8 @@ pub fn plan(work: &Work, cx: &mut Context<'_>) -> Plan {
         Work::Job(key) => job::plan(key, cx),
         Work::ReplicationController(key) => replica_set::plan_controller(key, cx),
         Work::Budget(key) => budget::plan(key, cx),
+        Work::ServiceRange => address::plan_range(cx),
+        Work::Address(key) => address::plan(key, cx),
         Work::PriorityClasses => priority::plan(cx),
         Work::Quota(key) => quota::plan(key, cx),
         Work::Garbage(key) => garbage::plan(key, cx),

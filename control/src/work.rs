@@ -22,6 +22,10 @@ pub enum Work {
     Quota(Key),
     /// An object of any kind whose owners, finalizers or node may no longer let it live.
     Garbage(Key),
+    /// The range that Services have their addresses from.
+    ServiceRange,
+    /// An IPAddress: whether a Service has it.
+    Address(Key),
     /// The PriorityClasses that every cluster has.
     PriorityClasses,
     /// Finished pods beyond what is kept.

@@ -74,6 +74,9 @@ impl BuiltIn for Service {
     /// What was allocated stays for a writer who says nothing of it.
     fn update(old: &core::Service, new: &mut core::Service) {
         let (Some(before), Some(after)) = (&old.spec, &mut new.spec) else { return };
+        if needs_cluster_ip(before) && !needs_cluster_ip(after) && before.cluster_ip == after.cluster_ip {
+            forget_addresses(after);
+        }
         if !needs_cluster_ip(before) || !needs_cluster_ip(after) {
             return;
         }
@@ -144,6 +147,15 @@ fn default_addresses(spec: &mut ServiceSpec) {
         let families: Vec<String> = spec.cluster_ips.iter().flatten().map(family).collect();
         spec.ip_families = Some(if families.is_empty() { vec!["IPv4".to_owned()] } else { families });
     }
+}
+
+/// A Service that is another name only has no address any more.
+fn forget_addresses(spec: &mut ServiceSpec) {
+    spec.cluster_ip = None;
+    spec.cluster_ips = None;
+    spec.ip_families = None;
+    spec.ip_family_policy = None;
+    spec.internal_traffic_policy = None;
 }
 
 fn keep_node_ports(before: &[ServicePort], after: &mut [ServicePort]) {

@@ -19,6 +19,7 @@ use flotilla_api::admit::{Policies, Quota};
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
 use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Namespace, ReplicationController, ResourceQuota};
+use flotilla_api::k8s_openapi::api::networking::v1::IPAddress;
 use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::{GroupResource, Key};
@@ -105,7 +106,7 @@ impl View {
         for key in &keys {
             self.touch(key);
         }
-        self.dirty.extend([Work::Nodes, Work::PriorityClasses, Work::FinishedPods, Work::Schedule]);
+        self.dirty.extend([Work::Nodes, Work::PriorityClasses, Work::ServiceRange, Work::FinishedPods, Work::Schedule]);
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -209,6 +210,14 @@ impl View {
 
     pub fn budgets_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<PodDisruptionBudget>> {
         self.tables.budgets.range(keys::budget(namespace, ""), namespace)
+    }
+
+    pub fn has_service_range(&self) -> bool {
+        self.tables.service_cidrs.len() > 0
+    }
+
+    pub fn ip_address(&self, key: &Key) -> Option<&Stored<IPAddress>> {
+        self.tables.ip_addresses.get(key)
     }
 
     pub fn quota(&self, key: &Key) -> Option<&Stored<ResourceQuota>> {

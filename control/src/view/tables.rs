@@ -4,6 +4,7 @@ use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
 use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Namespace, ReplicationController, ResourceQuota};
+use flotilla_api::k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -68,6 +69,8 @@ tables! {
     "" "replicationcontrollers": replication_controllers of ReplicationController;
     "" "resourcequotas": quotas of ResourceQuota;
     "" "limitranges": limit_ranges of LimitRange;
+    "networking.k8s.io" "servicecidrs": service_cidrs of ServiceCIDR;
+    "networking.k8s.io" "ipaddresses": ip_addresses of IPAddress;
     "policy" "poddisruptionbudgets": budgets of PodDisruptionBudget;
     "scheduling.k8s.io" "priorityclasses": priority_classes of PriorityClass;
 }

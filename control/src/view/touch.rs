@@ -7,7 +7,7 @@ use flotilla_api::kinds::replicationcontroller;
 use super::View;
 use super::index::owner_uids;
 use crate::work::Work;
-use crate::{budget, deployment, garbage, job, keys, meta, node, pods, selector};
+use crate::{address, budget, deployment, garbage, job, keys, meta, node, pods, selector};
 
 impl View {
     /// Marks what depends on the object as it now stands in the View. Called before and after each
@@ -29,6 +29,12 @@ impl View {
             ("batch", "jobs") => vec![Work::Job(key.clone())],
             (keys::EXTENSIONS, keys::DEFINITIONS) => self.of_definition(key),
             ("", "replicationcontrollers") => vec![Work::ReplicationController(key.clone())],
+            ("", "services") => {
+                let service = self.value(key).unwrap_or_default();
+                address::addresses(&service).map(|address| Work::Address(keys::ip_address(address))).collect()
+            }
+            ("networking.k8s.io", "ipaddresses") => vec![Work::Address(key.clone())],
+            ("networking.k8s.io", "servicecidrs") => vec![Work::ServiceRange],
             ("scheduling.k8s.io", "priorityclasses") => vec![Work::PriorityClasses],
             ("policy", "poddisruptionbudgets") => vec![Work::Budget(key.clone())],
             _ => Vec::new(),

@@ -100,3 +100,26 @@ fn new_pods_get_the_limits_and_the_priority_of_their_namespace() {
     assert_eq!(resources.limits.unwrap()["cpu"].0, "1");
     assert_eq!(resources.requests.unwrap()["ephemeral-storage"].0, "1Gi");
 }
+
+#[test]
+fn an_address_is_free_again_when_no_service_has_it() {
+    let mut sim = Sim::new(7);
+    sim.settle();
+    assert!(sim.store.contains_key(&keys::service_cidr("kubernetes")));
+    let service = json!({"metadata": {"name": "s"}, "spec": {"clusterIP": "10.96.0.7", "clusterIPs": ["10.96.0.7"]}});
+    let service = sim.put_json("", "services", service);
+    for address in ["10.96.0.7", "10.96.0.8"] {
+        let parent = json!({"resource": "services", "namespace": "default", "name": "s"});
+        sim.put_json(
+            "networking.k8s.io",
+            "ipaddresses",
+            json!({"metadata": {"name": address}, "spec": {"parentRef": parent}}),
+        );
+    }
+    sim.settle();
+    assert!(sim.store.contains_key(&keys::ip_address("10.96.0.7")));
+    assert!(!sim.store.contains_key(&keys::ip_address("10.96.0.8")), "its service has another");
+    sim.delete(&service);
+    sim.settle();
+    assert!(!sim.store.contains_key(&keys::ip_address("10.96.0.7")));
+}

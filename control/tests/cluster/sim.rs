@@ -54,6 +54,7 @@ impl Sim {
         };
         sim.put_json("", "namespaces", json!({"metadata": {"name": "default"}, "status": {"phase": "Active"}}));
         sim.view.mark(Work::PriorityClasses);
+        sim.view.mark(Work::ServiceRange);
         sim
     }
 
@@ -92,7 +93,7 @@ impl Sim {
         let name = value["metadata"]["name"].as_str().unwrap().to_owned();
         let cluster = matches!(
             resource,
-            "nodes" | "namespaces" | "customresourcedefinitions" | "priorityclasses" | "clusterroles"
+            "nodes" | "namespaces" | "customresourcedefinitions" | "priorityclasses" | "clusterroles" | "ipaddresses"
         );
         let namespace =
             if cluster { "" } else { value["metadata"]["namespace"].as_str().unwrap_or("default") }.to_owned();

@@ -8,6 +8,7 @@
 //! Invariant: what a kind declares as sealed is encrypted before it is proposed, and readable again only for those who
 //! may read the object.
 
+mod addresses;
 mod apply;
 mod authorize;
 mod delete;

@@ -137,6 +137,7 @@ impl Gate {
             Ok(change) => change,
             Err(status) => return Ok(Decision::Refuse(status)),
         };
+        let change = self.take_address(kind, &key, (None, &mut written.object), change)?;
         let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
@@ -241,6 +242,7 @@ impl Gate {
         }
         let change = Change::new(&user.name, &options.manager);
         let change = self.charge_update(kind, key, (&old, &new.object), change)?;
+        let change = self.take_address(kind, key, (Some(&old), &mut new.object), change)?;
         let change = if is_finished(&new.object) {
             change.remove(key.clone(), stored.mod_revision)
         } else {
