@@ -1,0 +1,129 @@
+//! Kinds and their policies by the real kubectl: manifests of old, quotas, limits, priorities, budgets, addresses.
+
+use std::time::Duration;
+
+use flotilla_tests::{Cluster, Kubectl, eventually};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// As books have it, but for an image that is here.
+const OLD: &str = "
+apiVersion: extensions/v1beta1
+kind: Deployment
+metadata:
+  name: my-nginx
+spec:
+  replicas: 2
+  template:
+    metadata:
+      labels:
+        run: my-nginx
+    spec:
+      terminationGracePeriodSeconds: 1
+      containers:
+      - name: my-nginx
+        image: flotilla.dev/hello:latest
+        ports:
+        - containerPort: 80
+";
+
+const POLICIES: &str = "
+apiVersion: v1
+kind: ResourceQuota
+metadata: {name: few, namespace: tight}
+spec: {hard: {pods: 2, secrets: 1, requests.cpu: 500m}}
+---
+apiVersion: v1
+kind: LimitRange
+metadata: {name: small, namespace: tight}
+spec: {limits: [{type: Container, default: {cpu: 100m}, defaultRequest: {cpu: 100m}, max: {cpu: 300m}}]}
+---
+apiVersion: scheduling.k8s.io/v1
+kind: PriorityClass
+metadata: {name: urgent}
+value: 1000
+";
+
+/// A pod or controller of `tight`, whose pods have these resources.
+fn controller(name: &str, replicas: u32, resources: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: ReplicationController
+metadata: {{name: {name}, namespace: tight}}
+spec:
+  replicas: {replicas}
+  template:
+    metadata: {{labels: {{app: {name}}}}}
+    spec:
+      priorityClassName: urgent
+      terminationGracePeriodSeconds: 1
+      containers: [{{name: c, image: 'flotilla.dev/hello:latest', resources: {resources}}}]
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn manifests_of_old_and_the_policies_of_a_namespace() {
+    let cluster = Cluster::start(1).await;
+    let kubectl = Kubectl::new(&cluster, "node-1");
+    let file = kubectl.file("nginx.yaml", OLD);
+    assert_eq!(kubectl.ok(&["create", "-f", &file]), "deployment.extensions/my-nginx created\n");
+    kubectl.ok(&["rollout", "status", "deployment/my-nginx", "--timeout=60s"]);
+    let selector =
+        kubectl.ok(&["get", "deploy", "my-nginx", "-o", "jsonpath={.apiVersion} {.spec.selector.matchLabels.run}"]);
+    assert_eq!(selector, "apps/v1 my-nginx");
+    let old = kubectl.ok(&["get", "deployments.v1beta1.extensions", "my-nginx", "-o", "jsonpath={.apiVersion}"]);
+    assert_eq!(old, "extensions/v1beta1");
+    kubectl.ok(&["expose", "deployment", "my-nginx", "--port=80"]);
+    let address = kubectl.ok(&["get", "service", "my-nginx", "-o", "jsonpath={.spec.clusterIP}"]);
+    assert!(address.starts_with("10.96."), "{address}");
+    assert!(kubectl.ok(&["get", "ipaddresses"]).contains(&address));
+    let events = kubectl.ok(&["get", "events.v1.events.k8s.io", "-o", "jsonpath={.items[*].regarding.name}"]);
+    assert!(events.contains("my-nginx"), "{events}");
+
+    kubectl.ok(&["create", "namespace", "tight"]);
+    kubectl.ok_with(&["apply", "-f", "-"], POLICIES);
+    let counted = || async {
+        let table = kubectl.run(&["get", "quota", "few", "-n", "tight", "--no-headers"]);
+        if table.out.contains("pods: 0/2") { Ok(()) } else { Err(table.out) }
+    };
+    eventually(LIMIT, "the quota is counted", counted).await;
+    kubectl.ok_with(&["create", "-f", "-"], &controller("web", 3, "{}"));
+    let two = || async {
+        let table = kubectl.run(&["get", "rc", "web", "-n", "tight", "-o", "jsonpath={.status.readyReplicas}"]);
+        if table.out == "2" { Ok(()) } else { Err(table.out) }
+    };
+    eventually(LIMIT, "as many pods run as the quota lets", two).await;
+    let why = kubectl.ok(&["get", "rc", "web", "-n", "tight", "-o", "jsonpath={.status.conditions[0].message}"]);
+    assert!(why.contains("exceeded quota: few, requested: pods=1, used: pods=2, limited: pods=2"), "{why}");
+    let pod = "jsonpath={.items[0].spec.priority} {.items[0].spec.containers[0].resources.limits.cpu}";
+    assert_eq!(kubectl.ok(&["get", "pods", "-n", "tight", "-o", pod]), "1000 100m");
+    let described = kubectl.ok(&["describe", "quota", "few", "-n", "tight"]);
+    assert!(described.contains("requests.cpu  200m  500m"), "{described}");
+
+    kubectl.ok(&["create", "secret", "generic", "one", "-n", "tight"]);
+    let full = kubectl.fails(&["create", "secret", "generic", "two", "-n", "tight"]);
+    assert!(full.contains("secrets \"two\" is forbidden: exceeded quota: few"), "{full}");
+    let large = controller("large", 1, "{limits: {cpu: 1}}").replace("ReplicationController", "Pod");
+    let large = large.split("spec:\n  replicas").next().unwrap().to_owned()
+        + "spec: {containers: [{name: c, image: x, resources: {limits: {cpu: 1}}}]}";
+    let refused = kubectl.pipe(&["create", "-f", "-"], &large);
+    assert!(refused.err.contains("maximum cpu usage per Container is 300m, but limit is 1"), "{refused:?}");
+
+    kubectl.ok(&["create", "pdb", "web", "-n", "tight", "--selector=app=web", "--min-available=1"]);
+    let allows = || async {
+        let table = kubectl.run(&["get", "pdb", "web", "-n", "tight", "--no-headers"]);
+        let words: Vec<&str> = table.out.split_whitespace().collect();
+        if words.get(1..4) == Some(&["1", "N/A", "1"]) { Ok(()) } else { Err(table.out) }
+    };
+    eventually(LIMIT, "the budget allows one disruption", allows).await;
+    kubectl.ok(&["delete", "rc", "web", "-n", "tight"]);
+    kubectl.ok(&["delete", "namespace", "tight", "--timeout=60s"]);
+    kubectl.ok(&["delete", "service", "my-nginx"]);
+    let freed = || async {
+        let left = kubectl.run(&["get", "ipaddresses", "-o", "name"]);
+        if left.out.contains(&address) { Err(left.out) } else { Ok(()) }
+    };
+    eventually(LIMIT, "the address is free again", freed).await;
+}
