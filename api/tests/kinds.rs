@@ -533,3 +533,54 @@ fn tables_read_as_upstreams() {
         assert_eq!(row(builtin), expected);
     }
 }
+
+#[test]
+fn only_the_finalizers_of_a_namespace_are_finalized() {
+    let (kind, manifest) = object("{apiVersion: v1, kind: Namespace, metadata: {name: a}}");
+    let old = create("{apiVersion: v1, kind: Namespace, metadata: {name: a}}").unwrap().object;
+    assert_eq!(old["spec"]["finalizers"], json!(["kubernetes"]));
+    let mut new = old.clone();
+    new["spec"]["finalizers"] = json!([]);
+    new["metadata"]["labels"]["more"] = json!("x");
+    let done = admit::prepare_update(&kind, &old, new.clone(), Subresource::Finalize, UnknownFields::Refuse).unwrap();
+    assert_eq!(done.object["spec"]["finalizers"], json!([]));
+    assert!(done.object["metadata"]["labels"].get("more").is_none());
+    // A plain update does not touch them.
+    let kept = admit::prepare_update(&kind, &old, manifest, Subresource::None, UnknownFields::Refuse).unwrap();
+    assert_eq!(kept.object["spec"]["finalizers"], json!(["kubernetes"]));
+}
+
+#[test]
+fn no_kind_panics_on_what_anyone_may_send() {
+    let odd = [json!(null), json!(-1), json!(""), json!("é:/"), json!([]), json!({}), json!([{}]), json!(["x"])];
+    for builtin in Builtin::ALL {
+        let Some((name, fields)) = shortest(*builtin) else { continue };
+        let (kind, whole) = object(&manifest(name, &fields));
+        let before = stored(name, &fields);
+        for pointer in pointers(&whole, "") {
+            for value in &odd {
+                let mut spoiled = whole.clone();
+                *spoiled.pointer_mut(&pointer).unwrap() = value.clone();
+                _ = admit::prepare_create(&kind, spoiled.clone(), common::request(&mut common::rng()));
+                for part in [Subresource::None, Subresource::Status] {
+                    _ = admit::prepare_update(&kind, &before, spoiled.clone(), part, UnknownFields::Drop);
+                }
+                _ = kind.row(&spoiled, common::NOW.parse().unwrap());
+            }
+        }
+    }
+}
+
+/// Every place within an object.
+fn pointers(value: &Value, at: &str) -> Vec<String> {
+    let inner: Vec<(String, &Value)> = match value {
+        Value::Object(map) => {
+            map.iter().map(|(field, value)| (format!("{at}/{}", field.replace('/', "~1")), value)).collect()
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().map(|(index, value)| (format!("{at}/{index}"), value)).collect()
+        }
+        _ => Vec::new(),
+    };
+    inner.into_iter().flat_map(|(at, value)| std::iter::once(at.clone()).chain(pointers(value, &at))).collect()
+}

@@ -118,6 +118,32 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
         if words.get(1..4) == Some(&["1", "N/A", "1"]) { Ok(()) } else { Err(table.out) }
     };
     eventually(LIMIT, "the budget allows one disruption", allows).await;
+    let pod = kubectl.ok(&["get", "pods", "-n", "tight", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let evict = |pod: &str| {
+        let path = format!("/api/v1/namespaces/tight/pods/{pod}/eviction");
+        let body =
+            format!("{{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {{\"name\": \"{pod}\"}}}}");
+        kubectl.pipe(&["create", "--raw", &path, "-f", "-"], &body)
+    };
+    let evicted = evict(&pod);
+    assert_eq!(evicted.code, Some(0), "{evicted:?}");
+    kubectl.ok(&["scale", "rc", "web", "-n", "tight", "--replicas=1"]);
+    let guarded = || async {
+        let table = kubectl.run(&[
+            "get",
+            "pdb",
+            "web",
+            "-n",
+            "tight",
+            "-o",
+            "jsonpath={.status.expectedPods} {.status.disruptionsAllowed}",
+        ]);
+        if table.out == "1 0" { Ok(()) } else { Err(table.out) }
+    };
+    eventually(LIMIT, "the budget allows no more", guarded).await;
+    let pod = kubectl.ok(&["get", "pods", "-n", "tight", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
+    let refused = evict(&pod);
+    assert!(refused.err.contains("Cannot evict pod as it would violate the pod's disruption budget."), "{refused:?}");
     kubectl.ok(&["delete", "rc", "web", "-n", "tight"]);
     kubectl.ok(&["delete", "namespace", "tight", "--timeout=60s"]);
     kubectl.ok(&["delete", "service", "my-nginx"]);

@@ -58,6 +58,8 @@ pub enum Subresource {
     EphemeralContainers,
     /// Only the resources of a Pod's containers.
     Resize,
+    /// Only what keeps a Namespace until its content is gone.
+    Finalize,
 }
 
 impl Subresource {
@@ -69,6 +71,7 @@ impl Subresource {
             Self::Binding => Some("binding"),
             Self::EphemeralContainers => Some("ephemeralcontainers"),
             Self::Resize => Some("resize"),
+            Self::Finalize => Some("finalize"),
         }
     }
 }
@@ -140,6 +143,7 @@ pub fn prepare_update(
             update_part(old, &mut decoded.object, &mut errors, parts::ephemeral_containers)
         }
         Subresource::Resize => update_part(old, &mut decoded.object, &mut errors, parts::resources),
+        Subresource::Finalize => update_finalizers(old, &mut decoded.object),
     }
     decoded.finish(kind, errors)?;
     let changed = without_revision(old) != without_revision(&decoded.object);
@@ -199,6 +203,12 @@ fn update_part(old: &Value, new: &mut Value, errors: &mut Errors, take: fn(&Valu
     if let Some(version) = asked {
         set(new, "resourceVersion", version);
     }
+}
+
+fn update_finalizers(old: &Value, new: &mut Value) {
+    let finalizers = new.pointer("/spec/finalizers").cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+    *new = old.clone();
+    new["spec"]["finalizers"] = finalizers;
 }
 
 fn update_binding(old: &Value, new: &mut Value) {

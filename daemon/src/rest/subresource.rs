@@ -140,7 +140,7 @@ impl Rest {
             namespace["spec"]["finalizers"] = sent["spec"]["finalizers"].clone();
             Ok(())
         };
-        let how = How::through(Verb::Update, "finalize");
+        let how = How { part: Subresource::Finalize, ..How::through(Verb::Update, "finalize") };
         let place = at(kind, target, name)?;
         let written = self.gate().edit(&call.user, kind, place, how, &options, edit).await?;
         self.written(call, kind, StatusCode::OK, &written).await
