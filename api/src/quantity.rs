@@ -80,13 +80,6 @@ impl Amount {
         Self { nanos: i128::from(millis) * (NANO / 1000), notation: Notation::Decimal }
     }
 
-    /// The sum, in the notation of the first.
-    #[must_use]
-    pub fn plus(self, other: Self) -> Self {
-        let nanos = self.nanos.saturating_add(other.nanos).clamp(-CAP_NANOS, CAP_NANOS);
-        Self { nanos, notation: self.notation }
-    }
-
     /// As much less than nothing.
     #[must_use]
     pub fn negated(self) -> Self {
@@ -108,7 +101,7 @@ impl Amount {
         self.nanos % NANO == 0
     }
 
-    /// The sum, capped; shown as this amount is.
+    /// The sum, capped; in the notation of the first, unless that is nothing.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
         let notation = if self.nanos == 0 { other.notation } else { self.notation };
@@ -118,7 +111,7 @@ impl Amount {
     /// The difference, capped.
     #[must_use]
     pub fn minus(self, other: Self) -> Self {
-        self.plus(Self { nanos: -other.nanos, ..other })
+        self.plus(other.negated())
     }
 
     pub fn is_negative(self) -> bool {

@@ -487,7 +487,7 @@ fn tables_read_as_upstreams() {
         let (name, fields) = shortest(builtin).unwrap();
         let (kind, _) = object(&manifest(name, &fields));
         let hour_later = "2026-01-02T04:04:05Z".parse().unwrap();
-        let heads: Vec<&str> = kind.columns().iter().map(|column| column.name).collect();
+        let heads: Vec<String> = kind.columns().iter().map(|column| column.name.to_string()).collect();
         format!("{}\n{}", heads.join(" | "), kind.row(&stored(name, &fields), hour_later).join(" | "))
     };
     let table = [

@@ -238,7 +238,8 @@ fn unknown_fields_are_refused_or_dropped_as_asked() {
     let manifest = NGINX.replace("image: nginx", "image: nginx\n        imagee: x");
     assert_eq!(
         refusal(&manifest),
-        "Deployment.apps \"web\" is invalid: spec.template.spec.containers[0].imagee: unknown field"
+        "Deployment in version \"v1\" cannot be handled as a Deployment: strict decoding error: unknown field \
+         \"spec.template.spec.containers[0].imagee\""
     );
     let (kind, object) = object(&manifest);
     let mut rng = common::rng();

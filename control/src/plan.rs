@@ -9,7 +9,9 @@ use rand::RngCore;
 
 use crate::view::View;
 use crate::work::Work;
-use crate::{address, budget, definition, deployment, garbage, job, namespace, node, priority, quota, replica_set, scheduler};
+use crate::{
+    address, budget, definition, deployment, garbage, job, namespace, node, priority, quota, replica_set, scheduler,
+};
 
 /// Who the planners' Changes are made for.
 pub(crate) const USER: &str = "system:flotilla";
