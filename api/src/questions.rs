@@ -15,6 +15,7 @@ use crate::names;
 /// Group, version, kind, plural, whether it is asked within a namespace.
 const QUESTIONS: &[(&str, &str, &str, &str, Scope)] = &[
     ("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", Scope::Cluster),
+    ("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", Scope::Cluster),
     ("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews", Scope::Namespaced),
     ("authorization.k8s.io", "v1", "SelfSubjectAccessReview", "selfsubjectaccessreviews", Scope::Cluster),
     ("authorization.k8s.io", "v1", "SelfSubjectRulesReview", "selfsubjectrulesreviews", Scope::Cluster),
@@ -22,6 +23,14 @@ const QUESTIONS: &[(&str, &str, &str, &str, Scope)] = &[
 ];
 
 static KINDS: LazyLock<Vec<Arc<Kind>>> = LazyLock::new(|| QUESTIONS.iter().map(|row| Arc::new(kind(*row))).collect());
+
+/// What is posted to the `token` subresource of a ServiceAccount.
+static TOKEN_REQUEST: LazyLock<Kind> =
+    LazyLock::new(|| kind(("authentication.k8s.io", "v1", "TokenRequest", "tokenrequests", Scope::Namespaced)));
+
+pub fn token_request() -> &'static Kind {
+    &TOKEN_REQUEST
+}
 
 /// The kinds that can only be created.
 pub fn all() -> &'static [Arc<Kind>] {

@@ -21,7 +21,7 @@ use tracing::{debug, info, warn};
 use crate::gate::Gate;
 use crate::members::Members;
 use crate::trust::lead_rotation;
-use crate::{roles, secrets};
+use crate::{accounts, roles, secrets};
 
 /// Changes proposed at once; the store batches them into few log entries.
 const MAX_PROPOSALS: usize = 1_024;
@@ -91,6 +91,7 @@ async fn lead(gate: &Gate, members: &Members, settings: &Settings, term: u64) ->
         () = compact(store) => Ok(()),
         () = forget_tokens(store) => Ok(()),
         () = secrets::keep(gate, term) => Ok(()),
+        () = accounts::keep(gate) => Ok(()),
         () = roles::keep(store, term) => Ok(()),
         () = lead_rotation(store, members, term) => Ok(()),
     }

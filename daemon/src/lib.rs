@@ -6,6 +6,7 @@
 // Requests are futures within futures, deeper than the compiler looks by itself.
 #![recursion_limit = "256"]
 
+mod accounts;
 mod addresses;
 mod agent;
 mod audit;

@@ -6,6 +6,7 @@ use flotilla_net::Net;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accounts::Accounts;
 use crate::agent::Local;
 use crate::audit::Audit;
 use crate::blobs::BlobPeers;
@@ -23,6 +24,7 @@ pub struct Node {
     pub gate: Gate,
     pub turnstile: Turnstile,
     pub audit: Audit,
+    pub accounts: Accounts,
     pub net: Net,
     pub members: Members,
     pub streams: Streams,

@@ -18,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{error, info, warn};
 
+use crate::accounts::Accounts;
 use crate::agent::{self, Local};
 use crate::audit::{self, Audit};
 use crate::blobs::{BlobPeers, ImageShelf};
@@ -150,13 +151,15 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         enrol::founded(config)?;
     }
 
-    let local = Arc::new(Local::open(config, gate.clone(), &own.name, net.clone()).await?);
+    let accounts = Accounts::new(gate.clone());
+    let local = Arc::new(Local::open(config, accounts.clone(), gate.clone(), &own.name, net.clone()).await?);
     net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
     let audit = open_audit(config, &tasks, stop)?;
     let node = Node {
         config: config.clone(),
+        accounts: accounts.clone(),
         gate,
         turnstile: Turnstile::default(),
         audit,

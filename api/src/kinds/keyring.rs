@@ -1,4 +1,4 @@
-//! The keyring: the keys that sealed parts of objects are sealed with.
+//! The keyring: the keys that sealed parts of objects are sealed with, and those that sign the tokens of service accounts.
 //!
 //! Invariant: there is one, named [`NAME`]; each key in it is sealed before it gets here, under the key that replicas
 //! hold beside their identity.
@@ -18,6 +18,8 @@ use crate::field::{Errors, Path};
 pub const NAME: &str = "keyring";
 /// Keys that may be in use at the same time: the primary, and those of rotations that have not ended.
 pub const MAX_KEYS: usize = 8;
+/// Keys that tokens may be signed with at the same time: the one that signs, and those whose tokens have not ended.
+pub const MAX_ACCOUNT_KEYS: usize = 8;
 
 pub struct Keyring;
 
@@ -36,6 +38,28 @@ pub struct KeyringSpec {
     /// The id of the key that new envelopes are sealed with.
     pub primary: String,
     pub keys: Vec<KeyringKey>,
+    /// The keys of service accounts' tokens. The one that has not retired signs; the others verify what they signed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub account_keys: Vec<AccountKey>,
+}
+
+/// A key that signs, or signed, the tokens of service accounts: ECDSA on P-256.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AccountKey {
+    /// As it stands in the head of tokens.
+    pub id: String,
+    /// The point on the curve, uncompressed.
+    pub public_key: ByteString,
+    /// The private key in its envelope.
+    pub sealed_key: ByteString,
+    pub created_at: Time,
+    /// Since when another one signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retired_at: Option<Time>,
+    /// When the last of its tokens ends that live longer than usual.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_end: Option<Time>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -87,6 +111,15 @@ impl BuiltIn for Keyring {
         for (index, key) in keys.iter().enumerate() {
             if keys[..index].iter().any(|other| other.id == key.id) {
                 errors.duplicate(&path.child("keys").index(index).child("id"), key.id.as_str());
+            }
+        }
+        let accounts = &keyring.spec.account_keys;
+        if accounts.len() > MAX_ACCOUNT_KEYS {
+            errors.too_many(&path.child("accountKeys"), accounts.len(), MAX_ACCOUNT_KEYS);
+        }
+        for (index, key) in accounts.iter().enumerate() {
+            if accounts[..index].iter().any(|other| other.id == key.id) {
+                errors.duplicate(&path.child("accountKeys").index(index).child("id"), key.id.as_str());
             }
         }
         if keys.iter().all(|key| key.id != keyring.spec.primary) {

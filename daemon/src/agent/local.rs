@@ -13,6 +13,7 @@ use flotilla_runtime::pods::{Config as PodsConfig, LogRotation};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::source::Sources;
+use crate::accounts::Accounts;
 use crate::config::{Config, Registry};
 use crate::gate::{Gate, User};
 use crate::usage::Usage;
@@ -47,11 +48,17 @@ impl Local {
     ///
     /// # Errors
     /// If the directory cannot be used.
-    pub async fn open(config: &Arc<Config>, gate: Gate, node: &str, net: Net) -> anyhow::Result<Self> {
+    pub async fn open(
+        config: &Arc<Config>,
+        accounts: Accounts,
+        gate: Gate,
+        node: &str,
+        net: Net,
+    ) -> anyhow::Result<Self> {
         let directory = config.data_dir.join("images");
         let registries = registries(config);
         let images = tokio::task::spawn_blocking(move || Images::open(&directory, registries)).await??;
-        let sources = Sources { gate, user: User::node(node) };
+        let sources = Sources { gate, accounts, user: User::node(node) };
         let inner = Inner {
             config: config.clone(),
             node: node.to_owned(),
@@ -120,6 +127,14 @@ impl Local {
         let record = self.inner.net.own_record();
         let first = record.as_ref().and_then(|record| record.addresses().first());
         first.map_or_else(String::new, |address| address.ip().to_string())
+    }
+
+    /// Where this node's API is reached, from pods too; empty while the machine has no address.
+    pub fn api_address(&self) -> String {
+        let record = self.inner.net.own_record();
+        let first = record.as_ref().and_then(|record| record.addresses().first());
+        let port = self.inner.config.listen.port();
+        first.map_or_else(String::new, |address| std::net::SocketAddr::new(address.ip(), port).to_string())
     }
 
     /// Where a pod's logs are, whether or not it still runs.

@@ -12,6 +12,7 @@ use flotilla_api::kinds::Builtin;
 use flotilla_api::quantity;
 use serde::de::DeserializeOwned;
 
+use crate::accounts::Accounts;
 use crate::gate::{Gate, User};
 
 /// Why a container's configuration cannot be put together, in kubelet's words.
@@ -23,6 +24,7 @@ pub struct SourceError(pub String);
 #[derive(Clone)]
 pub struct Sources {
     pub gate: Gate,
+    pub accounts: Accounts,
     pub user: User,
 }
 

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use bytes::Bytes;
 use flotilla_api::k8s_openapi::ByteString;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use flotilla_api::kinds::keyring::{self, KeyringKey, KeyringObject, KeyringSpec};
+use flotilla_api::kinds::keyring::{self, AccountKey, KeyringKey, KeyringObject, KeyringSpec};
 use flotilla_api::{Builtin, Change, Conflict, Expect, Key, Kind, Reason, Status, custom, object, sealing};
 use flotilla_net::{SealKey, SealKeyId};
 use flotilla_raft::Store;
@@ -93,10 +93,26 @@ impl Sealer {
         Self { seal_key, ring: Arc::default() }
     }
 
-    /// The keyring of a new cluster, with one key.
-    pub fn found(&self) -> KeyringObject {
+    /// The keyring of a new cluster, with one key, and one that signs tokens.
+    pub fn found(&self, account_key: AccountKey) -> KeyringObject {
         let key = self.new_key(Timestamp::now());
-        KeyringObject::new(KeyringSpec { primary: key.id.clone(), keys: vec![key] })
+        let spec = KeyringSpec { primary: key.id.clone(), keys: vec![key], account_keys: vec![account_key] };
+        KeyringObject::new(spec)
+    }
+
+    /// Seals something else that belongs in the keyring, under its name there.
+    pub fn seal_for_keyring(&self, name: &str, plain: &[u8]) -> Vec<u8> {
+        self.seal_key.seal(plain, &key_context(name))
+    }
+
+    /// Opens what [`Sealer::seal_for_keyring`] sealed.
+    ///
+    /// # Errors
+    /// If this node cannot open it.
+    pub fn open_of_keyring(&self, name: &str, envelope: &[u8]) -> Result<Vec<u8>, Status> {
+        self.seal_key
+            .open(envelope, &key_context(name))
+            .map_err(|error| Status::internal(format!("{name} of the keyring cannot be opened on this node: {error}")))
     }
 
     /// A new key for the keyring.

@@ -14,7 +14,7 @@ use crate::audit;
 use crate::gate::User;
 use crate::listen::Peer;
 use crate::node::Node;
-use crate::rest::Body;
+use crate::rest::{Body, authenticate};
 use crate::turnstile::Seat;
 
 /// The one service that answers strangers.
@@ -27,7 +27,8 @@ pub async fn call(
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
-    let user = peer.user.clone().unwrap_or_else(User::anonymous);
+    let sender = authenticate(node, &peer, request.headers()).await;
+    let user = sender.as_ref().cloned().unwrap_or_else(|_| User::anonymous());
     let path = request.uri().path().to_owned();
     let recorded = audit::Request {
         headers: request.headers(),
@@ -39,10 +40,15 @@ pub async fn call(
         version: "",
     };
     let entry = node.audit.receive(&recorded).await;
-    let answer = match seat(node, &user, &path).await {
+    let seat = match sender {
+        Ok(_) => seat(node, &user, &path).await,
+        Err(status) => Err(refuse(status)),
+    };
+    let answer = match seat {
         Err(status) => refused(status),
         Ok(_seat) => {
-            if let Some(user) = peer.user.clone() {
+            if !user.is_anonymous() {
+                peer.is_known();
                 request.extensions_mut().insert(user);
             }
             request.extensions_mut().insert(peer);

@@ -1,6 +1,6 @@
 //! The gRPC face. Each service turns messages into calls of the gate and back, and decides nothing.
 //!
-//! Invariant: a method learns who asks from the connection, never from the message.
+//! Invariant: a method learns who asks from what the connection or its token showed, never from the message.
 
 mod call;
 mod cluster;
@@ -62,7 +62,7 @@ pub async fn routes(node: &Node) -> anyhow::Result<Routes> {
         .add_service(bounded!(proto::images_server::ImagesServer<_>, images::Service::new(node))))
 }
 
-/// Who sent the request, as its connection was authenticated.
+/// Who sent the request, as its connection or its token was authenticated.
 fn user<T>(request: &Request<T>) -> Result<User, tonic::Status> {
     request
         .extensions()

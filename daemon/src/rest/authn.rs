@@ -1,22 +1,111 @@
-//! Who sends a request: as the connection's handshake showed, or nobody.
+//! Who sends a request: as the connection's handshake showed, as a token shows, or nobody.
+//!
+//! Invariant: whoever claims to be somebody and does not show it is refused; they are never taken for nobody.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flotilla_api::{Reason, Status};
 use http::{HeaderMap, header};
+use tracing::debug;
 
-use super::Rest;
+use crate::accounts::TokenError;
 use crate::gate::User;
 use crate::listen::Peer;
+use crate::node::Node;
 
-impl Rest {
-    /// # Errors
-    /// `Unauthorized` if the request claims to be somebody and does not show it: it is never taken for anonymous.
-    pub(super) fn authenticate(&self, peer: &Peer, headers: &HeaderMap) -> Result<User, Status> {
-        if let Some(user) = &peer.user {
-            return Ok(user.clone());
+/// How browsers, which cannot set headers, send a token with a WebSocket.
+const WEBSOCKET_PREFIX: &str = "base64url.bearer.authorization.k8s.io.";
+
+/// # Errors
+/// `Unauthorized` if the request claims to be somebody and does not show it.
+pub async fn authenticate(node: &Node, peer: &Peer, headers: &HeaderMap) -> Result<User, Status> {
+    if let Some(user) = &peer.user {
+        return Ok(user.clone());
+    }
+    let Some(token) = token(headers)? else { return Ok(User::anonymous()) };
+    match node.accounts.authenticate(&token).await {
+        Ok(user) => Ok(user),
+        Err(TokenError::Store(status)) => Err(status),
+        Err(error) => {
+            debug!(%error, "refused a token");
+            Err(unauthorized())
         }
-        match headers.contains_key(header::AUTHORIZATION) {
-            true => Err(Status::new(Reason::Unauthorized, "Unauthorized")),
-            false => Ok(User::anonymous()),
+    }
+}
+
+/// The token that a request carries.
+fn token(headers: &HeaderMap) -> Result<Option<String>, Status> {
+    let mut values = headers.get_all(header::AUTHORIZATION).iter();
+    if let Some(value) = values.next() {
+        let text = value.to_str().map_err(|_| unauthorized())?;
+        let (scheme, token) = text.trim().split_once(' ').ok_or_else(unauthorized)?;
+        let token = token.trim();
+        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || values.next().is_some() {
+            return Err(unauthorized());
+        }
+        return Ok(Some(token.to_owned()));
+    }
+    let is_websocket =
+        headers.get(header::UPGRADE).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"websocket"));
+    if !is_websocket {
+        return Ok(None);
+    }
+    let mut found = None;
+    for value in headers.get_all(header::SEC_WEBSOCKET_PROTOCOL) {
+        let text = value.to_str().map_err(|_| unauthorized())?;
+        for encoded in text.split(',').filter_map(|protocol| protocol.trim().strip_prefix(WEBSOCKET_PREFIX)) {
+            let bytes = URL_SAFE_NO_PAD.decode(encoded.trim_end_matches('=')).map_err(|_| unauthorized())?;
+            let token = String::from_utf8(bytes).map_err(|_| unauthorized())?;
+            if token.is_empty() || found.replace(token).is_some() {
+                return Err(unauthorized());
+            }
+        }
+    }
+    Ok(found)
+}
+
+fn unauthorized() -> Status {
+    Status::new(Reason::Unauthorized, "Unauthorized")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(list: &[(&str, &str)]) -> Result<Option<String>, ()> {
+        let mut headers = HeaderMap::new();
+        for (name, value) in list {
+            headers.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
+        }
+        token(&headers).map_err(|status| assert_eq!(status.reason.code(), 401))
+    }
+
+    #[test]
+    fn a_token_is_shown_in_one_place_or_not_at_all() {
+        let a = || Ok(Some("a.b.c".to_owned()));
+        let socket = ("upgrade", "websocket");
+        let table = [
+            (vec![], Ok(None)),
+            (vec![("authorization", "Bearer a.b.c")], a()),
+            (vec![("authorization", "bearer   a.b.c ")], a()),
+            (vec![("authorization", "Bearer ")], Err(())),
+            (vec![("authorization", "Bearer")], Err(())),
+            (vec![("authorization", "Basic a.b.c")], Err(())),
+            (vec![("authorization", "Bearer a"), ("authorization", "Bearer b")], Err(())),
+            (
+                vec![
+                    socket,
+                    ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.YS5iLmM, v5.channel.k8s.io"),
+                ],
+                a(),
+            ),
+            (vec![("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.YS5iLmM")], Ok(None)),
+            (vec![socket, ("sec-websocket-protocol", "v5.channel.k8s.io")], Ok(None)),
+            (vec![socket, ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.!")], Err(())),
+            (vec![socket, ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.")], Err(())),
+        ];
+        for (headers, expected) in table {
+            assert_eq!(of(&headers), expected, "{headers:?}");
         }
     }
 }

@@ -29,6 +29,7 @@ mod scale;
 pub(crate) mod streams;
 mod subresource;
 mod table;
+mod token;
 mod watch;
 mod write;
 
@@ -49,6 +50,7 @@ use crate::gate::{Gate, HEALTH_PATHS, User};
 use crate::listen::Peer;
 use crate::node::Node;
 use asked::Asked;
+pub use authn::authenticate;
 use negotiate::Accepts;
 use query::Query;
 use route::{Route, Target};
@@ -130,7 +132,7 @@ impl Rest {
 
     /// Who sent a request, and whom it is to be judged as.
     async fn identify(&self, peer: &Peer, head: &Parts) -> (User, Result<User, Status>) {
-        let sender = match self.authenticate(peer, &head.headers) {
+        let sender = match authenticate(&self.node, peer, &head.headers).await {
             Ok(sender) => sender,
             Err(status) => return (User::anonymous(), Err(status)),
         };

@@ -9,6 +9,7 @@ use super::negotiate::{Accepts, View};
 use super::query::Query;
 use super::{Answer, Rest, answer, discovery, not_allowed};
 use crate::VERSION;
+use crate::accounts;
 use crate::gate::User;
 
 /// The version of Kubernetes whose API is served.
@@ -26,6 +27,13 @@ impl Rest {
         let body = match parts.as_slice() {
             ["healthz" | "livez" | "readyz", rest @ ..] => return self.health(parts[0], rest, query).await,
             ["version"] => Some(version()),
+            [".well-known", "openid-configuration"] => {
+                Some(accounts::openid_configuration(&self.node.local.api_address()))
+            }
+            ["openid", "v1", "jwks"] => {
+                let keys = self.node.accounts.key_set()?.to_string();
+                return Ok(answer::bytes(StatusCode::OK, "application/jwk-set+json", keys));
+            }
             ["api"] => Some(match accepts()?.view {
                 View::AllGroups(version) => discovery::aggregated(&registry, true, version),
                 _ => discovery::core_versions(),

@@ -33,6 +33,7 @@ impl Rest {
         let (mut object, warnings) = admit::prepare_question(kind, sent, options.unknown_fields)?;
         object["status"] = match kind.kind.as_str() {
             "SelfSubjectReview" => json!({"userInfo": call.user.info()}),
+            "TokenReview" => self.review_token(&object).await?,
             "SelfSubjectRulesReview" => self.rules_of(&call.user, &object).await?,
             "SelfSubjectAccessReview" => self.access_of(&call.user, &spec(&object)?, kind).await?,
             _ => {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use flotilla_api::admit::Subresource;
-use flotilla_api::{Kind, Reason, Status};
+use flotilla_api::{Builtin, Kind, Reason, Status};
 use http::{Method, StatusCode};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -53,6 +53,9 @@ impl Rest {
             ("resize", &Method::PUT) => self.replace(call, body, kind, target, name, Subresource::Resize).await,
             ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
             ("eviction", &Method::POST) => self.evict(call, body, kind, target, name).await,
+            ("token", &Method::POST) if kind.builtin == Some(Builtin::ServiceAccount) => {
+                self.request_token(call, body, target, name).await
+            }
             ("finalize", &Method::PUT) => self.finalize(call, body, kind, target, name).await,
             _ => Err(not_allowed()),
         }

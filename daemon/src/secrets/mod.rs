@@ -269,3 +269,5 @@ impl Pages {
 
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+pub(crate) use tests::bench;

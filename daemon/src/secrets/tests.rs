@@ -49,7 +49,8 @@ impl Bench {
         let bench = Self { secrets: gate.built_in(Builtin::Secret).unwrap(), gate, dir };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
         bench.create(Builtin::Namespace, namespace).await;
-        let keyring = serde_json::to_value(bench.gate.sealer().found()).unwrap();
+        let account_key = crate::accounts::new_key(bench.gate.sealer(), jiff::Timestamp::now()).unwrap();
+        let keyring = serde_json::to_value(bench.gate.sealer().found(account_key)).unwrap();
         bench.create(Builtin::Keyring, keyring).await;
         bench
     }
@@ -211,4 +212,10 @@ async fn the_largest_secret_fits_when_it_is_sealed() {
     rotate(&bench.gate, &User::root()).await.unwrap();
     step(&bench.gate, bench.term(), &mut None).await.unwrap();
     assert_eq!(bench.get("large").await["data"]["blob"], data);
+}
+
+/// A gate over a store of one replica, with a keyring and the namespace `default`; and where it is kept.
+pub(crate) async fn bench() -> (Gate, TempDir) {
+    let bench = Bench::new().await;
+    (bench.gate, bench.dir)
 }

@@ -23,6 +23,7 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use crate::VERSION;
+use crate::accounts;
 use crate::gate::{self, Gate, User, WriteOptions, Written};
 use crate::members::{EPOCH_ANNOTATION, ID_ANNOTATION, KEY_ANNOTATION, Members};
 
@@ -82,7 +83,8 @@ impl Trust {
                 json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}}),
             ));
         }
-        let keyring = self.gate.sealer().found();
+        let account_key = accounts::new_key(self.gate.sealer(), Timestamp::now())?;
+        let keyring = self.gate.sealer().found(account_key);
         objects.push((Builtin::Keyring, serde_json::to_value(keyring).map_err(Status::internal)?));
         objects.push((Builtin::Node, self.own_node(identity, addresses, labels)));
         for (kind, object) in objects {
