@@ -5,6 +5,7 @@
 //!
 //! Invariant: nothing here does I/O, reads a clock or draws randomness that it was not handed.
 
+pub mod account;
 pub mod admit;
 pub mod cel;
 pub mod change;

@@ -15,6 +15,8 @@ macro_rules! namespaced {
 namespaced! {
     pod: "" "pods";
     event: "" "events";
+    service_account: "" "serviceaccounts";
+    config_map: "" "configmaps";
     replica_set: "apps" "replicasets";
     deployment: "apps" "deployments";
     job: "batch" "jobs";

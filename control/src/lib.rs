@@ -10,6 +10,7 @@
 //! Invariant: each write of a plan carries the revision that the decision was made from, so that a
 //! decision from an outdated View does not land.
 
+mod account;
 mod address;
 pub mod authority;
 mod budget;

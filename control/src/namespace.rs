@@ -1,4 +1,4 @@
-//! The end of a Namespace: first its content, then itself.
+//! What a Namespace is given while it lives, and its end: first its content, then itself.
 //!
 //! Invariant: a Namespace goes only when the View shows nothing left in it; what is created meanwhile
 //! is refused, because creation requires the revision at which the Namespace was not yet terminating.
@@ -9,7 +9,7 @@ use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::core::v1::Namespace;
 
 use crate::plan::{Context, Plan, change};
-use crate::{condition, deletion, meta};
+use crate::{account, condition, deletion, meta};
 
 const MANAGER: &str = "namespace-controller";
 const FINALIZER: &str = "kubernetes";
@@ -20,6 +20,7 @@ pub(crate) fn plan(name: &str, cx: &mut Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let Some(namespace) = cx.view.namespace(name) else { return plan };
     if !meta::is_deleting(&namespace.metadata) {
+        account::provide(namespace, cx, &mut plan);
         return plan;
     }
     let content: Vec<&Key> = cx.view.content_of(name).take(MAX_OBJECTS).collect();

@@ -5,10 +5,10 @@ use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodTe
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use flotilla_api::{Change, Expect};
 use jiff::Timestamp;
-use rand::RngCore;
 
+use crate::plan::Context;
 use crate::view::View;
-use crate::{condition, keys, meta, names};
+use crate::{account, condition, keys, meta, names};
 
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
@@ -79,15 +79,15 @@ pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
     pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30).max(0)
 }
 
-/// A new pod after a template, controlled by `owner`.
+/// A new pod after a template, controlled by `owner` and running as its account.
 pub(crate) fn from_template(
     template: &PodTemplateSpec,
     namespace: &str,
     prefix: &str,
     owner: OwnerReference,
-    now: Timestamp,
-    rng: &mut dyn RngCore,
+    cx: &mut Context<'_>,
 ) -> Pod {
+    let (now, rng) = (cx.now, &mut *cx.rng);
     let model = template.metadata.as_ref();
     let name = names::generate(prefix, rng);
     let metadata = ObjectMeta {
@@ -103,7 +103,9 @@ pub(crate) fn from_template(
         qos_class: template.spec.as_ref().map(qos_class),
         ..Default::default()
     };
-    Pod { metadata, spec: template.spec.clone(), status: Some(status) }
+    let mut pod = Pod { metadata, spec: template.spec.clone(), status: Some(status) };
+    account::admit(&mut pod, cx.view, &flotilla_api::names::suffix(rng));
+    pod
 }
 
 /// Makes the pods of one namespace, as its policies allow.

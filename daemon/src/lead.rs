@@ -6,6 +6,7 @@
 //! Invariant: every Change carries the term in which it was decided; a deposed leader's are refused at apply.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_api::kinds::jointoken::JoinTokenObject;
@@ -20,8 +21,8 @@ use tracing::{debug, info, warn};
 
 use crate::gate::Gate;
 use crate::members::Members;
-use crate::trust::lead_rotation;
-use crate::{accounts, roles, secrets};
+use crate::trust::{Trust, lead_rotation};
+use crate::{accounts, requests, roles, secrets};
 
 /// Changes proposed at once; the store batches them into few log entries.
 const MAX_PROPOSALS: usize = 1_024;
@@ -57,7 +58,7 @@ enum LeadError {
 }
 
 /// Leads whenever this replica is elected, until `stop`.
-pub async fn run(gate: Gate, members: Members, settings: Settings, stop: CancellationToken) {
+pub async fn run(gate: Gate, members: Members, trust: Arc<Trust>, settings: Settings, stop: CancellationToken) {
     let mut status = gate.store().status();
     loop {
         let term = tokio::select! {
@@ -72,7 +73,7 @@ pub async fn run(gate: Gate, members: Members, settings: Settings, stop: Cancell
         tokio::select! {
             () = stop.cancelled() => return,
             () = deposed => info!(term, "this node no longer leads"),
-            ended = lead(&gate, &members, &settings, term) => {
+            ended = lead(&gate, &members, &trust, &settings, term) => {
                 if let Err(error) = ended {
                     warn!(error = &error as &dyn std::error::Error, "planning starts over");
                 }
@@ -83,7 +84,13 @@ pub async fn run(gate: Gate, members: Members, settings: Settings, stop: Cancell
     }
 }
 
-async fn lead(gate: &Gate, members: &Members, settings: &Settings, term: u64) -> Result<(), LeadError> {
+async fn lead(
+    gate: &Gate,
+    members: &Members,
+    trust: &Arc<Trust>,
+    settings: &Settings,
+    term: u64,
+) -> Result<(), LeadError> {
     let store = gate.store();
     tokio::select! {
         ended = reconcile(store, members, settings, term) => ended,
@@ -92,6 +99,7 @@ async fn lead(gate: &Gate, members: &Members, settings: &Settings, term: u64) ->
         () = forget_tokens(store) => Ok(()),
         () = secrets::keep(gate, term) => Ok(()),
         () = accounts::keep(gate) => Ok(()),
+        () = requests::keep(store, trust, term) => Ok(()),
         () = roles::keep(store, term) => Ok(()),
         () = lead_rotation(store, members, term) => Ok(()),
     }

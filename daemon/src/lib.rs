@@ -32,6 +32,7 @@ mod node;
 mod peers;
 mod pods;
 pub mod proto;
+mod requests;
 mod rest;
 pub mod revive;
 mod roles;

@@ -10,7 +10,7 @@ use rcgen::string::Ia5String;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PKCS_ECDSA_P384_SHA384,
-    PKCS_ED25519, SanType, SerialNumber,
+    PKCS_ED25519, PKCS_RSA_SHA256, PKCS_RSA_SHA384, PKCS_RSA_SHA512, SanType, SerialNumber,
 };
 use rustls::pki_types::{CertificateDer, CertificateSigningRequestDer, PrivatePkcs8KeyDer};
 use serde::{Deserialize, Serialize};
@@ -38,6 +38,8 @@ pub const MAX_LIFETIME: Duration = Duration::from_secs(20 * 365 * 24 * 3600);
 /// The largest certificate request that is read.
 pub const MAX_REQUEST_BYTES: usize = 8 * 1024;
 
+/// An RSA key that is longer has 2048 bits at least.
+const MIN_RSA_BYTES: usize = 256;
 const MAX_SEALED_BYTES: usize = 64 * 1024;
 const MAX_USER_BYTES: usize = 253;
 const MAX_GROUPS: usize = 32;
@@ -48,7 +50,9 @@ const SEAL_CONTEXT: &[u8] = b"flotilla/authority";
 pub enum AuthorityError {
     #[error("the certificate request is not valid: {0}")]
     Request(String),
-    #[error("the key in the request is neither ECDSA P-256 or P-384 nor Ed25519")]
+    #[error(
+        "the key in the request is neither ECDSA P-256 or P-384 nor Ed25519, nor a client's RSA of 2048 bits at least"
+    )]
     Algorithm,
     #[error("a certificate lives {} s at least and {} s at most", MIN_LIFETIME.as_secs(), MAX_LIFETIME.as_secs())]
     Lifetime,
@@ -156,7 +160,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
         check_node_name(node.name)?;
-        let mut request = read_request(csr_der, lifetime, now)?;
+        let mut request = read_request(csr_der, false, lifetime, now)?;
         let params = &mut request.params;
         params.distinguished_name = name(&format!("{NODE_USER_PREFIX}{}", node.name), Some(NODE_GROUP));
         params.subject_alt_names = self.node_alt_names(node)?;
@@ -174,7 +178,7 @@ impl Authority {
         now: SystemTime,
     ) -> Result<CertificateDer<'static>, AuthorityError> {
         check_user(user, groups)?;
-        let mut request = read_request(csr_der, lifetime, now)?;
+        let mut request = read_request(csr_der, true, lifetime, now)?;
         request.params.distinguished_name = name(user, groups.first().map(String::as_str));
         request.params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = request.signed_by(&self.issuer)?.der().clone();
@@ -250,6 +254,7 @@ fn blank_params(now: SystemTime, lifetime: Duration) -> Result<CertificateParams
 /// The key of a request, with blank parameters around it.
 fn read_request(
     csr_der: &[u8],
+    takes_rsa: bool,
     lifetime: Duration,
     now: SystemTime,
 ) -> Result<CertificateSigningRequestParams, AuthorityError> {
@@ -258,8 +263,12 @@ fn read_request(
     }
     let mut request = CertificateSigningRequestParams::from_der(&CertificateSigningRequestDer::from(csr_der))
         .map_err(|error| AuthorityError::Request(error.to_string()))?;
-    let allowed = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519];
-    if !allowed.contains(&request.public_key.algorithm()) {
+    let curves = [&PKCS_ECDSA_P256_SHA256, &PKCS_ECDSA_P384_SHA384, &PKCS_ED25519];
+    let algorithm = request.public_key.algorithm();
+    // Of an RSA key only the number is large: it has the length of the whole.
+    let rsa = [&PKCS_RSA_SHA256, &PKCS_RSA_SHA384, &PKCS_RSA_SHA512].contains(&algorithm)
+        && request.public_key.der_bytes().len() > MIN_RSA_BYTES;
+    if !curves.contains(&algorithm) && !(rsa && takes_rsa) {
         return Err(AuthorityError::Algorithm);
     }
     request.params = blank_params(now, lifetime)?;
@@ -291,5 +300,5 @@ fn name(common_name: &str, organization: Option<&str>) -> DistinguishedName {
 
 #[cfg(any(test, fuzzing))]
 pub(crate) fn fuzz(input: &[u8]) {
-    _ = read_request(input, NODE_LIFETIME, SystemTime::UNIX_EPOCH + NODE_LIFETIME);
+    _ = read_request(input, true, NODE_LIFETIME, SystemTime::UNIX_EPOCH + NODE_LIFETIME);
 }

@@ -65,7 +65,7 @@ impl Pass<'_> {
         };
         let owner = meta::controller_reference(&self.job.object);
         let namespace = self.job.key.namespace();
-        let mut pod = pods::from_template(&self.spec.template, namespace, &prefix, owner, cx.now, cx.rng);
+        let mut pod = pods::from_template(&self.spec.template, namespace, &prefix, owner, cx);
         let uid = meta::uid(&self.job.metadata);
         let labels = &mut pod.metadata.labels;
         for (key, value) in [("job-name", name), ("controller-uid", uid)] {

@@ -1,9 +1,12 @@
 //! Keeping tables and indexes in step.
 
 use flotilla_api::Key;
+use flotilla_api::account::ROOT_CA;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use flotilla_api::kinds::FLOTILLA_GROUP;
+use flotilla_api::kinds::cluster::ClusterObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
@@ -42,6 +45,11 @@ impl View {
             ("", "pods") => self.insert_pod(key, bytes, revision),
             ("", "nodes") => self.insert_node(key, bytes, revision),
             (keys::EXTENSIONS, keys::DEFINITIONS) => self.insert_definition(key, bytes, revision),
+            ("", "configmaps") if key.name() == ROOT_CA => self.insert_root_ca(key, bytes, revision),
+            (FLOTILLA_GROUP, "clusters") => {
+                self.authorities = authorities(bytes);
+                self.insert_other(key, bytes, revision);
+            }
             _ => match self.tables.insert(key, bytes, revision) {
                 Some(Ok(())) => {}
                 Some(Err(error)) => self.insert_unreadable(key, bytes, revision, &error),
@@ -162,7 +170,15 @@ impl View {
             ("", "pods") => self.forget_pod(key),
             ("", "nodes") => drop(self.nodes.remove(key)),
             (keys::EXTENSIONS, keys::DEFINITIONS) => drop(self.definitions.remove(key)),
+            ("", "configmaps") => drop(self.root_cas.remove(key)),
             _ => self.tables.remove(key),
+        }
+    }
+
+    fn insert_root_ca(&mut self, key: &Key, bytes: &[u8], revision: u64) {
+        match serde_json::from_slice(bytes) {
+            Ok(object) => self.root_cas.insert(key.clone(), Stored { key: key.clone(), revision, object }),
+            Err(error) => self.insert_unreadable(key, bytes, revision, &error),
         }
     }
 
@@ -204,6 +220,16 @@ impl View {
             }
         }
     }
+}
+
+/// Everyone whose signature on a certificate counts, in PEM; the one that signs first.
+fn authorities(bytes: &[u8]) -> Option<String> {
+    let cluster: ClusterObject = serde_json::from_slice(bytes).ok()?;
+    let mut bundle = cluster.spec.ca_certificate;
+    if let Some(rotation) = cluster.spec.rotation {
+        bundle.push_str(&rotation.ca_certificate);
+    }
+    Some(bundle)
 }
 
 /// The controller of an active pod and the node that it is on.

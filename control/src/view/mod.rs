@@ -15,10 +15,13 @@ mod touch;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+use flotilla_api::account::ROOT_CA;
 use flotilla_api::admit::{Policies, Quota};
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
-use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Namespace, ReplicationController, ResourceQuota};
+use flotilla_api::k8s_openapi::api::core::v1::{
+    ConfigMap, LimitRange, Namespace, ReplicationController, ResourceQuota, ServiceAccount,
+};
 use flotilla_api::k8s_openapi::api::networking::v1::IPAddress;
 use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -39,6 +42,10 @@ pub struct View {
     nodes: Table<NodeEntry>,
     pods: Table<PodEntry>,
     tables: Tables,
+    /// Each namespace's copy of the authorities.
+    root_cas: Table<Stored<ConfigMap>>,
+    /// The cluster's authorities, in PEM.
+    authorities: Option<String>,
     others: Table<Other>,
     /// CustomResourceDefinitions, which are among the others too.
     definitions: Table<Definition>,
@@ -110,7 +117,8 @@ impl View {
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> {
-        self.nodes.keys().chain(self.pods.keys()).chain(self.tables.keys()).chain(self.others.keys())
+        let plain = self.nodes.keys().chain(self.pods.keys()).chain(self.tables.keys());
+        plain.chain(self.root_cas.keys()).chain(self.others.keys())
     }
 
     pub fn namespace(&self, name: &str) -> Option<&Stored<Namespace>> {
@@ -258,6 +266,20 @@ impl View {
         }
     }
 
+    pub fn service_account(&self, key: &Key) -> Option<&Stored<ServiceAccount>> {
+        self.tables.service_accounts.get(key)
+    }
+
+    /// A namespace's copy of the authorities.
+    pub fn root_ca(&self, namespace: &str) -> Option<&Stored<ConfigMap>> {
+        self.root_cas.get(&keys::config_map(namespace, ROOT_CA))
+    }
+
+    /// The cluster's authorities, in PEM; `None` until the cluster is known.
+    pub fn authorities(&self) -> Option<String> {
+        self.authorities.clone()
+    }
+
     /// Keys of the objects that name this uid among their owners.
     pub fn dependents<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
         self.dependents.get(uid).into_iter().flatten()
@@ -295,6 +317,7 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.pods.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
             ("", "nodes") => self.nodes.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
+            ("", "configmaps") => self.root_cas.get(key).map(|stored| of(stored, |o| &o.metadata)),
             _ => self.tables.meta(key),
         }
         .or_else(|| self.others.get(key).map(|other| (&other.metadata, other.revision)))
@@ -309,6 +332,7 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.pods.get(key).and_then(|entry| json(&entry.stored.object)),
             ("", "nodes") => self.nodes.get(key).and_then(|entry| json(&entry.stored.object)),
+            ("", "configmaps") => self.root_cas.get(key).and_then(|stored| json(&stored.object)),
             _ => self.tables.value(key),
         }
         .or_else(|| self.others.get(key)?.raw.as_deref().and_then(|raw| serde_json::from_slice(raw).ok()))

@@ -1,8 +1,9 @@
 //! Which Work an object asks for when it appears, changes or goes.
 
 use flotilla_api::Key;
+use flotilla_api::account::{DEFAULT, ROOT_CA};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use flotilla_api::kinds::replicationcontroller;
+use flotilla_api::kinds::{FLOTILLA_GROUP, replicationcontroller};
 
 use super::View;
 use super::index::owner_uids;
@@ -23,6 +24,11 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.of_pod(key, meta),
             ("", "nodes") => vec![Work::Nodes, Work::Evict(key.name().to_owned())],
+            ("", "serviceaccounts") if key.name() == DEFAULT => vec![Work::Namespace(key.namespace().to_owned())],
+            ("", "configmaps") if key.name() == ROOT_CA => vec![Work::Namespace(key.namespace().to_owned())],
+            (FLOTILLA_GROUP, "clusters") => {
+                self.namespaces.keys().map(|key| Work::Namespace(key.name().to_owned())).collect()
+            }
             ("", "namespaces") => vec![Work::Namespace(key.name().to_owned())],
             ("apps", "replicasets") => self.of_replica_set(key, meta),
             ("apps", "deployments") => vec![Work::Deployment(key.clone())],

@@ -29,6 +29,7 @@ pub use check::TokenError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use jwt::fuzz;
 pub use keys::new_key;
+pub use request::is_young;
 
 /// Who signs tokens, and whom they are for if nothing else is said: upstream's usual name.
 pub const ISSUER: &str = "https://kubernetes.default.svc.cluster.local";

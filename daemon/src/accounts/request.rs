@@ -1,18 +1,20 @@
 //! What a TokenRequest asks for, and which claims that comes to: no store, no clock.
 
 use flotilla_api::k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest};
-use flotilla_api::{Cause, Reason, Status};
+use flotilla_api::{Cause, Reason, Status, account};
 use jiff::{SignedDuration, Timestamp};
 
 use super::ISSUER;
 use super::check::subject;
-use super::jwt::{Claims, MAX_AUDIENCES, Named, Private};
+use super::jwt::{Claims, MAX_AUDIENCES, Named, Private, claims_of_own};
 
 /// A pod's token that is asked for with this life is one that pods get unasked: it lives longer, for programs that
 /// read it once, and says when it should have been replaced.
-pub const WARN_AFTER_SECONDS: i64 = 60 * 60 + 7;
+pub const WARN_AFTER_SECONDS: i64 = account::TOKEN_SECONDS;
 /// How long it lives then.
 const EXTENDED: SignedDuration = SignedDuration::from_hours(365 * 24);
+/// A pod's token is replaced after a day at the latest.
+const MAX_AGE_SECONDS: i64 = 24 * 60 * 60;
 const DEFAULT_SECONDS: i64 = 60 * 60;
 const MIN_SECONDS: i64 = 10 * 60;
 const MAX_SECONDS: i64 = 1 << 32;
@@ -88,6 +90,16 @@ impl Wish {
         };
         (claims, asked)
     }
+}
+
+/// Whether a token that is good need not be replaced yet: it has seen less than four fifths of its life, and less than a
+/// day.
+pub fn is_young(token: &str, now: Timestamp) -> bool {
+    claims_of_own(token).is_some_and(|claims| {
+        let life = claims.kubernetes.warnafter.unwrap_or(claims.exp).saturating_sub(claims.iat);
+        let age = now.as_second().saturating_sub(claims.iat);
+        age.saturating_mul(5) < life.saturating_mul(4) && age < MAX_AGE_SECONDS
+    })
 }
 
 /// The account that a token is for.

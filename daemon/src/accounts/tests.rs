@@ -267,6 +267,11 @@ async fn the_token_of_a_pod_outlives_what_was_asked_for() {
     let claims = claims_of_own(&scene.token(spec).await).unwrap();
     assert_eq!(claims.kubernetes.warnafter, Some(claims.iat + WARN_AFTER_SECONDS));
     assert_eq!(claims.exp - claims.iat, 365 * 24 * 3600);
+    let at = |seconds: i64| Timestamp::from_second(claims.iat + seconds).unwrap();
+    let token = scene.forge(|forged| *forged = claims.clone(), &scene.token(json!({})).await);
+    assert!(super::is_young(&token, at(2_800)) && !super::is_young(&token, at(2_900)));
+    let long = scene.token(json!({"expirationSeconds": 7 * 24 * 3600})).await;
+    assert!(super::is_young(&long, at(23 * 3600)) && !super::is_young(&long, at(24 * 3600 + 60)));
     let plain = claims_of_own(&scene.token(bound("Pod", "p", "")).await).unwrap();
     assert_eq!((plain.kubernetes.warnafter, plain.exp - plain.iat), (None, 3600));
     scene.end().await;

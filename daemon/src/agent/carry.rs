@@ -233,6 +233,7 @@ impl Carrier {
         Place {
             pod_ip: sandbox.ip.map_or_else(|| self.local.host_ip(), |ip| ip.to_string()),
             host_ip: self.local.host_ip(),
+            api: self.local.api_address(),
         }
     }
 

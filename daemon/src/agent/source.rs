@@ -4,15 +4,17 @@
 
 use std::collections::BTreeMap;
 
-use flotilla_api::Reason;
+use flotilla_api::k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use flotilla_api::k8s_openapi::api::core::v1::{
-    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret,
+    ConfigMap, Container, ObjectFieldSelector, Pod, ResourceFieldSelector, Secret, ServiceAccountTokenProjection,
 };
 use flotilla_api::kinds::Builtin;
 use flotilla_api::quantity;
+use flotilla_api::{Reason, account};
+use jiff::Timestamp;
 use serde::de::DeserializeOwned;
 
-use crate::accounts::Accounts;
+use crate::accounts::{self, Accounts};
 use crate::gate::{Gate, User};
 
 /// Why a container's configuration cannot be put together, in kubelet's words.
@@ -55,6 +57,49 @@ impl Sources {
         Ok(secret.map(|secret| secret.data.into_iter().flatten().map(|(key, value)| (key, value.0)).collect()))
     }
 
+    /// A token of the pod's account: the one that there is while it serves, or a new one.
+    ///
+    /// # Errors
+    /// If there is none, and none is to be had.
+    pub async fn token(
+        &self,
+        pod: &Pod,
+        asked: &ServiceAccountTokenProjection,
+        current: Option<String>,
+    ) -> Result<String, SourceError> {
+        let spec = pod.spec.clone().unwrap_or_default();
+        let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
+        let audiences: Vec<String> = asked.audience.iter().filter(|audience| !audience.is_empty()).cloned().collect();
+        let good = match &current {
+            Some(token) => self.accounts.review(token, &audiences).await.is_ok(),
+            None => false,
+        };
+        if let Some(token) = current.as_ref().filter(|token| good && accounts::is_young(token, Timestamp::now())) {
+            return Ok(token.clone());
+        }
+        let request = TokenRequest {
+            spec: Some(TokenRequestSpec {
+                audiences: Some(audiences),
+                expiration_seconds: asked.expiration_seconds,
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".into()),
+                    kind: Some("Pod".into()),
+                    name: pod.metadata.name.clone(),
+                    uid: pod.metadata.uid.clone(),
+                }),
+                ..TokenRequestSpec::default()
+            }),
+            ..TokenRequest::default()
+        };
+        let account = account::name(&spec);
+        match (self.accounts.issue(&self.user, (namespace, account), &request, false).await, current) {
+            (Ok(issued), _) => Ok(issued.status.and_then(|status| status.token).unwrap_or_default()),
+            // The old one is better than none.
+            (Err(_), Some(token)) if good => Ok(token),
+            (Err(status), _) => Err(SourceError(format!("failed to fetch token: {}", status.message))),
+        }
+    }
+
     async fn read<T: DeserializeOwned>(
         &self,
         kind: Builtin,
@@ -78,6 +123,26 @@ impl Sources {
 pub struct Place {
     pub pod_ip: String,
     pub host_ip: String,
+    /// Where this node's API is; empty if it is nowhere yet.
+    pub api: String,
+}
+
+/// What tells programs in a pod where the API is, as upstream's service of the API does.
+fn api_environment(api: &str) -> Vec<(String, String)> {
+    let Ok(address) = api.parse::<std::net::SocketAddr>() else { return Vec::new() };
+    let (ip, port) = (address.ip().to_string(), address.port().to_string());
+    let url = format!("tcp://{address}");
+    [
+        ("KUBERNETES_SERVICE_HOST".to_owned(), ip.clone()),
+        ("KUBERNETES_SERVICE_PORT".to_owned(), port.clone()),
+        ("KUBERNETES_SERVICE_PORT_HTTPS".to_owned(), port.clone()),
+        ("KUBERNETES_PORT".to_owned(), url.clone()),
+        (format!("KUBERNETES_PORT_{port}_TCP"), url),
+        (format!("KUBERNETES_PORT_{port}_TCP_PROTO"), "tcp".to_owned()),
+        (format!("KUBERNETES_PORT_{port}_TCP_PORT"), port.clone()),
+        (format!("KUBERNETES_PORT_{port}_TCP_ADDR"), ip),
+    ]
+    .into()
 }
 
 /// The value of a `fieldRef`.
@@ -173,7 +238,7 @@ pub async fn environment(
     place: &Place,
 ) -> Result<Vec<(String, String)>, SourceError> {
     let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
-    let mut environment: Vec<(String, String)> = Vec::new();
+    let mut environment = api_environment(&place.api);
     for from in container.env_from.iter().flatten() {
         let prefix = from.prefix.as_deref().unwrap_or_default();
         let values = if let Some(reference) = &from.config_map_ref {
@@ -291,7 +356,7 @@ mod tests {
             "spec": {"nodeName": "node", "containers": [{"name": "c", "resources": {"limits": {"cpu": "1500m", "memory": "3Mi"}}}]}
         }))
         .unwrap();
-        let place = Place { pod_ip: "10.0.0.2".into(), host_ip: "192.0.2.1".into() };
+        let place = Place { pod_ip: "10.0.0.2".into(), host_ip: "192.0.2.1".into(), api: String::new() };
         let get =
             |path: &str| field(&pod, &place, &ObjectFieldSelector { field_path: path.into(), ..Default::default() });
         assert_eq!(get("metadata.labels['a']").unwrap(), "x");

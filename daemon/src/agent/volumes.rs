@@ -4,10 +4,13 @@
 //! Invariant: what comes from a Secret is laid down in memory, never on a disk.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsString;
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use flotilla_api::k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod, Volume, VolumeProjection,
@@ -93,7 +96,7 @@ async fn make_one(
         return host_path(host);
     }
     if let Some(empty) = &volume.empty_dir {
-        empty_dir(empty, path).map_err(io_error)?;
+        empty_dir(empty, path, fs_group(pod)).map_err(io_error)?;
         return Ok(path.to_owned());
     }
     let files = if let Some(source) = &volume.config_map {
@@ -109,7 +112,7 @@ async fn make_one(
     } else if let Some(source) = &volume.projected {
         let mut files = Vec::new();
         for projection in source.sources.iter().flatten() {
-            files.extend(project(sources, pod, place, namespace, projection, source.default_mode).await?);
+            files.extend(project(sources, pod, place, path, projection, source.default_mode).await?);
         }
         files
     } else {
@@ -118,13 +121,14 @@ async fn make_one(
     if holds_secrets(volume) {
         in_memory(path).map_err(io_error)?;
     }
-    lay_down(path, &files).map_err(io_error)?;
+    lay_down(path, &files, fs_group(pod)).map_err(io_error)?;
     Ok(path.to_owned())
 }
 
 fn holds_secrets(volume: &Volume) -> bool {
     let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-    volume.secret.is_some() || projected.into_iter().any(|source| source.secret.is_some())
+    volume.secret.is_some()
+        || projected.into_iter().any(|source| source.secret.is_some() || source.service_account_token.is_some())
 }
 
 /// Mounts memory at `path`, unless it is there.
@@ -143,10 +147,11 @@ async fn project(
     sources: &Sources,
     pod: &Pod,
     place: &Place,
-    namespace: &str,
+    path: &Path,
     projection: &VolumeProjection,
     mode: Option<i32>,
 ) -> Result<Vec<Projected>, SourceError> {
+    let namespace = pod.metadata.namespace.as_deref().unwrap_or("default");
     if let Some(source) = &projection.config_map {
         let values = sources.config_map(namespace, &source.name).await?;
         let values = present(values, "configmap", &source.name, source.optional)?;
@@ -156,6 +161,14 @@ async fn project(
         select(values, source.items.as_deref(), mode, source.optional)
     } else if let Some(source) = &projection.downward_api {
         downward(pod, place, source.items.as_deref().unwrap_or_default(), mode)
+    } else if let Some(source) = &projection.service_account_token {
+        let current = fs::read_to_string(path.join(&source.path)).ok();
+        let token = sources.token(pod, source, current).await?;
+        let owner = common_user(pod);
+        let given = mode.unwrap_or(DEFAULT_MODE) as u32 & 0o777;
+        // One user or group that reads it is enough.
+        let mode = if owner.is_some() || fs_group(pod).is_some() { 0o600 } else { given };
+        Ok(vec![Projected { path: source.path.clone(), content: token.into_bytes(), mode, owner }])
     } else {
         Err(SourceError("this kind of projection is not available".into()))
     }
@@ -166,6 +179,28 @@ struct Projected {
     path: String,
     content: Vec<u8>,
     mode: u32,
+    /// `None`: root.
+    owner: Option<u32>,
+}
+
+/// The group that owns the pod's volumes.
+fn fs_group(pod: &Pod) -> Option<u32> {
+    let context = pod.spec.as_ref()?.security_context.as_ref()?;
+    context.fs_group.and_then(|group| u32::try_from(group).ok())
+}
+
+/// The user that all containers run as, where the pod says so.
+fn common_user(pod: &Pod) -> Option<u32> {
+    let spec = pod.spec.as_ref()?;
+    let all = spec.security_context.as_ref().and_then(|context| context.run_as_user);
+    let mut users = spec
+        .init_containers
+        .iter()
+        .flatten()
+        .chain(&spec.containers)
+        .map(|container| container.security_context.as_ref().and_then(|context| context.run_as_user).or(all));
+    let first = users.next()??;
+    users.all(|user| user == Some(first)).then_some(first).and_then(|user| u32::try_from(user).ok())
 }
 
 fn present(
@@ -189,13 +224,16 @@ fn select(
 ) -> Result<Vec<Projected>, SourceError> {
     let mode = |mode: Option<i32>| mode.or(default_mode).unwrap_or(DEFAULT_MODE) as u32 & 0o777;
     let Some(items) = items.filter(|items| !items.is_empty()) else {
-        let files = values.into_iter().map(|(path, content)| Projected { path, content, mode: mode(None) });
+        let files =
+            values.into_iter().map(|(path, content)| Projected { path, content, mode: mode(None), owner: None });
         return Ok(files.collect());
     };
     let mut files = Vec::new();
     for item in items {
         match values.remove(&item.key) {
-            Some(content) => files.push(Projected { path: item.path.clone(), content, mode: mode(item.mode) }),
+            Some(content) => {
+                files.push(Projected { path: item.path.clone(), content, mode: mode(item.mode), owner: None })
+            }
             None if optional == Some(true) => {}
             None => return Err(SourceError(format!("references non-existent config key: {}", item.key))),
         }
@@ -218,66 +256,141 @@ fn downward(
                 (None, None) => String::new(),
             };
             let mode = item.mode.or(default_mode).unwrap_or(DEFAULT_MODE) as u32 & 0o777;
-            Ok(Projected { path: item.path.clone(), content: content.into_bytes(), mode })
+            Ok(Projected { path: item.path.clone(), content: content.into_bytes(), mode, owner: None })
         })
         .collect()
 }
 
-/// Makes the files be exactly these. Each is replaced at once, so that a reader never sees half of one, and only if it
-/// differs, so that a reader who watches is not woken for nothing.
-fn lay_down(dir: &Path, files: &[Projected]) -> io::Result<()> {
+/// Makes the volume hold exactly these files, all at once, as kubelet does: they are in a directory of their own, to
+/// which `..data` points, and each name in the volume leads through it. Nothing is written if nothing changed, so that a
+/// reader who watches is not woken for nothing.
+fn lay_down(dir: &Path, files: &[Projected], group: Option<u32>) -> io::Result<()> {
     DirBuilder::new().recursive(true).mode(0o755).create(dir)?;
-    let mut kept = BTreeSet::new();
+    // Validation refuses such paths; they must not reach the disk even if it did not.
     for file in files {
-        let relative = Path::new(&file.path);
-        // Validation refuses such paths; they must not reach the disk even if it did not.
-        if !relative.components().all(|component| matches!(component, Component::Normal(_))) {
+        let mut components = Path::new(&file.path).components();
+        let inside = components.clone().all(|component| matches!(component, Component::Normal(_)));
+        let hidden = components.next().is_none_or(|first| first.as_os_str().as_bytes().starts_with(b".."));
+        if !inside || hidden {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{:?} leaves the volume", file.path)));
         }
-        let path = dir.join(relative);
-        if !is_laid_down(&path, file) {
-            replace(&path, file)?;
-        }
-        kept.extend(path.ancestors().take_while(|part| *part != dir).map(Path::to_path_buf));
     }
-    remove_others(dir, &kept)
+    let data = dir.join(DATA);
+    if !is_laid_down(&data, files, group)? {
+        let fresh = fresh_name();
+        for file in files {
+            write(&dir.join(&fresh), file, group)?;
+        }
+        if files.is_empty() {
+            DirBuilder::new().mode(0o755).create(dir.join(&fresh))?;
+        }
+        link(Path::new(&fresh), &data)?;
+    }
+    let names: BTreeSet<OsString> = files.iter().filter_map(|file| first_component(&file.path)).collect();
+    for name in &names {
+        let (at, target) = (dir.join(name), Path::new(DATA).join(name));
+        if !fs::read_link(&at).is_ok_and(|found| found == target) {
+            link(&target, &at)?;
+        }
+    }
+    remove_others(dir, &names)
 }
 
-fn is_laid_down(path: &Path, file: &Projected) -> bool {
-    fs::symlink_metadata(path).is_ok_and(|found| {
-        found.is_file() && found.permissions().mode() & 0o777 == file.mode && found.len() == file.content.len() as u64
-    }) && fs::read(path).is_ok_and(|content| content == file.content)
+/// The link through which all files of a volume are reached.
+const DATA: &str = "..data";
+
+fn first_component(path: &str) -> Option<OsString> {
+    Path::new(path).components().next().map(|first| first.as_os_str().to_owned())
 }
 
-fn replace(path: &Path, file: &Projected) -> io::Result<()> {
+/// A name that no directory of the volume has had: by the clock as kubelet's, and a number of our own.
+fn fresh_name() -> String {
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let now = jiff::Timestamp::now();
+    format!(
+        "..{}.{}-{}",
+        now.strftime("%Y_%m_%d_%H_%M_%S"),
+        now.subsec_nanosecond(),
+        NUMBER.fetch_add(1, Ordering::Relaxed)
+    )
+}
+
+/// Whether `data` leads to these files and no others.
+fn is_laid_down(data: &Path, files: &[Projected], group: Option<u32>) -> io::Result<bool> {
+    if fs::read_link(data).is_err() || !data.is_dir() {
+        return Ok(false);
+    }
+    let same = |file: &Projected| {
+        let path = data.join(&file.path);
+        let found = fs::symlink_metadata(&path);
+        found.is_ok_and(|found| {
+            found.is_file()
+                && found.permissions().mode() & 0o777 == mode(file, group)
+                && group.is_none_or(|group| found.gid() == group)
+                && file.owner.is_none_or(|owner| found.uid() == owner)
+                && found.len() == file.content.len() as u64
+        }) && fs::read(&path).is_ok_and(|content| content == file.content)
+    };
+    Ok(files.iter().all(same) && count(data)? == files.iter().map(|file| &file.path).collect::<BTreeSet<_>>().len())
+}
+
+fn count(dir: &Path) -> io::Result<usize> {
+    let mut files = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        files += if entry.file_type()?.is_dir() { count(&entry.path())? } else { 1 };
+    }
+    Ok(files)
+}
+
+/// The pod's group may read what the pod may.
+fn mode(file: &Projected, group: Option<u32>) -> u32 {
+    if group.is_some() { file.mode | 0o440 } else { file.mode }
+}
+
+fn write(root: &Path, file: &Projected, group: Option<u32>) -> io::Result<()> {
+    let path = root.join(&file.path);
     if let Some(parent) = path.parent() {
         DirBuilder::new().recursive(true).mode(0o755).create(parent)?;
     }
-    let scratch = path.with_file_name(format!("..{}", path.file_name().unwrap_or_default().to_string_lossy()));
-    _ = fs::remove_file(&scratch);
-    let mut out = OpenOptions::new().write(true).create_new(true).mode(file.mode).open(&scratch)?;
+    let mut out = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&path)?;
     out.write_all(&file.content)?;
+    if group.is_some() || file.owner.is_some() {
+        std::os::unix::fs::fchown(&out, file.owner, group)?;
+    }
     // The daemon's umask must not decide what the pod may read.
-    out.set_permissions(fs::Permissions::from_mode(file.mode))?;
-    fs::rename(&scratch, path)
+    out.set_permissions(fs::Permissions::from_mode(mode(file, group)))
 }
 
-/// Removes what is under `dir` and not kept.
-fn remove_others(dir: &Path, kept: &BTreeSet<PathBuf>) -> io::Result<()> {
+/// Makes `at` a link to `target`, in one step for whoever reads through it.
+fn link(target: &Path, at: &Path) -> io::Result<()> {
+    let scratch = at.with_file_name("..tmp");
+    _ = fs::remove_file(&scratch);
+    std::os::unix::fs::symlink(target, &scratch)?;
+    if fs::symlink_metadata(at).is_ok_and(|found| found.is_dir()) {
+        fs::remove_dir_all(at)?;
+    }
+    fs::rename(&scratch, at)
+}
+
+/// Removes what is in the volume beside these names and what `..data` leads to.
+fn remove_others(dir: &Path, names: &BTreeSet<OsString>) -> io::Result<()> {
+    let current = fs::read_link(dir.join(DATA))?;
     for entry in fs::read_dir(dir)? {
         let entry = entry?;
-        let (path, is_dir) = (entry.path(), entry.file_type()?.is_dir());
-        match (kept.contains(&path), is_dir) {
-            (true, true) => remove_others(&path, kept)?,
-            (true, false) => {}
-            (false, true) => fs::remove_dir_all(&path)?,
-            (false, false) => fs::remove_file(&path)?,
+        let name = entry.file_name();
+        if name == DATA || current.as_os_str() == name || names.contains(&name) {
+            continue;
+        }
+        match entry.file_type()?.is_dir() {
+            true => fs::remove_dir_all(entry.path())?,
+            false => fs::remove_file(entry.path())?,
         }
     }
     Ok(())
 }
 
-fn empty_dir(source: &EmptyDirVolumeSource, path: &Path) -> io::Result<()> {
+fn empty_dir(source: &EmptyDirVolumeSource, path: &Path, group: Option<u32>) -> io::Result<()> {
     if path.exists() {
         return Ok(());
     }
@@ -287,7 +400,12 @@ fn empty_dir(source: &EmptyDirVolumeSource, path: &Path) -> io::Result<()> {
         let options = limit.map_or("mode=0777".to_owned(), |bytes| format!("mode=0777,size={bytes}"));
         mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some(options.as_str()))?;
     }
-    fs::set_permissions(path, fs::Permissions::from_mode(0o777))
+    if group.is_some() {
+        std::os::unix::fs::chown(path, None, group)?;
+    }
+    // What is made in it belongs to the pod's group too.
+    let mode = if group.is_some() { 0o2777 } else { 0o777 };
+    fs::set_permissions(path, fs::Permissions::from_mode(mode))
 }
 
 fn host_path(source: &HostPathVolumeSource) -> Result<PathBuf, SourceError> {
@@ -328,30 +446,69 @@ mod tests {
     use super::*;
 
     fn file(path: &str) -> Projected {
-        Projected { path: path.into(), content: b"x".to_vec(), mode: 0o640 }
+        Projected { path: path.into(), content: b"x".to_vec(), mode: 0o640, owner: None }
     }
 
     #[test]
     fn files_are_laid_down_with_their_modes_and_none_leaves_the_volume() {
         let dir = tempfile::tempdir().unwrap();
-        lay_down(dir.path(), &[file("a"), file("b/c")]).unwrap();
-        let mode = fs::metadata(dir.path().join("b/c")).unwrap().permissions().mode();
-        assert_eq!(mode & 0o777, 0o640);
-        for bad in ["../x", "/etc/x", "a/../../x"] {
-            assert!(lay_down(dir.path(), &[file(bad)]).is_err(), "{bad}");
+        lay_down(dir.path(), &[file("a"), file("b/c")], None).unwrap();
+        let mode = || fs::metadata(dir.path().join("b/c")).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(mode(), 0o640);
+        lay_down(dir.path(), &[file("b/c")], Some(0)).unwrap();
+        assert_eq!(mode(), 0o640);
+        lay_down(dir.path(), &[Projected { mode: 0o400, ..file("b/c") }], Some(0)).unwrap();
+        assert_eq!(mode(), 0o440, "the pod's group may read it");
+        for bad in ["../x", "/etc/x", "a/../../x", "..data", "..x/y", ""] {
+            assert!(lay_down(dir.path(), &[file(bad)], None).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn files_follow_their_source() {
+    fn files_follow_their_source_all_at_once() {
         let dir = tempfile::tempdir().unwrap();
-        lay_down(dir.path(), &[file("a"), file("b/c"), file("b/d")]).unwrap();
-        let inode = |path: &str| std::os::unix::fs::MetadataExt::ino(&fs::metadata(dir.path().join(path)).unwrap());
-        let before = inode("b/c");
-        lay_down(dir.path(), &[Projected { content: b"new".to_vec(), ..file("a") }, file("b/c")]).unwrap();
-        assert_eq!(fs::read(dir.path().join("a")).unwrap(), b"new");
-        assert_eq!(inode("b/c"), before, "what did not change stays the same file");
-        assert!(!dir.path().join("b/d").exists());
+        let at = |path: &str| dir.path().join(path);
+        let target = || fs::read_link(at("..data")).unwrap();
+        lay_down(dir.path(), &[file("a"), file("b/c"), file("b/d")], None).unwrap();
+        let before = target();
+        lay_down(dir.path(), &[file("a"), file("b/c"), file("b/d")], None).unwrap();
+        assert_eq!(target(), before, "what did not change is not laid down again");
+        let new = || Projected { content: b"new".to_vec(), ..file("a") };
+        lay_down(dir.path(), &[new(), file("b/c")], None).unwrap();
+        assert_ne!(target(), before);
+        assert!(!at("").join(&before).exists(), "what was there before is gone");
+        assert_eq!(fs::read(at("a")).unwrap(), b"new");
+        assert_eq!(fs::read_link(at("a")).unwrap(), Path::new("..data/a"));
+        assert!(at("b/c").exists() && !at("b/d").exists());
+        lay_down(dir.path(), &[new()], None).unwrap();
+        assert!(fs::symlink_metadata(at("b")).is_err());
+        lay_down(dir.path(), &[], None).unwrap();
+        assert_eq!(fs::read_dir(at("..data")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_volume_of_plain_files_becomes_one_of_links() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("b")).unwrap();
+        fs::write(dir.path().join("b/c"), "old").unwrap();
+        fs::write(dir.path().join("a"), "old").unwrap();
+        lay_down(dir.path(), &[file("a"), file("b/c")], None).unwrap();
+        assert_eq!(fs::read(dir.path().join("b/c")).unwrap(), b"x");
+        assert!(fs::read_link(dir.path().join("a")).is_ok());
+    }
+
+    #[test]
+    fn one_user_owns_the_token_if_all_containers_run_as_it() {
+        let user =
+            |spec: serde_json::Value| common_user(&serde_json::from_value(serde_json::json!({"spec": spec})).unwrap());
+        let as_user = |user: i64| serde_json::json!({"name": "c", "securityContext": {"runAsUser": user}});
+        assert_eq!(user(serde_json::json!({"containers": [as_user(7), as_user(7)]})), Some(7));
+        assert_eq!(user(serde_json::json!({"containers": [as_user(7), as_user(8)]})), None);
+        assert_eq!(
+            user(serde_json::json!({"containers": [{"name": "c"}], "securityContext": {"runAsUser": 9}})),
+            Some(9)
+        );
+        assert_eq!(user(serde_json::json!({"containers": [{"name": "c"}]})), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! Invariant: what a kind declares as sealed is encrypted before it is proposed, and readable again only for those who
 //! may read the object.
 
+mod account;
 mod addresses;
 mod apply;
 mod authorize;
@@ -19,6 +20,7 @@ mod own;
 mod policies;
 mod read;
 mod renderings;
+mod requests;
 mod roles;
 mod seal;
 mod settle;

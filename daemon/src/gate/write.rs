@@ -123,7 +123,18 @@ impl Gate {
         }
         let (key, mut written) = prepare(kind, new.clone(), options.unknown_fields)?;
         track(kind, None, &mut written.object, "", options);
+<<<<<<< HEAD
         if let Err(status) = self.check_escalation(user, kind, None, &written.object) {
+=======
+        if let Err(status) = self.admit_account(kind, &key, &mut written.object)? {
+            return Ok(Decision::Refuse(status));
+        }
+        if let Err(status) = self.admit_request(user, kind, &mut written.object) {
+            return Ok(Decision::Refuse(status));
+        }
+        let prepared = &written.object;
+        if let Err(status) = self.check_escalation(user, kind, None, prepared) {
+>>>>>>> d3f2f17 (Pods run as service accounts with tokens of their own; certificate requests are approved and signed)
             return Ok(Decision::Refuse(status));
         }
         if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
@@ -237,6 +248,7 @@ impl Gate {
             track(kind, Some(&old), &mut new.object, how.subresource.unwrap_or_default(), options);
         }
         self.check_escalation(user, kind, Some(&old), &new.object)?;
+        self.check_request(user, kind, how, &old, &new.object)?;
         if !updated.changed || options.dry_run {
             return Ok(Decision::Keep(new.as_kind(kind)));
         }

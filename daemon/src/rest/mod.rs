@@ -27,6 +27,7 @@ mod review;
 mod route;
 mod scale;
 pub(crate) mod streams;
+mod signing;
 mod subresource;
 mod table;
 mod token;

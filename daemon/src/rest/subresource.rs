@@ -12,6 +12,8 @@ use super::read::write;
 use super::route::Target;
 use super::scale::{self, SCALE};
 use super::{Answer, Call, Rest, answer, at, body, delete, no_such_resource, not_allowed};
+use super::signing::APPROVAL;
+use super::{Answer, Call, Rest, answer, at, body, no_such_resource, not_allowed};
 use crate::gate::{How, Verb};
 
 impl Rest {
@@ -53,6 +55,8 @@ impl Rest {
             ("resize", &Method::PUT) => self.replace(call, body, kind, target, name, Subresource::Resize).await,
             ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
             ("eviction", &Method::POST) => self.evict(call, body, kind, target, name).await,
+            (APPROVAL, &Method::GET | &Method::HEAD) => self.get_part(call, kind, target, (name, APPROVAL)).await,
+            (APPROVAL, &Method::PUT) => self.approve(call, body, kind, target, name).await,
             ("token", &Method::POST) if kind.builtin == Some(Builtin::ServiceAccount) => {
                 self.request_token(call, body, target, name).await
             }
