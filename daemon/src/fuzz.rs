@@ -11,8 +11,14 @@ use crate::usage::Usage;
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: &[Target] =
-    &[("stream", stream), ("usage", usage), ("continue", continue_from), ("spdy", spdy_frames), ("channel", channels), ("jwt", crate::accounts::fuzz)];
+pub const TARGETS: &[Target] = &[
+    ("stream", stream),
+    ("usage", usage),
+    ("continue", continue_from),
+    ("spdy", spdy_frames),
+    ("channel", channels),
+    ("jwt", crate::accounts::fuzz),
+];
 
 /// Messages of a stream to or from a pod, in their frames.
 fn stream(input: &[u8]) {

@@ -47,7 +47,7 @@ fn context(id: &str) -> String {
 }
 
 /// When the last of a retired key's tokens ends.
-pub(super) fn ends(key: &AccountKey) -> Option<Timestamp> {
+pub fn ends(key: &AccountKey) -> Option<Timestamp> {
     let usual = key.retired_at.as_ref()?.0.saturating_add(USUAL_LIFE).unwrap_or(Timestamp::MAX);
     Some(key.last_end.as_ref().map_or(usual, |end| end.0.max(usual)))
 }

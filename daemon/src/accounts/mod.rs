@@ -28,7 +28,7 @@ use keys::Keys;
 pub use check::TokenError;
 #[cfg(any(test, fuzzing))]
 pub(crate) use jwt::fuzz;
-pub use keys::new_key;
+pub use keys::{ends, new_key};
 pub use request::is_young;
 
 /// Who signs tokens, and whom they are for if nothing else is said: upstream's usual name.

@@ -5,6 +5,7 @@
 //! Invariant: results go to standard output, what went wrong to standard error; the exit code is 0 only if everything
 //! asked for was done, 2 if the command line made no sense, and that of the command under `exec`.
 
+mod accounts;
 mod apply;
 mod backup;
 mod ca;
@@ -155,6 +156,8 @@ enum Command {
     Token(token::TokenArgs),
     /// See and rotate the keys that secrets are sealed with
     Secrets(secrets::SecretsArgs),
+    /// See and rotate the keys that sign the tokens of service accounts
+    Accounts(accounts::AccountsArgs),
     /// Put no new pods on a machine
     Cordon(nodes::CordonArgs),
     /// Put pods on a machine again
@@ -232,6 +235,7 @@ async fn dispatch(global: Global, command: Command) -> anyhow::Result<u8> {
         Command::Delete(args) => delete::delete(&session, &args).await,
         Command::Token(args) => token::token(&session, &args).await,
         Command::Secrets(args) => secrets::secrets(&session, &args).await,
+        Command::Accounts(args) => accounts::accounts(&session, &args).await,
         Command::Cordon(args) => nodes::cordon(&session, &args.node, true).await,
         Command::Uncordon(args) => nodes::cordon(&session, &args.node, false).await,
         Command::Drain(args) => nodes::drain(&session, &args).await,

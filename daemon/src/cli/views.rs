@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 
+use super::accounts::state as state_of_account_key;
 use super::jobs::type_of;
 use super::secrets::state as state_of_key;
 use crate::convert;
 use crate::proto::{
-    CaNode, CaStatus, ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary, SecretsKey,
-    TokenSummary,
+    AccountKey, CaNode, CaStatus, ClusterStatus, EventSummary, ImageSummary, JobStatus, NodeSummary, PodSummary,
+    SecretsKey, TokenSummary,
 };
 
 /// A struct of borrowed fields, made of the message that has the same ones.
@@ -65,6 +66,13 @@ view!(SecretsKeyView of SecretsKey {
     state: &'a str = |m| state_of_key(m),
     objects: u64 = |m| m.objects,
     created: &'a str = |m| &m.created,
+});
+
+view!(AccountKeyView of AccountKey {
+    id: &'a str = |m| &m.id,
+    state: &'a str = |m| state_of_account_key(m),
+    created: &'a str = |m| &m.created,
+    ends: &'a str = |m| &m.ends,
 });
 
 view!(ImageView of ImageSummary {
