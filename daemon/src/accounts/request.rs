@@ -16,8 +16,8 @@ const EXTENDED: SignedDuration = SignedDuration::from_hours(365 * 24);
 /// A pod's token is replaced after a day at the latest.
 const MAX_AGE_SECONDS: i64 = 24 * 60 * 60;
 const DEFAULT_SECONDS: i64 = 60 * 60;
-const MIN_SECONDS: i64 = 10 * 60;
-const MAX_SECONDS: i64 = 1 << 32;
+const MIN_LIFE_SECONDS: i64 = 10 * 60;
+const MAX_LIFE_SECONDS: i64 = 1 << 32;
 const MAX_AUDIENCE_BYTES: usize = 1024;
 
 /// What a token may be bound to.
@@ -43,8 +43,8 @@ impl Wish {
         let spec = request.spec.clone().unwrap_or_default();
         let seconds = spec.expiration_seconds.unwrap_or(DEFAULT_SECONDS);
         let wrong = match seconds {
-            ..MIN_SECONDS => Some("may not specify a duration less than 10 minutes"),
-            MIN_SECONDS..=MAX_SECONDS => None,
+            ..MIN_LIFE_SECONDS => Some("may not specify a duration less than 10 minutes"),
+            MIN_LIFE_SECONDS..=MAX_LIFE_SECONDS => None,
             _ => Some("may not specify a duration larger than 2^32 seconds"),
         };
         if let Some(why) = wrong {

@@ -22,8 +22,8 @@ pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
 const NODE_SIGNERS: &[&str] = &["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"];
 
 /// How long a request stays that was decided, or was not.
-const DECIDED_STAYS: SignedDuration = SignedDuration::from_hours(1);
-const PENDING_STAYS: SignedDuration = SignedDuration::from_hours(24);
+const DECIDED_STAYS: SignedDuration = SignedDuration::from_secs(60 * 60);
+const PENDING_STAYS: SignedDuration = SignedDuration::from_secs(24 * 60 * 60);
 
 /// A certificate of a request that names no other time lives for a year, as upstream's.
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
