@@ -528,7 +528,7 @@ mod tests {
         let path = volumes.join("v");
         for _ in 0..2 {
             in_memory(&path).unwrap();
-            lay_down(&path, &[file("a")]).unwrap();
+            lay_down(&path, &[file("a")], None).unwrap();
         }
         assert_eq!(nix::sys::statfs::statfs(&path).unwrap().filesystem_type(), nix::sys::statfs::TMPFS_MAGIC);
         umount2(&path, MntFlags::empty()).unwrap();
@@ -546,7 +546,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let volumes = dir.path().join("volumes");
         let source = EmptyDirVolumeSource { medium: Some("Memory".into()), ..Default::default() };
-        empty_dir(&source, &volumes.join("v")).unwrap();
+        empty_dir(&source, &volumes.join("v"), None).unwrap();
         fs::write(volumes.join("v/file"), "x").unwrap();
         remove(&volumes).unwrap();
         assert!(!volumes.exists());
