@@ -1,6 +1,8 @@
 use flotilla_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use flotilla_api::{Builtin, Key, Reason};
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use super::jwt::{self, Claims, Unverified, claims_of_own};
 use super::request::WARN_AFTER_SECONDS;
@@ -15,6 +17,8 @@ const LATER: fn(i64) -> Timestamp = |seconds| Timestamp::now() + SignedDuration:
 struct Scene {
     gate: Gate,
     accounts: Accounts,
+    roles: JoinHandle<()>,
+    stop: CancellationToken,
     _dir: tempfile::TempDir,
 }
 
@@ -23,7 +27,10 @@ impl Scene {
         let (gate, dir) = bench().await;
         let accounts = Accounts::new(gate.clone());
         accounts.keep_keys().await.unwrap();
-        let scene = Self { gate, accounts, _dir: dir };
+        let (stop, following) = (CancellationToken::new(), gate.clone());
+        let until = stop.clone();
+        let roles = tokio::spawn(async move { following.follow_roles(until).await });
+        let scene = Self { gate, accounts, roles, stop, _dir: dir };
         for (kind, object) in [
             (Builtin::Namespace, json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "red"}})),
             (Builtin::ServiceAccount, account()),
@@ -71,6 +78,8 @@ impl Scene {
     }
 
     async fn end(self) {
+        self.stop.cancel();
+        self.roles.await.unwrap();
         self.gate.store().clone().shutdown().await;
     }
 }

@@ -11,9 +11,8 @@ use serde_json::{Value, json};
 use super::read::write;
 use super::route::Target;
 use super::scale::{self, SCALE};
-use super::{Answer, Call, Rest, answer, at, body, delete, no_such_resource, not_allowed};
 use super::signing::APPROVAL;
-use super::{Answer, Call, Rest, answer, at, body, no_such_resource, not_allowed};
+use super::{Answer, Call, Rest, answer, at, body, delete, no_such_resource, not_allowed};
 use crate::gate::{How, Verb};
 
 impl Rest {
