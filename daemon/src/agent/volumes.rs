@@ -11,6 +11,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Component, Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use flotilla_api::k8s_openapi::api::core::v1::{
     DownwardAPIVolumeFile, EmptyDirVolumeSource, HostPathVolumeSource, KeyToPath, Pod, Volume, VolumeProjection,
@@ -22,6 +23,9 @@ use tracing::debug;
 use super::source::{Place, SourceError, Sources, field, resource};
 
 const DEFAULT_MODE: i32 = 0o644;
+/// How often a volume with a token is tried before the pod waits as for any other, and the pause between.
+const TOKEN_ATTEMPTS: usize = 8;
+const TOKEN_PAUSE: Duration = Duration::from_millis(150);
 
 /// Makes all volumes of a pod under `dir`; gives the path of each by name. Making them again changes nothing in an
 /// emptyDir and refreshes what is projected.
@@ -36,12 +40,53 @@ pub async fn make(
 ) -> Result<BTreeMap<String, PathBuf>, SourceError> {
     let mut paths = BTreeMap::new();
     for volume in pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()) {
-        let path = make_one(sources, pod, place, volume, &dir.join(&volume.name)).await.map_err(|error| {
-            SourceError(format!("MountVolume.SetUp failed for volume \"{}\": {error}", volume.name))
-        })?;
+        let at = dir.join(&volume.name);
+        let made = if is_laid_down_already(volume, &at) && holds_token(volume) {
+            // It is brought up to date every now and then: a container that comes back waits for nobody.
+            Ok(at.clone())
+        } else {
+            make_in_time(sources, pod, place, volume, &at).await
+        };
+        let path = match made {
+            // A node that is cut off has what it had.
+            Err(error) if is_laid_down_already(volume, &at) => {
+                debug!(volume = volume.name, %error, "a volume stays as it was");
+                at
+            }
+            made => made.map_err(|error| {
+                SourceError(format!("MountVolume.SetUp failed for volume \"{}\": {error}", volume.name))
+            })?,
+        };
         paths.insert(volume.name.clone(), path);
     }
     Ok(paths)
+}
+
+/// As [`make_one`]. The account and the certificate of a new namespace are made a moment after it: they are waited for.
+async fn make_in_time(
+    sources: &Sources,
+    pod: &Pod,
+    place: &Place,
+    volume: &Volume,
+    at: &Path,
+) -> Result<PathBuf, SourceError> {
+    let attempts = if holds_token(volume) { TOKEN_ATTEMPTS } else { 1 };
+    for _ in 1..attempts {
+        if let Ok(path) = make_one(sources, pod, place, volume, at).await {
+            return Ok(path);
+        }
+        tokio::time::sleep(TOKEN_PAUSE).await;
+    }
+    make_one(sources, pod, place, volume, at).await
+}
+
+fn is_laid_down_already(volume: &Volume, at: &Path) -> bool {
+    is_projected(volume) && at.join(DATA).is_dir()
+}
+
+fn holds_token(volume: &Volume) -> bool {
+    let sources = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
+    sources.into_iter().any(|source| source.service_account_token.is_some())
 }
 
 /// Whether anything in the pod's volumes can change while the pod runs.
@@ -127,8 +172,7 @@ async fn make_one(
 
 fn holds_secrets(volume: &Volume) -> bool {
     let projected = volume.projected.iter().flat_map(|projected| projected.sources.iter().flatten());
-    volume.secret.is_some()
-        || projected.into_iter().any(|source| source.secret.is_some() || source.service_account_token.is_some())
+    volume.secret.is_some() || projected.into_iter().any(|source| source.secret.is_some()) || holds_token(volume)
 }
 
 /// Mounts memory at `path`, unless it is there.
