@@ -104,7 +104,7 @@ fn people_ask_for_tokens(root: &Kubectl) {
 
 async fn keys_are_replaced(cluster: &Cluster, root: &Kubectl, token: &str) {
     let old = with_token(root, token);
-    cli::ok(cluster, "node-2", &["accounts", "rotate-key"]);
+    _ = cli::ok(cluster, "node-2", &["accounts", "rotate-key"]);
     old.ok(&["get", "pods", "-n", "red"]);
     assert_eq!(cli::ok(cluster, "node-1", &["accounts", "status"]).lines().count(), 3);
     let said = cli::ok(cluster, "node-2", &["accounts", "rotate-key", "--end-tokens"]);
