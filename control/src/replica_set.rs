@@ -191,7 +191,7 @@ impl Pass<'_> {
             // Not its revision: the set's status may be written beside this. Too many are deleted again.
             let mut change = self.change().require(set.key.clone(), Expect::Exists);
             for _ in 0..batch {
-                let mut pod = pods::from_template(template, namespace, &prefix, self.owner.clone(), cx.now, cx.rng);
+                let mut pod = pods::from_template(template, namespace, &prefix, self.owner.clone(), cx);
                 if let Err(why) = maker.admit(&mut pod) {
                     refused = Some(why);
                     break;

@@ -3,7 +3,9 @@
 use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 use flotilla_api::k8s_openapi::api::batch::v1::Job;
-use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Namespace, ReplicationController, ResourceQuota};
+use flotilla_api::k8s_openapi::api::core::v1::{
+    LimitRange, Namespace, ReplicationController, ResourceQuota, ServiceAccount,
+};
 use flotilla_api::k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
 use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
@@ -66,6 +68,7 @@ tables! {
     "apps" "replicasets": replica_sets of ReplicaSet;
     "apps" "deployments": deployments of Deployment;
     "batch" "jobs": jobs of Job;
+    "" "serviceaccounts": service_accounts of ServiceAccount;
     "" "replicationcontrollers": replication_controllers of ReplicationController;
     "" "resourcequotas": quotas of ResourceQuota;
     "" "limitranges": limit_ranges of LimitRange;

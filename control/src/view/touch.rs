@@ -27,7 +27,7 @@ impl View {
             ("", "serviceaccounts") if key.name() == DEFAULT => vec![Work::Namespace(key.namespace().to_owned())],
             ("", "configmaps") if key.name() == ROOT_CA => vec![Work::Namespace(key.namespace().to_owned())],
             (FLOTILLA_GROUP, "clusters") => {
-                self.namespaces.keys().map(|key| Work::Namespace(key.name().to_owned())).collect()
+                self.tables.namespaces.keys().map(|key| Work::Namespace(key.name().to_owned())).collect()
             }
             ("", "namespaces") => vec![Work::Namespace(key.name().to_owned())],
             ("apps", "replicasets") => self.of_replica_set(key, meta),

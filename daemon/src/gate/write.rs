@@ -122,19 +122,14 @@ impl Gate {
             return Ok(Decision::Refuse(status));
         }
         let (key, mut written) = prepare(kind, new.clone(), options.unknown_fields)?;
-        track(kind, None, &mut written.object, "", options);
-<<<<<<< HEAD
-        if let Err(status) = self.check_escalation(user, kind, None, &written.object) {
-=======
         if let Err(status) = self.admit_account(kind, &key, &mut written.object)? {
             return Ok(Decision::Refuse(status));
         }
         if let Err(status) = self.admit_request(user, kind, &mut written.object) {
             return Ok(Decision::Refuse(status));
         }
-        let prepared = &written.object;
-        if let Err(status) = self.check_escalation(user, kind, None, prepared) {
->>>>>>> d3f2f17 (Pods run as service accounts with tokens of their own; certificate requests are approved and signed)
+        track(kind, None, &mut written.object, "", options);
+        if let Err(status) = self.check_escalation(user, kind, None, &written.object) {
             return Ok(Decision::Refuse(status));
         }
         if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
