@@ -69,7 +69,9 @@ impl World {
 async fn watchers_see_what_the_model_says_though_their_node_is_killed() {
     let mut cluster = Cluster::start(3).await;
     let papers = Papers::parse(&cli::ok(&cluster, "node-1", &["credentials", "watcher"])).unwrap();
-    let nodes = cluster.nodes().iter().map(|node| SocketAddr::new(cluster.dev.address(node).unwrap().into(), 6443));
+    let at = |node: &String| SocketAddr::new(cluster.dev.address(node).unwrap().into(), 6443);
+    let nodes = cluster.nodes();
+    let nodes = nodes.iter().map(at);
     let world = World { nodes: nodes.collect(), papers };
     println!("seed {SEED}");
 
