@@ -104,7 +104,7 @@ pub(crate) fn first_three(texts: impl IntoIterator<Item = String>, empty: &str) 
     let texts: Vec<String> = texts.into_iter().collect();
     match texts.len() {
         0 => empty.to_owned(),
-        0..=SHOWN => texts.join(","),
+        1..=SHOWN => texts.join(","),
         count => format!("{} + {} more...", texts[..SHOWN].join(","), count - SHOWN),
     }
 }

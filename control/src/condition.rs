@@ -74,7 +74,7 @@ conditions! {
 pub(crate) fn convert<A: Condition, B: Condition>(conditions: Option<Vec<A>>) -> Option<Vec<B>> {
     let convert = |mut from: A| {
         let mut to = B::default();
-        to.become_(&from.kind().to_owned(), &from.status().to_owned());
+        to.become_(from.kind(), from.status());
         let (from, into) = (from.fields(), to.fields());
         *into.reason = from.reason.take();
         *into.message = from.message.take();

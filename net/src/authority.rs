@@ -269,7 +269,7 @@ fn read_request(
     // Of an RSA key only the number is large: it has the length of the whole.
     let rsa = [&PKCS_RSA_SHA256, &PKCS_RSA_SHA384, &PKCS_RSA_SHA512].contains(&algorithm)
         && request.public_key.der_bytes().len() > MIN_RSA_BYTES;
-    if !curves.contains(&algorithm) && !(rsa && takes_rsa) {
+    if !(curves.contains(&algorithm) || rsa && takes_rsa) {
         return Err(AuthorityError::Algorithm);
     }
     request.params = blank_params(now, lifetime)?;

@@ -258,7 +258,7 @@ async fn killed_client(cluster: &Cluster, kubectl: &Kubectl, environment: &[(&st
     let runs = |wanted: bool| {
         move || async move {
             let found = cluster.nodes().iter().flat_map(|node| cluster.container_processes(node)).any(|pid| {
-                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.ends_with(b"sleep\04321\0"))
+                std::fs::read(format!("/proc/{pid}/cmdline")).is_ok_and(|words| words.ends_with(b"sleep\x004321\x00"))
             });
             if found == wanted { Ok(()) } else { Err(found) }
         }

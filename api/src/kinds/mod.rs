@@ -353,7 +353,7 @@ impl Kind {
     /// Makes a stored object one of this version.
     pub fn present(&self, mut object: Value) -> Value {
         if let Some(stored) = &self.stored_as {
-            stored.from_stored(&mut object, self);
+            stored.present(&mut object, self);
         }
         object
     }

@@ -283,8 +283,12 @@ fn any_spec() -> impl Strategy<Value = Value> {
     let container = (prop::option::of("[12]"), prop::option::of(prop::collection::vec("[xy]", 1..3)), ports).prop_map(
         |(image, command, ports)| {
             let mut container = json!({});
-            image.map(|image| container["image"] = json!(image));
-            command.map(|command| container["command"] = json!(command));
+            if let Some(image) = image {
+                container["image"] = json!(image);
+            }
+            if let Some(command) = command {
+                container["command"] = json!(command);
+            }
             if !ports.is_empty() {
                 container["ports"] = json!(ports);
             }
@@ -295,7 +299,9 @@ fn any_spec() -> impl Strategy<Value = Value> {
     let labels = prop::collection::btree_map("[klm]", "[12]", 0..3);
     (prop::option::of(1..4), containers, labels).prop_map(|(replicas, containers, labels)| {
         let mut spec = json!({});
-        replicas.map(|replicas| spec["replicas"] = json!(replicas));
+        if let Some(replicas) = replicas {
+            spec["replicas"] = json!(replicas);
+        }
         if !containers.is_empty() {
             let named = containers.into_iter().map(|(name, mut container)| {
                 container["name"] = json!(name);

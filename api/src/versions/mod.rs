@@ -46,7 +46,7 @@ impl StoredAs {
         name(object, &self.kind);
     }
 
-    pub(crate) fn from_stored(&self, object: &mut Value, kind: &Kind) {
+    pub(crate) fn present(&self, object: &mut Value, kind: &Kind) {
         (self.conversion.from_stored)(object);
         name(object, kind);
     }

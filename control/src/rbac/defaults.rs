@@ -294,8 +294,11 @@ const NODE: &[Grants] = &[
     On(READ, "node.k8s.io", "runtimeclasses"),
 ];
 
-/// Roles with whom they are bound to: kinds of subjects, and their names.
-const BINDINGS: &[(&str, &str, &[(&str, &str)])] = &[
+/// A binding, its role, and the kinds and names of its subjects.
+type Binding = (&'static str, &'static str, &'static [(&'static str, &'static str)]);
+
+/// Roles with whom they are bound to.
+const BINDINGS: &[Binding] = &[
     ("cluster-admin", "cluster-admin", &[("Group", "system:masters")]),
     ("system:monitoring", "system:monitoring", &[("Group", "system:monitoring")]),
     ("system:discovery", "system:discovery", &[("Group", "system:authenticated")]),

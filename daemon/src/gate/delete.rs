@@ -87,7 +87,7 @@ impl Gate {
         query: &ListQuery,
         options: &DeleteOptions,
     ) -> Result<List<Value>, Status> {
-        let mut list = self.list_for(user, Verb::DeleteCollection, kind, query, |kv| object(kv)).await?;
+        let mut list = self.list_for(user, Verb::DeleteCollection, kind, query, object).await?;
         let listed = std::mem::take(&mut list.items);
         for one in listed {
             let key = Self::key(kind, text(&one, "/metadata/namespace"), text(&one, "/metadata/name"))?;

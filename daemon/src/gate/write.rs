@@ -72,7 +72,7 @@ pub struct Written {
 
 impl Written {
     /// In the version of this kind.
-    fn as_kind(mut self, kind: &Kind) -> Self {
+    fn into_kind(mut self, kind: &Kind) -> Self {
         self.object = kind.present(self.object);
         self
     }
@@ -151,7 +151,7 @@ impl Gate {
                 Decision::Write(change.create(key, bytes), written)
             }
         };
-        Ok(decision.map(|written| written.as_kind(kind)))
+        Ok(decision.map(|written| written.into_kind(kind)))
     }
 
     /// Reads an object, lets `edit` change it, and stores it, as often as somebody else overtakes it.
@@ -245,7 +245,7 @@ impl Gate {
         self.check_escalation(user, kind, Some(&old), &new.object)?;
         self.check_request(user, kind, how, &old, &new.object)?;
         if !updated.changed || options.dry_run {
-            return Ok(Decision::Keep(new.as_kind(kind)));
+            return Ok(Decision::Keep(new.into_kind(kind)));
         }
         let change = Change::new(&user.name, &options.manager);
         let change = self.charge_update(kind, key, (&old, &new.object), change)?;
@@ -256,7 +256,7 @@ impl Gate {
             let (change, bytes) = self.encode(kind, key, &new.object, change)?;
             change.update(key.clone(), stored.mod_revision, bytes)
         };
-        Ok(Decision::Write(change, new.as_kind(kind)))
+        Ok(Decision::Write(change, new.into_kind(kind)))
     }
 
     /// Makes a creation depend on its namespace being there and not ending; or says that it is not so.

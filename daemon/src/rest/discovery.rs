@@ -106,7 +106,7 @@ fn aggregated_group(registry: &Registry, group: &str, _: &str) -> Value {
     let versions: Vec<Value> = versions(registry, group)
         .iter()
         .map(|version| {
-            let resources: Vec<Value> = kinds(registry, group, version).map(|kind| aggregated_resource(kind)).collect();
+            let resources: Vec<Value> = kinds(registry, group, version).map(aggregated_resource).collect();
             json!({"version": version, "resources": resources, "freshness": "Current"})
         })
         .collect();

@@ -270,7 +270,7 @@ impl<R: AsyncRead + Send + Unpin> Reader<R> {
     }
 
     async fn open(&mut self, id: u32, fin: bool, unidirectional: bool, headers: Headers) -> Result<(), SpdyError> {
-        if id % 2 == 0 || id <= self.last_stream {
+        if id.is_multiple_of(2) || id <= self.last_stream {
             return Err(SpdyError::Protocol("a stream that is not the client's next"));
         }
         self.last_stream = id;

@@ -113,12 +113,12 @@ fn initial_window(count: u32, body: &[u8]) -> Result<Option<u32>, SpdyError> {
     if entries.len() != count as usize {
         return Err(SpdyError::Protocol("settings of another length than they say"));
     }
-    let values = entries.filter_map(|entry| {
+    let mut values = entries.filter_map(|entry| {
         let id = u32::from_be_bytes([0, entry[1], entry[2], entry[3]]);
         let value = u32::from_be_bytes([entry[4], entry[5], entry[6], entry[7]]);
         (id == INITIAL_WINDOW_SETTING).then_some(value.min(STREAM_MASK))
     });
-    Ok(values.last())
+    Ok(values.next_back())
 }
 
 /// The head of a data frame.
