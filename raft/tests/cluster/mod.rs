@@ -134,7 +134,17 @@ impl Cluster {
 
     /// Starts a replica, in the directory it had before if it had one.
     pub async fn start(&mut self, id: NodeId) -> Store {
-        self.try_start(id).await.unwrap()
+        let deadline = Instant::now() + WAIT;
+        loop {
+            match self.try_start(id).await {
+                Ok(store) => return store,
+                // One that was refused lets go of its databases a moment later.
+                Err(error) if error.contains("cannot open the database") && Instant::now() < deadline => {
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                Err(error) => panic!("replica {id} does not start: {error}"),
+            }
+        }
     }
 
     /// As [`Self::start`], or why it does not start.
