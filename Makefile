@@ -42,7 +42,7 @@ demo: ## Three nodes on this machine run a job, lose a node, and heal
 test: setup lint ## Everything: format, lints, unit tests, end-to-end tests with real daemons
 	@mkdir -p $(TARGET_DIR) && rm -f $(FIGURES)
 	$(CARGO) build --workspace --bins
-	$(RUNNER) FIGURES=$(FIGURES) $(CARGO) test --workspace
+	@$(RUNNER) FIGURES=$(FIGURES) CARGO=$(CARGO) scripts/test.sh
 	@echo && echo "What was measured:" && cat $(FIGURES)
 
 sim: setup-build ## Simulate the store under faults; SEEDS=1000..1040, PROFILE=release for speed (docs/testing.md)
