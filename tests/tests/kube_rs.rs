@@ -162,7 +162,11 @@ async fn a_controller_of_a_custom_resource_goes_on_while_a_node_dies() {
         |_, _, _| Action::requeue(Duration::from_millis(500)),
         Arc::new(()),
     );
-    let running = tokio::spawn(controller.for_each(|_| async {}));
+    let running = tokio::spawn(controller.for_each(|looked| async move {
+        if let Err(error) = looked {
+            println!("the controller tries again: {error:?}");
+        }
+    }));
 
     let dying = victim(&cluster, "node-1").await;
     for number in 0..5 {

@@ -36,6 +36,8 @@ pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {
             PatchOperation::Replace(replace) => fits(&replace.path, &replace.value)?,
             PatchOperation::Copy(copy) => carry(&new, &copy.from, &copy.path, &mut carried_bytes)?,
             PatchOperation::Move(moved) => carry(&new, &moved.from, &moved.path, &mut carried_bytes)?,
+            // Upstream's library takes what is not there for null, and clients rely on it to say that a field is missing.
+            PatchOperation::Test(test) if test.value.is_null() && new.pointer(test.path.as_str()).is_none() => continue,
             PatchOperation::Remove(_) | PatchOperation::Test(_) => {}
         }
         json_patch::patch(&mut new, std::slice::from_ref(operation))
@@ -70,6 +72,17 @@ fn carry(object: &Value, from: &Pointer, to: &Pointer, carried_bytes: &mut usize
 mod tests {
     use super::*;
     use serde_json::json;
+
+    #[test]
+    fn what_is_not_there_is_tested_as_null() {
+        let first_finalizer = json!([
+            {"op": "test", "path": "/metadata/finalizers", "value": null},
+            {"op": "add", "path": "/metadata/finalizers", "value": ["a/b"]},
+        ]);
+        let new = patched(json!({"metadata": {}}), first_finalizer.clone()).unwrap();
+        assert_eq!(new, json!({"metadata": {"finalizers": ["a/b"]}}));
+        assert_eq!(patched(new, first_finalizer).unwrap_err().reason, Reason::Invalid);
+    }
 
     fn patched(current: Value, patch: Value) -> Result<Value, Status> {
         apply(&parse(patch.to_string().as_bytes())?, &current)
