@@ -29,7 +29,8 @@ pub async fn run<S: AsyncRead + AsyncWrite + Send + Unpin>(
     let (sink, stream) = socket.split();
     let mut inward = FromSocket { stream, protocol, sizes: Sizes::default() };
     let mut outward = Sender { sink, protocol };
-    // Some clients wait for a first message before they speak.
+    // Some clients of the older versions wait for a first message before they speak. kubectl does not, and complains of one
+    // that comes before it is ready.
     let lowest = if wishes.stdout {
         STDOUT
     } else if wishes.stderr {
@@ -37,7 +38,9 @@ pub async fn run<S: AsyncRead + AsyncWrite + Send + Unpin>(
     } else {
         ERROR
     };
-    outward.send(lowest, b"").await?;
+    if protocol.version < 5 {
+        outward.send(lowest, b"").await?;
+    }
     let mut to = ToSocket { to: &mut outward, command };
     let end = match open.await {
         Ok(connection) => bridge(&mut inward, &mut to, connection, wishes, KEEPALIVE).await,
