@@ -1,6 +1,7 @@
 //! Objects as tests apply, list and read them.
 
 use flotilla::proto::{ApplyRequest, GetObjectRequest, ListObjectsRequest, LogsRequest};
+use flotilla_api::account::ROOT_CA;
 use serde_json::Value;
 use tonic::Status;
 
@@ -38,13 +39,14 @@ pub async fn get(cluster: &Cluster, node: &str, kind: &str, name: &str) -> Resul
     serde_json::from_slice(&answer.into_inner().json).map_err(|error| error.to_string())
 }
 
-/// The names of all objects of a kind, in all namespaces.
+/// The names of all objects of a kind, in all namespaces, but for what the cluster itself puts into each.
 ///
 /// # Errors
 /// What the node says.
 pub async fn names(cluster: &Cluster, node: &str, kind: &str) -> Result<Vec<String>, String> {
     let objects = list(cluster, node, kind).await?;
-    Ok(objects.iter().map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned()).collect())
+    let names = objects.iter().map(|object| object["metadata"]["name"].as_str().unwrap_or_default().to_owned());
+    Ok(names.filter(|name| name != ROOT_CA).collect())
 }
 
 /// What a pod has written up to now.
