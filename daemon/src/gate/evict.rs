@@ -57,7 +57,8 @@ impl Gate {
         let kind = self.built_in(Builtin::Pod)?;
         let decision = self.decide_delete(user, &kind, key, options)?;
         let Decision::Write(change, deleted) = decision else { return Ok(decision) };
-        let budget = match needs_budget(&deleted.object) {
+        let before = self.load(key)?.as_ref().map(super::object).transpose()?.unwrap_or_default();
+        let budget = match needs_budget(&before) {
             true => self.budget_of(key, &deleted.object)?,
             false => None,
         };
@@ -91,8 +92,8 @@ impl Gate {
 
 /// Whether a pod that goes could be missed: it runs, and was not told to go before.
 fn needs_budget(pod: &Value) -> bool {
-    // The mark that this eviction makes is not one from before: `decide_delete` writes nothing for such a pod.
-    !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed" | "Pending" | "")
+    pod.pointer("/metadata/deletionTimestamp").is_none()
+        && !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed" | "Pending" | "")
 }
 
 /// Takes one disruption from a budget, in the Change that ends the pod.
@@ -171,5 +172,8 @@ mod tests {
         for (phase, missed) in [("Running", true), ("Pending", false), ("Succeeded", false), ("Failed", false)] {
             assert_eq!(needs_budget(&json!({"status": {"phase": phase}})), missed, "{phase}");
         }
+        // One that was told to go is counted already, though its time may be cut short.
+        let going = json!({"metadata": {"deletionTimestamp": "2026-01-01T00:00:00Z"}, "status": {"phase": "Running"}});
+        assert!(!needs_budget(&going));
     }
 }
