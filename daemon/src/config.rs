@@ -22,6 +22,11 @@ const AUDIT_LOG_BYTES: u64 = 100 << 20;
 /// Older files of the audit log that are kept.
 const AUDIT_LOG_FILES: usize = 10;
 
+/// History younger than this is kept for watches that resume.
+const HISTORY_SECONDS: u64 = 300;
+/// A client whose watch ended has at least this long to begin the next one.
+const LEAST_HISTORY_SECONDS: u64 = 10;
+
 /// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
 const CLIENT_VARIABLES: [&str; 5] =
     ["FLOTILLA_SERVER", "FLOTILLA_SOCKET", "FLOTILLA_CREDENTIALS", "FLOTILLA_NAMESPACE", "FLOTILLA_CONFIG"];
@@ -98,6 +103,9 @@ pub struct Layer {
     /// Life of the certificates that this node signs for nodes, in seconds [default: 30 days]
     #[arg(long, value_name = "SECONDS")]
     pub node_certificate_seconds: Option<u64>,
+    /// How long the past is kept for watches and lists that resume, in seconds [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub history_seconds: Option<u64>,
     /// Labels of the Node; put on it whenever the daemon starts
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -160,6 +168,7 @@ pub struct Config {
     pub suspect_ms: u64,
     pub dead_ms: u64,
     pub node_certificate_seconds: u64,
+    pub history_seconds: u64,
     pub labels: BTreeMap<String, String>,
     pub discovery: bool,
     pub layers_from_peers: bool,
@@ -183,6 +192,11 @@ impl Config {
     /// How long the certificates live that this node signs for nodes.
     pub fn certificate_lifetime(&self) -> Duration {
         Duration::from_secs(self.node_certificate_seconds)
+    }
+
+    /// How long the past is kept for watches and lists that resume.
+    pub fn history(&self) -> Duration {
+        Duration::from_secs(self.history_seconds)
     }
 
     /// Puts the layers together.
@@ -277,6 +291,7 @@ impl Layer {
             suspect_ms,
             dead_ms,
             node_certificate_seconds,
+            history_seconds,
             labels,
             discovery,
             layers_from_peers,
@@ -306,6 +321,7 @@ impl Layer {
             suspect_ms: self.suspect_ms.unwrap_or(1_000),
             dead_ms: self.dead_ms.unwrap_or(3_000),
             node_certificate_seconds: self.node_certificate_seconds.unwrap_or(NODE_LIFETIME.as_secs()),
+            history_seconds: self.history_seconds.unwrap_or(HISTORY_SECONDS),
             labels: self.labels.unwrap_or_default(),
             discovery: self.discovery.unwrap_or(true),
             layers_from_peers: self.layers_from_peers.unwrap_or(true),
@@ -354,6 +370,10 @@ impl Config {
                     MAX_LIFETIME.as_secs()
                 ),
             );
+        }
+        if self.history_seconds < LEAST_HISTORY_SECONDS {
+            let least = format!("{}: must be at least {LEAST_HISTORY_SECONDS}", self.history_seconds);
+            return bad("history_seconds", least);
         }
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
             return bad("bridge", format!("{:?} must be a link name of 1 to 15 characters", self.bridge));
@@ -439,6 +459,13 @@ mod tests {
         assert_eq!(config.certificate_lifetime(), Duration::from_secs(60));
         let error = load("name = \"a\"\nnode_certificate_seconds = 59\n", &[], Layer::default()).unwrap_err();
         assert!(error.contains("node_certificate_seconds") && error.contains("from 60"), "{error}");
+    }
+
+    #[test]
+    fn history_is_kept_for_ten_seconds_at_least() {
+        assert_eq!(load("name = \"a\"\n", &[], Layer::default()).unwrap().history(), Duration::from_secs(300));
+        let error = load("name = \"a\"\nhistory_seconds = 9\n", &[], Layer::default()).unwrap_err();
+        assert!(error.contains("history_seconds") && error.contains("at least 10"), "{error}");
     }
 
     #[test]

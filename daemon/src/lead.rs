@@ -34,10 +34,8 @@ const CATCH_UP: Duration = Duration::from_secs(5);
 const RETRY: SignedDuration = SignedDuration::from_millis(20);
 /// How often membership is looked at, besides when nodes come and go.
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
-/// History younger than this is kept for watches that resume.
-const HISTORY: Duration = Duration::from_secs(300);
-/// How often history is compacted.
-const COMPACTION_INTERVAL: Duration = Duration::from_secs(30);
+/// How often history is compacted, as a part of how long it is kept.
+const COMPACTIONS: u32 = 10;
 /// How long an expired token stays, so that whoever comes with it hears that it has expired.
 const TOKEN_MEMORY: SignedDuration = SignedDuration::from_secs(60 * 60);
 /// How often expired tokens are looked for.
@@ -57,8 +55,15 @@ enum LeadError {
     Ended,
 }
 
-/// Leads whenever this replica is elected, until `stop`.
-pub async fn run(gate: Gate, members: Members, trust: Arc<Trust>, settings: Settings, stop: CancellationToken) {
+/// Leads whenever this replica is elected, until `stop`. Keeps this much of the past.
+pub async fn run(
+    gate: Gate,
+    members: Members,
+    trust: Arc<Trust>,
+    settings: Settings,
+    history: Duration,
+    stop: CancellationToken,
+) {
     let mut status = gate.store().status();
     loop {
         let term = tokio::select! {
@@ -73,7 +78,7 @@ pub async fn run(gate: Gate, members: Members, trust: Arc<Trust>, settings: Sett
         tokio::select! {
             () = stop.cancelled() => return,
             () = deposed => info!(term, "this node no longer leads"),
-            ended = lead(&gate, &members, &trust, &settings, term) => {
+            ended = lead(&gate, &members, &trust, &settings, history, term) => {
                 if let Err(error) = ended {
                     warn!(error = &error as &dyn std::error::Error, "planning starts over");
                 }
@@ -89,13 +94,14 @@ async fn lead(
     members: &Members,
     trust: &Arc<Trust>,
     settings: &Settings,
+    history: Duration,
     term: u64,
 ) -> Result<(), LeadError> {
     let store = gate.store();
     tokio::select! {
         ended = reconcile(store, members, settings, term) => ended,
         () = keep_membership(store, members) => Ok(()),
-        () = compact(store) => Ok(()),
+        () = compact(store, history) => Ok(()),
         () = forget_tokens(store) => Ok(()),
         () = secrets::keep(gate, term) => Ok(()),
         () = accounts::keep(gate) => Ok(()),
@@ -278,12 +284,13 @@ async fn keep_membership(store: &Store, members: &Members) {
     }
 }
 
-async fn compact(store: &Store) {
+/// Forgets what is older than `history`.
+async fn compact(store: &Store, history: Duration) {
     let mut past: std::collections::VecDeque<(Instant, u64)> = Default::default();
     loop {
         past.push_back((Instant::now(), store.revision()));
         let mut compactable = None;
-        while past.front().is_some_and(|(at, _)| at.elapsed() >= HISTORY) {
+        while past.front().is_some_and(|(at, _)| at.elapsed() >= history) {
             compactable = past.pop_front();
         }
         if let Some((_, revision)) = compactable
@@ -291,7 +298,7 @@ async fn compact(store: &Store) {
         {
             debug!(error = &error as &dyn std::error::Error, revision, "history stays as it is");
         }
-        tokio::time::sleep(COMPACTION_INTERVAL).await;
+        tokio::time::sleep(history / COMPACTIONS).await;
     }
 }
 

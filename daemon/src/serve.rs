@@ -175,7 +175,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
 
     let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
     let settings = Settings { cluster_cidr, node_cidr_prefix: node_prefix(cluster_cidr.1), ..Settings::default() };
-    spawn(&tasks, "lead", lead::run(node.gate.clone(), members, trust.clone(), settings, stop.clone()));
+    let leading = lead::run(node.gate.clone(), members, trust.clone(), settings, config.history(), stop.clone());
+    spawn(&tasks, "lead", leading);
     spawn(&tasks, "definitions", definitions::follow(node.gate.clone(), stop.clone()));
     spawn(&tasks, "agent", agent::run(node.clone()));
     spawn(&tasks, "addresses", addresses::follow(config.clone(), net.clone(), stop.clone()));

@@ -18,6 +18,8 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+/// For an answer, or the head of one that goes on.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
 /// The longest line of a watch.
 const MAX_LINE_BYTES: usize = 8 << 20;
 
@@ -62,8 +64,10 @@ impl Rest {
         tokio::time::timeout(CONNECT_LIMIT, connected).await.context("no connection in time")?
     }
 
+    /// The head of the answer comes within [`ANSWER_LIMIT`]; its body is the caller's to wait for.
+    ///
     /// # Errors
-    /// If the connection broke.
+    /// If the connection broke, or there is no answer in time.
     pub async fn send(
         &mut self,
         method: Method,
@@ -76,14 +80,18 @@ impl Rest {
             .header(header::USER_AGENT, "flotilla-tests/1")
             .header(header::CONTENT_TYPE, "application/json");
         let body = body.map(|body| Bytes::from(body.to_string())).unwrap_or_default();
-        self.send.ready().await?;
-        Ok(self.send.send_request(request.body(Full::new(body))?).await?)
+        let request = request.body(Full::new(body))?;
+        let sent = async {
+            self.send.ready().await?;
+            self.send.send_request(request).await
+        };
+        Ok(tokio::time::timeout(ANSWER_LIMIT, sent).await.context("no answer in time")??)
     }
 
     /// Status and body, whole.
     ///
     /// # Errors
-    /// If the connection broke.
+    /// If the connection broke, or the answer is not there in time.
     pub async fn ask(
         &mut self,
         method: Method,
@@ -92,7 +100,8 @@ impl Rest {
     ) -> anyhow::Result<(StatusCode, Bytes)> {
         let response = self.send(method, path, body).await?;
         let status = response.status();
-        Ok((status, response.into_body().collect().await?.to_bytes()))
+        let body = tokio::time::timeout(ANSWER_LIMIT, response.into_body().collect()).await;
+        Ok((status, body.context("no whole answer in time")??.to_bytes()))
     }
 
     /// The body of an answer that must be good.
@@ -111,11 +120,7 @@ impl Rest {
     /// If the connection broke or the watch is refused.
     pub async fn watch(&mut self, path: &str) -> anyhow::Result<Events> {
         let response = self.send(Method::GET, path, None).await?;
-        let status = response.status();
-        if !status.is_success() {
-            let answer = response.into_body().collect().await?.to_bytes();
-            anyhow::bail!("GET {path}: {status}: {}", String::from_utf8_lossy(&answer));
-        }
+        ensure!(response.status().is_success(), "GET {path}: {}", response.status());
         Ok(Events { body: response.into_body(), read: BytesMut::new() })
     }
 }

@@ -309,6 +309,12 @@ pub struct ObjectEvent {
     pub revision: u64,
 }
 
+impl ObjectEvent {
+    fn bookmark(revision: u64) -> Self {
+        Self { happened: Happened::Bookmark, json: Bytes::new(), revision }
+    }
+}
+
 /// A watch that sees what its selectors let through, and says of an object that leaves them that it is deleted.
 pub struct Observer {
     watch: Watch,
@@ -330,18 +336,20 @@ impl Observer {
             }
             match self.watch.next().await {
                 None => return Ok(None),
-                Some(WatchItem::Progress(revision)) => {
-                    return Ok(Some(ObjectEvent { happened: Happened::Bookmark, json: Bytes::new(), revision }));
-                }
+                Some(WatchItem::Progress(revision)) => return Ok(Some(ObjectEvent::bookmark(revision))),
                 Some(WatchItem::Compacted(revision)) => {
                     return Err(Status::new(
                         Reason::Expired,
                         format!("too old resource version: {revision} is compacted"),
                     ));
                 }
-                Some(WatchItem::Events(events, _)) => {
+                Some(WatchItem::Events(events, upto)) => {
                     for event in &events {
                         self.ready.extend(self.select(event)?);
+                    }
+                    // What the selectors hold back was looked at as well.
+                    if self.ready.back().is_none_or(|last| last.revision < upto) {
+                        self.ready.push_back(ObjectEvent::bookmark(upto));
                     }
                 }
             }
