@@ -84,6 +84,20 @@ disable_services() {
   done
 }
 
+# The kubectl of Debian 12 is of 2021: one story uses it, beside the one that is there. Elsewhere there is none.
+OLD_KUBECTL=/opt/flotilla-tests/kubectl-1.20
+fetch_old_kubectl() {
+  local dir
+  [ ! -e "$OLD_KUBECTL" ] && command -v apt-get >/dev/null || return 0
+  dir=$(mktemp -d)
+  if (cd "$dir" && apt-get download -qq 'kubernetes-client=1.20*') >/dev/null 2>&1; then
+    echo "setup: fetching kubectl 1.20"
+    as_root mkdir -p "$OLD_KUBECTL"
+    as_root dpkg-deb -x "$dir"/kubernetes-client_*.deb "$OLD_KUBECTL"
+  fi
+  rm -rf "$dir"
+}
+
 [ "$(uname -s)" = Linux ] || die "Flotilla runs on Linux; this is $(uname -s)"
 command -v cargo >/dev/null || die "Rust is needed: https://rustup.rs"
 mapfile -t packages < <(missing_packages "$@")
@@ -92,3 +106,4 @@ if [ "${#packages[@]}" -gt 0 ]; then
   mapfile -t packages < <(missing_packages "$@")
   [ "${#packages[@]}" = 0 ] || die "still missing after installation: ${packages[*]}"
 fi
+[[ " $* " != *" test "* ]] || fetch_old_kubectl

@@ -14,6 +14,8 @@ use serde::Deserialize;
 use crate::structural::Constraints;
 
 const KUBERNETES: &str = include_str!("../data/kubernetes-1.37-schema.json");
+/// Of versions that Kubernetes has no more, where they are not made like the stored one.
+const OLD: &str = include_str!("../data/old-versions-schema.json");
 const FLOTILLA: &str = include_str!("../data/flotilla-schema.json");
 
 pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
@@ -88,7 +90,8 @@ struct Entry {
 }
 
 static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
-    let mut entries: Vec<Entry> = FLOTILLA.lines().chain(KUBERNETES.lines()).filter_map(entry).collect();
+    let mut entries: Vec<Entry> =
+        [FLOTILLA, OLD, KUBERNETES].into_iter().flat_map(str::lines).filter_map(entry).collect();
     entries.sort_by_key(|entry| entry.name);
     entries
 });
@@ -97,6 +100,15 @@ static ENTRIES: LazyLock<Vec<Entry>> = LazyLock::new(|| {
 fn entry(line: &'static str) -> Option<Entry> {
     let (name, json) = line.strip_prefix('"')?.split_once("\":")?;
     Some(Entry { name, json: json.trim_end_matches(','), schema: OnceLock::new() })
+}
+
+/// What the type of one of Kubernetes' own kinds is called.
+pub fn name_of(group: &str, version: &str, kind: &str) -> String {
+    let package = match group {
+        "" => "core",
+        group => group.strip_suffix(".k8s.io").unwrap_or(group).split('.').next().unwrap_or(group),
+    };
+    format!("io.k8s.api.{package}.{version}.{kind}")
 }
 
 /// The facts of a type: `io.k8s.api.core.v1.Pod`.

@@ -12,6 +12,7 @@ use crate::cli::{self, Said};
 
 /// `kubectl` with a configuration of its own, which goes away with it.
 pub struct Kubectl {
+    program: PathBuf,
     home: TempDir,
     config: PathBuf,
 }
@@ -35,7 +36,13 @@ impl Kubectl {
         let home = tempfile::tempdir().expect("a directory can be made");
         let config = home.path().join("kubeconfig");
         std::fs::write(&config, kubeconfig).expect("the configuration can be written");
-        Self { home, config }
+        Self { program: "kubectl".into(), home, config }
+    }
+
+    /// The same, with another `kubectl` than the machine's.
+    #[must_use]
+    pub fn with_program(self, program: PathBuf) -> Self {
+        Self { program, ..self }
     }
 
     /// Where files for it may lie.
@@ -63,7 +70,7 @@ impl Kubectl {
     /// `kubectl`, not started yet.
     #[must_use]
     pub fn command<A: AsRef<OsStr>>(&self, arguments: &[A]) -> Command {
-        let mut command = Command::new("kubectl");
+        let mut command = Command::new(&self.program);
         command.env("KUBECONFIG", &self.config).env("HOME", self.home.path()).current_dir(self.home.path());
         for proxy in ["HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"] {
             command.env_remove(proxy);

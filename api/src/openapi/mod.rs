@@ -245,6 +245,30 @@ mod tests {
     }
 
     #[test]
+    fn old_versions_are_described_as_they_were() {
+        let registry = Registry::builtin();
+        let document: Value = serde_json::from_slice(&v2(&registry, Encoding::Json)).unwrap();
+        let of = |name: &str| &document["definitions"][format!("io.k8s.api.{name}")];
+        for deployment in ["extensions.v1beta1.Deployment", "apps.v1beta1.Deployment"] {
+            let spec = of(&format!("{deployment}Spec"));
+            assert_eq!(
+                of(deployment)["properties"]["spec"]["$ref"],
+                format!("#/definitions/io.k8s.api.{deployment}Spec")
+            );
+            assert_eq!(spec["required"], json!(["template"]), "the selector may be left out");
+            assert!(spec["properties"]["rollbackTo"].is_object());
+        }
+        let backend = of("networking.v1beta1.IngressBackend");
+        assert!(backend["properties"]["serviceName"].is_object(), "{backend}");
+        assert!(
+            of("apps.v1beta2.Deployment")["properties"]["spec"]["$ref"]
+                .as_str()
+                .unwrap()
+                .ends_with("apps.v1.DeploymentSpec")
+        );
+    }
+
+    #[test]
     fn types_carry_what_clients_look_for() {
         let registry = Registry::builtin();
         let document: Value = serde_json::from_slice(&v3(&registry, "apis/apps/v1").unwrap()).unwrap();

@@ -11,6 +11,9 @@ use serde_json::{Map, Value};
 
 const COMPRESSED: &[u8] = include_bytes!("../../data/descriptions.jsonl.gz");
 
+/// Where kinds went whose first version was `v1beta1`.
+const SUCCESSORS: [&str; 2] = ["io.k8s.api.apps.v1", "io.k8s.api.networking.v1"];
+
 /// The texts, unfolded; let go of them soon.
 pub(super) struct Texts {
     text: String,
@@ -36,8 +39,20 @@ impl Texts {
         Self { text, lines }
     }
 
-    /// The texts of a type by field; the type's own is under the empty name.
+    /// The texts of a type by field; the type's own is under the empty name. What is said of types of today goes for those
+    /// of old versions.
     pub fn of(&self, name: &str) -> Map<String, Value> {
+        let found = self.find(name);
+        match name.split_once(".v1beta1.").filter(|_| found.is_empty()) {
+            Some((_, last)) => {
+                let mut successors = SUCCESSORS.iter().map(|package| self.find(&format!("{package}.{last}")));
+                successors.find(|texts| !texts.is_empty()).unwrap_or_default()
+            }
+            None => found,
+        }
+    }
+
+    fn find(&self, name: &str) -> Map<String, Value> {
         let found = self.lines.binary_search_by_key(&name, |(key, _)| &self.text[key.clone()]);
         found.ok().and_then(|at| serde_json::from_str(&self.text[self.lines[at].1.clone()]).ok()).unwrap_or_default()
     }
@@ -56,6 +71,7 @@ mod tests {
         assert_eq!(deployment[""], "Deployment enables declarative updates for Pods and ReplicaSets.");
         assert!(deployment["spec"].as_str().unwrap().contains("desired behavior"));
         assert!(texts.of("io.k8s.api.apps.v1.Nonsense").is_empty());
+        assert_eq!(texts.of("io.k8s.api.extensions.v1beta1.Deployment"), deployment);
         for name in ["io.k8s.api.core.v1.PodSpec", "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta"] {
             let texts = texts.of(name);
             for field in schema::get(name).unwrap().properties.keys() {

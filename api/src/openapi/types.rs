@@ -41,14 +41,11 @@ pub(super) fn name_of(kind: &Kind) -> String {
     if let Some(name) = kind.schema.as_deref().filter(|name| describes(name, kind)) {
         return name.to_owned();
     }
-    let group = match kind.group.as_str() {
-        "" => "io.k8s.api.core".to_owned(),
-        group if kind.builtin.is_some() => {
-            format!("io.k8s.api.{}", group.strip_suffix(".k8s.io").unwrap_or(group).split('.').next().unwrap_or(group))
-        }
-        group => group.split('.').rev().collect::<Vec<_>>().join("."),
-    };
-    format!("{group}.{}.{}", kind.version, kind.kind)
+    if kind.group.is_empty() || kind.builtin.is_some() {
+        return schema::name_of(&kind.group, &kind.version, &kind.kind);
+    }
+    let group: Vec<&str> = kind.group.split('.').rev().collect();
+    format!("{}.{}.{}", group.join("."), kind.version, kind.kind)
 }
 
 /// The name of a kind's list.

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use crate::kinds::{Builtin, Kind};
+use crate::schema;
 
 mod autoscaler;
 mod budget;
@@ -75,19 +76,14 @@ pub fn version_of(stored: &Arc<Kind>, group: &str, version: &str, conversion: Co
     }
 }
 
-/// The versions of built-in kinds that are served beside the stored one.
+/// The versions of built-in kinds that are served beside the stored one; those that the data knows no type of have the
+/// stored one's.
 pub(crate) fn versions(stored: impl Fn(Builtin) -> Option<Arc<Kind>>) -> Vec<Kind> {
-    let schemas = [
-        ("autoscaling", "v1", "io.k8s.api.autoscaling.v1.HorizontalPodAutoscaler"),
-        ("events.k8s.io", "v1", "io.k8s.api.events.v1.Event"),
-    ];
-    let schema = |group: &str, version: &str| {
-        schemas.iter().find(|(g, v, _)| (*g, *v) == (group, version)).map(|(_, _, schema)| (*schema).to_owned())
-    };
     let made = VERSIONS.iter().filter_map(|(group, version, builtin, conversion)| {
         let stored = stored(*builtin)?;
         let kind = version_of(&stored, group, version, *conversion);
-        Some(Kind { schema: schema(group, version).or(kind.schema.clone()), ..kind })
+        let own = schema::name_of(group, version, &kind.kind);
+        Some(Kind { schema: schema::get(&own).map(|_| own).or(kind.schema.clone()), ..kind })
     });
     made.collect()
 }
