@@ -19,6 +19,8 @@ pub struct Observed {
     pub container_failures: BTreeMap<String, Failure>,
     /// By the reference in the spec. One that is not listed counts as absent.
     pub images: BTreeMap<String, Image>,
+    /// Running containers that may not have the resources that the pod gives them yet, and why not if they were refused.
+    pub behind: BTreeMap<String, Option<String>>,
     /// The node's own address.
     pub host_ip: Option<String>,
 }

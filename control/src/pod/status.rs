@@ -10,8 +10,10 @@ use flotilla_api::k8s_openapi::api::core::v1::{
 
 use super::observed::SandboxState;
 use super::track::{State, Track, terminated};
-use super::{Life, is_sidecar, probes};
+use super::{Life, is_sidecar, known_status, probes};
 use crate::{condition, meta, pods};
+
+const RESIZING: &str = "PodResizeInProgress";
 
 pub(super) fn of(life: &Life<'_>) -> PodStatus {
     let mut status = life.pod.status.clone().unwrap_or_default();
@@ -39,6 +41,7 @@ pub(super) fn of(life: &Life<'_>) -> PodStatus {
     status.observed_generation = life.pod.metadata.generation;
     addresses(life, &mut status);
     conditions(life, &mut status);
+    resize(life, &mut status);
     status
 }
 
@@ -95,13 +98,35 @@ fn container_status(life: &Life<'_>, container: &Container) -> ContainerStatus {
         started: Some(started),
         state: Some(state),
         last_state: Some(last),
-        resources: resources(container, track),
+        resources: resources_in_force(life, container).or(resources(container, track)),
         allocated_resources: resources(container, track).and_then(|resources| resources.requests),
         ..ContainerStatus::default()
     }
 }
 
-/// What a container that runs was given.
+/// What a container still has that was resized and is not there yet.
+fn resources_in_force(life: &Life<'_>, container: &Container) -> Option<ResourceRequirements> {
+    life.observed.behind.get(&container.name)?;
+    known_status(life.pod.status.as_ref(), &container.name)?.resources.clone()
+}
+
+/// Whether a resize is under way, and why it comes to nothing if it does. Defined by the Kubernetes API reference, pod
+/// conditions.
+fn resize(life: &Life<'_>, status: &mut PodStatus) {
+    let behind = life.spec.containers.iter().filter(|container| {
+        resources_in_force(life, container).is_some_and(|known| Some(&known) != container.resources.as_ref())
+    });
+    let errors: Vec<Option<&str>> = behind.map(|c| life.observed.behind[&c.name].as_deref()).collect();
+    if errors.is_empty() {
+        condition::remove(&mut status.conditions, RESIZING);
+        return;
+    }
+    let errors: Vec<&str> = errors.into_iter().flatten().collect();
+    let reason = if errors.is_empty() { "" } else { "Error" };
+    condition::set(&mut status.conditions, RESIZING, "True", reason, &errors.join("; "), life.now);
+}
+
+/// What the pod gives a container that runs.
 fn resources(container: &Container, track: &Track<'_>) -> Option<ResourceRequirements> {
     let given = container.resources.clone().filter(|resources| *resources != ResourceRequirements::default());
     given.filter(|_| matches!(track.now, State::Running(..)))

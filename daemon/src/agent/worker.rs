@@ -147,6 +147,7 @@ impl Worker {
             containers,
             container_failures: self.container_failures.clone(),
             images: self.images_of(pod),
+            behind: pod.map(|pod| self.resizes.behind(&self.local, &self.uid, pod)).unwrap_or_default(),
             host_ip: Some(self.local.host_ip()),
         }
     }

@@ -49,6 +49,8 @@ pub struct Surroundings {
     pub hostname: String,
     /// The container's own group.
     pub cgroup_path: PathBuf,
+    /// Whether the container gets its view of the control groups.
+    pub shows_cgroups: bool,
     /// The pod's `/dev/shm`.
     pub shm: PathBuf,
     /// Generated files and where they belong in the container.
@@ -259,6 +261,7 @@ fn mounts(spec: &ContainerSpec, around: &Surroundings) -> Vec<Value> {
         json!({"destination": destination, "type": "bind", "source": source, "options": ["rbind", access]})
     }));
     all.retain(|mount| !own.contains(Path::new(mount["destination"].as_str().unwrap_or_default())));
+    all.retain(|mount| around.shows_cgroups || mount["type"] != "cgroup");
     all.extend(spec.mounts.iter().map(volume));
     all
 }

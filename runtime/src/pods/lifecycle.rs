@@ -373,6 +373,9 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
         host_network: sandbox.record.spec.host_network,
         hostname: sandbox.record.spec.hostname.clone(),
         cgroup_path: cgroup.into(),
+        // On cgroup v1, libcontainer looks itself up in `/proc` by the process id that it has in its new namespace: that
+        // is somebody else, or nobody, but where the namespace is new as well and the id therefore 1.
+        shows_cgroups: pid_of.is_none() || cgroup::is_v2(),
         shm: sandbox.places.shm(),
         files: files::list(&sandbox.places),
         counts_swap: cgroup::counts_swap(),

@@ -328,6 +328,31 @@ fn what_cannot_be_made_is_said_and_tried_again() {
 }
 
 #[test]
+fn a_resize_is_told_of_until_it_is_done() {
+    let limits = |memory: &str| json!({"limits": {"memory": memory}, "requests": {"memory": memory}});
+    let given = |node: &Node| serde_json::to_value(node.container("a").resources.as_ref()).unwrap();
+    let mut node = Node::new(json!({"containers": [{"name": "a", "resources": limits("64Mi")}]}));
+    node.settle();
+    let before = node.pod.status.clone();
+    // Not known after a restart of the daemon, and what the Pod says all the same.
+    node.observed.behind = [("a".to_owned(), None)].into();
+    node.settle();
+    assert_eq!(node.pod.status, before);
+    node.pod.spec.as_mut().unwrap().containers[0].resources = serde_json::from_value(limits("32Mi")).unwrap();
+    node.settle();
+    assert_eq!(given(&node), limits("64Mi"), "what is in force");
+    assert_eq!(node.condition("PodResizeInProgress"), ("True".into(), String::new()));
+    node.observed.behind = [("a".to_owned(), Some("more is in use".to_owned()))].into();
+    node.settle();
+    assert_eq!(node.condition("PodResizeInProgress"), ("True".into(), "Error".into()));
+    node.observed.behind.clear();
+    node.settle();
+    assert_eq!(given(&node), limits("32Mi"));
+    let conditions = node.pod.status.as_ref().unwrap().conditions.clone().unwrap();
+    assert!(conditions.iter().all(|condition| condition.type_ != "PodResizeInProgress"));
+}
+
+#[test]
 fn foreign_conditions_and_gates_are_kept() {
     let mut node =
         Node::new(json!({"readinessGates": [{"conditionType": "example.com/gate"}], "containers": [{"name": "a"}]}));

@@ -1,0 +1,165 @@
+//! A person looks into a pod while it runs, with a container of their own, and gives it other resources.
+
+use std::io::{Read, Write};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use flotilla_tests::{Kubectl, Scene, cli, eventually, image};
+use serde_json::{Value, json};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn shell(image: &str) -> String {
+    format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: shell}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {image}
+    command: [sh, -c, 'while :; do sleep 0.2; done', the-target]
+    resources: {{requests: {{cpu: 100m, memory: 32Mi}}, limits: {{cpu: 200m, memory: 64Mi}}}}
+"
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_pod_is_looked_into_and_resized() {
+    let scene = Scene::set(3).await;
+    let busybox = scene.registry.push(&image::busybox(scene.registry.workshop()));
+    // Perhaps another node than the pod's.
+    let kubectl = Kubectl::new(&scene.cluster, "node-2");
+    kubectl.ok_with(&["create", "-f", "-"], &shell(&busybox));
+    kubectl.ok(&["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]);
+    look(&kubectl, &busybox);
+    type_at_a_terminal(&kubectl, &busybox);
+    leave_a_container(&kubectl, &busybox).await;
+    resize(&kubectl).await;
+    resize_to_too_little(&kubectl).await;
+}
+
+fn debug<'a>(image: &'a str, more: &[&'a str]) -> Vec<&'a str> {
+    [&["debug", "shell", "--profile=general", "--image", image], more].concat()
+}
+
+/// The container sees the processes of its target, and what is typed gets through.
+fn look(kubectl: &Kubectl, busybox: &str) {
+    let script = "read x; echo got $x; ps; exit 3";
+    let arguments = debug(busybox, &["-i", "-c", "look", "--target=main", "--", "sh", "-c", script]);
+    let said = kubectl.pipe(&arguments, "words\n");
+    assert!(said.out.contains("got words\n") && said.out.contains("the-target"), "{said:?}");
+    assert!(said.out.starts_with("Targeting container \"main\"."), "{said:?}");
+    let none = kubectl.fails(&debug(busybox, &["-i", "--target=none", "--", "true"]));
+    assert!(none.contains("targetContainerName") && none.contains("none"), "{none}");
+    let again = kubectl.fails(&debug(busybox, &["-i", "-c", "main", "--", "true"]));
+    assert!(again.contains("Duplicate value: \"main\""), "{again}");
+}
+
+fn type_at_a_terminal(kubectl: &Kubectl, busybox: &str) {
+    let debug = debug(busybox, &["-it", "-c", "typed", "--"]).join(" ");
+    let command = format!("kubectl {debug} sh -c 'test -t 0 && read x; echo got $x'");
+    let mut script = Command::new("script");
+    script.args(["-qec", &command, "/dev/null"]).env("KUBECONFIG", kubectl.config()).env("HOME", kubectl.dir());
+    let mut child = script.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("script is there");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    stdin.write_all(b"at a terminal\n").expect("the terminal can be written");
+    let mut seen = String::new();
+    child.stdout.take().expect("a pipe").read_to_string(&mut seen).expect("the terminal can be read");
+    drop(stdin);
+    assert!(seen.contains("got at a terminal"), "{seen}");
+    assert!(child.wait().expect("script ends").success(), "{seen}");
+}
+
+/// Who does not attach hears nothing, and finds the container's output and end later.
+async fn leave_a_container(kubectl: &Kubectl, busybox: &str) {
+    assert_eq!(kubectl.ok(&debug(busybox, &["-c", "left", "--", "sh", "-c", "echo alone; exit 4"])), "");
+    let ended = || async {
+        let left = "jsonpath={.status.ephemeralContainerStatuses[?(@.name==\"left\")].state.terminated.exitCode}";
+        let code = kubectl.ok(&["get", "pod", "shell", "-o", left]);
+        if code == "4" { Ok(()) } else { Err(code) }
+    };
+    eventually(LIMIT, "the container ends", ended).await;
+    assert_eq!(kubectl.ok(&["logs", "shell", "-c", "left"]), "alone\n");
+    let described = kubectl.ok(&["describe", "pod", "shell"]);
+    assert!(described.contains("Ephemeral Containers:") && described.contains("Exit Code:    4"), "{described}");
+    // The pod itself did not notice.
+    let pod = pod(kubectl);
+    let main = &pod["status"]["containerStatuses"][0];
+    assert_eq!((&pod["status"]["phase"], &main["restartCount"]), (&json!("Running"), &json!(0)));
+}
+
+fn pod(kubectl: &Kubectl) -> Value {
+    serde_json::from_str(&kubectl.ok(&["get", "pod", "shell", "-o", "json"])).expect("kubectl gives JSON")
+}
+
+fn resources(cpu: [&str; 2], memory: [&str; 2]) -> Value {
+    json!({"requests": {"cpu": cpu[0], "memory": memory[0]}, "limits": {"cpu": cpu[1], "memory": memory[1]}})
+}
+
+fn patch(kubectl: &Kubectl, resources: &Value) -> cli::Said {
+    let patch = json!({"spec": {"containers": [{"name": "main", "resources": resources}]}}).to_string();
+    kubectl.run(&["patch", "pod", "shell", "--subresource=resize", "-p", &patch])
+}
+
+/// What the kernel grants the container, as the container sees it: bytes, and microseconds in each tenth of a second.
+fn granted(kubectl: &Kubectl) -> String {
+    let script = "cd /sys/fs/cgroup; cat memory/memory.limit_in_bytes cpu/cpu.cfs_quota_us 2>/dev/null || \
+                  cat memory.max cpu.max";
+    let words = kubectl.ok(&["exec", "shell", "-c", "main", "--", "sh", "-c", script]);
+    words.split_whitespace().take(2).collect::<Vec<_>>().join(" ")
+}
+
+async fn resize(kubectl: &Kubectl) {
+    assert_eq!(granted(kubectl), format!("{} 20000", 64 << 20));
+    let id = |pod: &Value| pod["status"]["containerStatuses"][0]["containerID"].clone();
+    let before = id(&pod(kubectl));
+    let wanted = resources(["150m", "300m"], ["48Mi", "96Mi"]);
+    let said = patch(kubectl, &wanted);
+    assert_eq!((said.out.as_str(), said.err.as_str()), ("pod/shell patched\n", ""));
+    let done = || async {
+        let granted = granted(kubectl);
+        if granted == format!("{} 30000", 96 << 20) { Ok(()) } else { Err(granted) }
+    };
+    eventually(LIMIT, "the container has what it was given", done).await;
+    let told = || async {
+        let pod = pod(kubectl);
+        let main = &pod["status"]["containerStatuses"][0];
+        let condition = resizing(&pod);
+        if main["resources"] == wanted && condition.is_null() { Ok(pod) } else { Err(main.to_string()) }
+    };
+    let pod = eventually(LIMIT, "the pod says so", told).await;
+    assert_eq!(id(&pod), before, "without a restart");
+    let said = patch(kubectl, &json!({"requests": {"cpu": "300m", "memory": "96Mi"}}));
+    assert!(said.err.contains("Pod QOS Class may not change as a result of resizing"), "{said:?}");
+}
+
+fn resizing(pod: &Value) -> Value {
+    let conditions = pod["status"]["conditions"].as_array().expect("a pod has conditions");
+    conditions.iter().find(|one| one["type"] == "PodResizeInProgress").cloned().unwrap_or_default()
+}
+
+/// Less memory than is in use is not granted: the pod says why, keeps what it has, and takes what comes next.
+async fn resize_to_too_little(kubectl: &Kubectl) {
+    let before = pod(kubectl)["status"]["containerStatuses"][0]["resources"].clone();
+    assert_eq!(patch(kubectl, &resources(["150m", "300m"], ["1Ki", "1Ki"])).err, "");
+    let refused = || async {
+        let pod = pod(kubectl);
+        let condition = resizing(&pod);
+        if condition["reason"] == "Error" { Ok((pod, condition)) } else { Err(pod["status"].to_string()) }
+    };
+    let (pod, condition) = eventually(LIMIT, "the pod says that it cannot be", refused).await;
+    let message = condition["message"].as_str().unwrap_or_default();
+    assert!(message.contains("more memory is in use than the new limit"), "{message}");
+    assert_eq!(pod["status"]["containerStatuses"][0]["resources"], before);
+    let events = kubectl.ok(&["events", "--for=pod/shell", "--types=Warning"]);
+    assert_eq!(events.lines().filter(|line| line.contains("ResizeError")).count(), 1, "{events}");
+    assert_eq!(patch(kubectl, &resources(["150m", "300m"], ["48Mi", "80Mi"])).err, "");
+    let done = || async {
+        let granted = granted(kubectl);
+        if granted == format!("{} 30000", 80 << 20) { Ok(()) } else { Err(granted) }
+    };
+    eventually(LIMIT, "it can be given something else", done).await;
+}
