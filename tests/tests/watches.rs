@@ -23,7 +23,7 @@ const KEYS: usize = 8;
 const LIMIT: Duration = Duration::from_secs(60);
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 /// How long the cluster remembers: longer than the writers take, and short enough to be waited for.
-const HISTORY: &str = "history_seconds = 25\n";
+const HISTORY: &str = "history_seconds = 40\n";
 /// Of the events, one in so many is where somebody begins to watch.
 const RESUME_EACH: usize = 7;
 
