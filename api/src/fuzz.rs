@@ -222,8 +222,13 @@ fn fields(input: &[u8]) {
 fn managed_fields(input: &[u8]) {
     let Ok([live, config]) = serde_json::from_slice::<[Value; 2]>(input) else { return };
     let schema = schema::get("io.k8s.api.apps.v1.Deployment");
-    let writer =
-        managed::Writer { manager: "kubectl", api_version: "apps/v1", subresource: "", now: Timestamp::UNIX_EPOCH };
+    let writer = managed::Writer {
+        manager: "kubectl",
+        api_version: "apps/v1",
+        subresource: "",
+        status_apart: true,
+        now: Timestamp::UNIX_EPOCH,
+    };
     let mut tracked = config.clone();
     managed::track(Some(&live), &mut tracked, schema, writer);
     for force in [false, true] {

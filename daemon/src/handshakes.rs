@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 /// Handshakes under way at once.
-pub(crate) const MAX_HANDSHAKES: usize = 256;
+pub(crate) const MAX_HANDSHAKES: usize = 512;
 /// From one address.
-pub(crate) const MAX_HANDSHAKES_EACH: usize = 64;
+pub(crate) const MAX_HANDSHAKES_EACH: usize = 256;
 
 #[derive(Clone, Default)]
 pub(crate) struct Handshakes(Arc<Mutex<Open>>);

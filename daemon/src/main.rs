@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use flotilla::config::Config;
 use flotilla::{cli, serve};
 
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> ExitCode {
     // Before any thread exists: the shim makes containers with clone.
     let mut arguments = std::env::args_os().skip(1);

@@ -6,6 +6,7 @@
 //! Invariant: a frame is bounded, so that neither side can make the other hold more than one at a time.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub enum StreamRequest {
     Forward(Forward),
     /// As `Logs`, with what that lacks.
     Log(Log),
+    /// As `Forward`, to what listens at an address and not only at the pod's loopback.
+    Reach(Reach),
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -78,6 +81,14 @@ pub struct Attach {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Forward {
     pub pod: PodReference,
+    pub port: u16,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Reach {
+    pub pod: PodReference,
+    /// Of the pod, as its status has it.
+    pub ip: IpAddr,
     pub port: u16,
 }
 
@@ -194,8 +205,8 @@ impl Streams {
     ///
     /// # Errors
     /// `ServiceUnavailable` if the node cannot be reached.
-    pub async fn dial(&self, node: &str, forward: Forward) -> Result<Dialled, Status> {
-        let connection = self.connect(node, StreamRequest::Forward(forward)).await?;
+    pub async fn dial(&self, node: &str, reach: Reach) -> Result<Dialled, Status> {
+        let connection = self.connect(node, StreamRequest::Reach(reach)).await?;
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let refusal = Arc::new(OnceLock::new());
         let told = refusal.clone();
@@ -308,7 +319,12 @@ pub async fn serve(local: &Local, mut read: impl AsyncRead + Send + Unpin, mut w
         }
         Ok(Some(StreamRequest::Exec(exec))) => local.exec(exec, &mut read, &mut write).await,
         Ok(Some(StreamRequest::Attach(attach))) => local.attach(attach, &mut read, &mut write).await,
-        Ok(Some(StreamRequest::Forward(forward))) => local.forward(forward, &mut read, &mut write).await,
+        Ok(Some(StreamRequest::Forward(Forward { pod, port }))) => {
+            local.forward(&pod, None, port, &mut read, &mut write).await
+        }
+        Ok(Some(StreamRequest::Reach(Reach { pod, ip, port }))) => {
+            local.forward(&pod, Some(ip), port, &mut read, &mut write).await
+        }
         Ok(None) => return,
         Err(error) => Err(Status::bad_request(error)),
     };

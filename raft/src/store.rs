@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use flotilla_api::{Change, Key};
+use flotilla_api::{Change, GroupResource, Key};
 use openraft::errors::{InitializeError, RaftError};
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::Mutex;
@@ -228,6 +228,12 @@ impl Store {
     /// The last revision applied here.
     pub fn revision(&self) -> u64 {
         self.inner.machine.hub().revision()
+    }
+
+    /// A revision after which nothing of the collection has changed, as far as this replica has applied: what was read
+    /// at this revision or later still holds.
+    pub fn changed_at(&self, collection: &GroupResource) -> u64 {
+        self.inner.machine.hub().changed_at(&collection.prefix())
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {

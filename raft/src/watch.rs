@@ -6,7 +6,7 @@
 //! Invariant: the ring's spans are consecutive; together they end at the applied revision.
 //! Invariant: a watcher sees each event of its prefix once, in order, until it ends as compacted.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use crate::kv::Event;
@@ -43,7 +43,31 @@ struct Span {
 /// Where apply announces and watchers listen.
 pub(crate) struct Hub {
     ring: RwLock<Ring>,
+    collections: RwLock<Collections>,
     revision: signal::Sender<u64>,
+}
+
+/// When collections were last changed.
+struct Collections {
+    /// Of those that have not changed since, nothing more is known.
+    since: u64,
+    last: HashMap<String, u64>,
+}
+
+impl Collections {
+    fn since(revision: u64) -> Self {
+        Self { since: revision, last: HashMap::new() }
+    }
+
+    fn note(&mut self, events: &[Event]) {
+        for event in events {
+            let collection = event.key().collection_prefix();
+            match self.last.get_mut(collection) {
+                Some(last) => *last = event.revision(),
+                None => _ = self.last.insert(collection.to_owned(), event.revision()),
+            }
+        }
+    }
 }
 
 #[derive(Default)]
@@ -54,11 +78,21 @@ struct Ring {
 
 impl Hub {
     pub fn new(revision: u64) -> Self {
-        Self { ring: RwLock::default(), revision: signal::Sender::new(revision) }
+        Self {
+            ring: RwLock::default(),
+            collections: RwLock::new(Collections::since(revision)),
+            revision: signal::Sender::new(revision),
+        }
     }
 
     pub fn revision(&self) -> u64 {
         *self.revision.borrow()
+    }
+
+    /// The revision after which nothing of a collection has changed, as far as is known here.
+    pub fn changed_at(&self, collection_prefix: &str) -> u64 {
+        let collections = self.collections.read().unwrap_or_else(PoisonError::into_inner);
+        collections.last.get(collection_prefix).copied().unwrap_or(collections.since)
     }
 
     pub fn subscribe(&self) -> signal::Receiver<u64> {
@@ -72,6 +106,7 @@ impl Hub {
             return;
         }
         let size_bytes = events.iter().map(Event::size_bytes).sum();
+        self.collections.write().unwrap_or_else(PoisonError::into_inner).note(&events);
         {
             let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
             ring.size_bytes += size_bytes;
@@ -87,6 +122,7 @@ impl Hub {
     /// A snapshot has moved the revision: what lies between is in history.
     pub fn jump(&self, revision: u64) {
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Ring::default();
+        *self.collections.write().unwrap_or_else(PoisonError::into_inner) = Collections::since(revision);
         self.revision.send_replace(revision);
     }
 

@@ -55,15 +55,25 @@ impl Policies {
                 return Err(Status::invalid("Pod", &name, errors.into_causes()));
             }
         }
-        match limits::check(pod, &self.limit_ranges).as_slice() {
-            [] => {}
-            [one] => return refuse(one.clone()),
-            many => return refuse(format!("[{}]", many.join(", "))),
-        }
+        self.hold(pod)?;
         if let (Some(spec), Some(status)) = (&pod.spec, &mut pod.status) {
             status.qos_class = Some(qos_class(spec).to_owned());
         }
         Ok(())
+    }
+
+    /// Holds a pod to the limits of its namespace.
+    ///
+    /// # Errors
+    /// `Forbidden` if it is beyond one.
+    pub fn hold(&self, pod: &Pod) -> Result<(), Status> {
+        let name = pod.metadata.name.as_deref().unwrap_or_default();
+        let refuse = |why: &str| Err(forbidden(&GroupResource::new("", "pods"), name, why));
+        match limits::check(pod, &self.limit_ranges).as_slice() {
+            [] => Ok(()),
+            [one] => refuse(one),
+            many => refuse(&format!("[{}]", many.join(", "))),
+        }
     }
 
     /// As [`Policies::admit_pod`], for an object of any collection; only some are touched.

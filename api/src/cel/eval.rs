@@ -1,10 +1,12 @@
 //! What an expression comes to, step by step; each step is paid for.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::rc::Rc;
 
 use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
+use regex::Regex;
 
 use super::value::Val;
 use super::{functions, unescape};
@@ -14,18 +16,22 @@ pub const MAX_OBJECT_COST: u64 = 10_000_000;
 /// What one evaluation may cost: upstream's bound.
 pub const MAX_CALL_COST: u64 = 1_000_000;
 
-/// What is left to be spent on rules.
-#[derive(Clone, Copy, Debug)]
+/// Patterns that are kept compiled; further ones are compiled, and paid for, each time.
+const MAX_PATTERNS: usize = 64;
+
+/// What is left to be spent on rules, and what was spent for all of them.
+#[derive(Clone, Debug)]
 pub struct Budget {
     /// By all rules of the object.
-    pub left: u64,
+    pub(super) left: u64,
     /// By this one evaluation.
     call: u64,
+    patterns: HashMap<String, Regex>,
 }
 
 impl Default for Budget {
     fn default() -> Self {
-        Self { left: MAX_OBJECT_COST, call: MAX_CALL_COST }
+        Self { left: MAX_OBJECT_COST, call: MAX_CALL_COST, patterns: HashMap::new() }
     }
 }
 
@@ -35,8 +41,22 @@ impl Budget {
         self.call = MAX_CALL_COST;
     }
 
-    pub fn is_spent(&self) -> bool {
-        self.left == 0
+    /// A pattern that was compiled before, or is now with `compile`, for `cost`.
+    pub(super) fn pattern(
+        &mut self,
+        pattern: &str,
+        cost: u64,
+        compile: impl FnOnce() -> Result<Regex, Error>,
+    ) -> Result<Regex, Error> {
+        if let Some(known) = self.patterns.get(pattern) {
+            return Ok(known.clone());
+        }
+        self.pay(cost)?;
+        let compiled = compile()?;
+        if self.patterns.len() < MAX_PATTERNS {
+            self.patterns.insert(pattern.to_owned(), compiled.clone());
+        }
+        Ok(compiled)
     }
 
     pub(super) fn pay(&mut self, cost: u64) -> Result<(), Error> {
@@ -107,6 +127,15 @@ type Evaluated<'a> = Result<Val<'a>, Error>;
 
 pub(super) fn eval<'a>(expr: &'a IdedExpr, scope: &mut Scope<'a>, budget: &mut Budget) -> Evaluated<'a> {
     budget.pay(1)?;
+    let value = evaluated(expr, scope, budget)?;
+    if let Val::Bytes(bytes) = &value {
+        // They may have been decoded for this.
+        budget.pay(bytes.len() as u64 / 10)?;
+    }
+    Ok(value)
+}
+
+fn evaluated<'a>(expr: &'a IdedExpr, scope: &mut Scope<'a>, budget: &mut Budget) -> Evaluated<'a> {
     match &expr.expr {
         Expr::Literal(literal) => Ok(of_literal(literal)),
         Expr::Ident(name) => ident(name, scope),
@@ -342,6 +371,11 @@ fn comprehension<'a>(all: &'a ComprehensionExpr, scope: &mut Scope<'a>, budget: 
             (keys, Some(values))
         }
     };
+    for value in firsts.iter().chain(seconds.iter().flatten()) {
+        if let Val::Bytes(bytes) = value {
+            budget.pay(bytes.len() as u64 / 10)?;
+        }
+    }
     let initial = eval(&all.accu_init, scope, budget)?;
     let base = scope.variables.len();
     scope.bind(&all.accu_var, initial);

@@ -18,6 +18,8 @@ use cel::IdedExpr;
 use cel::parser::PrattParser;
 
 pub use check::{Type, check};
+#[cfg(test)]
+use eval::Error;
 pub use eval::{Budget, Scope};
 pub(crate) use text::duration;
 pub use value::Val;
@@ -203,6 +205,33 @@ mod tests {
         scope.bind("self", Val::of(this, None));
         let mut budget = Budget::default();
         program.run(&mut scope, &mut budget).map(|value| value.to_json().to_string())
+    }
+
+    #[test]
+    fn work_is_paid_for_before_it_is_done() {
+        let this = json!({"l": (0..100_000).collect::<Vec<u32>>(), "data": "A".repeat(100_000)});
+        let schema: crate::schema::Schema = serde_json::from_value(json!({
+            "type": "object",
+            "properties": {
+                "l": {"type": "array", "items": {"type": "integer"}},
+                "data": {"type": "string", "format": "byte"},
+            },
+        }))
+        .unwrap();
+        for source in [
+            "self.l.all(x, !sets.intersects(self.l, []))",
+            "self.l.all(x, !sets.contains([], self.l))",
+            "self.l.all(x, x <= size(self.data))",
+            "self.l.all(x, string(x).matches('[0-9]' + string(x) + '*|.*'))",
+        ] {
+            let program = Program::parse(source).unwrap();
+            let mut scope = Scope::new();
+            scope.bind("self", Val::of(&this, Some(&schema)));
+            let refused = program.run(&mut scope, &mut Budget::default()).map(|value| value.to_json());
+            assert_eq!(refused.unwrap_err(), Error::Cost.to_string(), "{source}");
+        }
+        let many = json!({"l": (0..20_000).collect::<Vec<u32>>()});
+        assert_eq!(run("self.l.all(x, string(x).matches('^[0-9]+$'))", &many).as_deref(), Ok("true"));
     }
 
     #[test]

@@ -112,10 +112,17 @@ pub struct Writer<'a> {
     pub api_version: &'a str,
     /// `status`, `scale`; empty for the object itself.
     pub subresource: &'a str,
+    /// Whether the status is written through a subresource of its own, and nothing else through that.
+    pub status_apart: bool,
     pub now: Timestamp,
 }
 
 impl Writer<'_> {
+    /// Whether this write says nothing of the status.
+    fn leaves_status(&self) -> bool {
+        self.status_apart && self.subresource != "status"
+    }
+
     fn with(&self, operation: Operation, fields: Fields) -> Manager {
         Manager {
             name: self.manager.to_owned(),
@@ -222,7 +229,7 @@ pub fn track(old: Option<&Value>, new: &mut Value, schema: Option<&Schema>, writ
         return;
     }
     let mut changes = changes(old, new, schema);
-    if old.is_none() {
+    if old.is_none() && writer.leaves_status() {
         // What a new object says of its status is the server's word.
         changes.set.remove(&["status"]);
     }
@@ -295,14 +302,16 @@ pub fn apply(
     let invalid = |error: String| Status::new(Reason::Invalid, format!("failed to create typed patch object: {error}"));
     let mut wanted = without_unmanaged(fields_of(config, schema).map_err(invalid)?);
     wanted.own = false;
-    if writer.subresource.is_empty() {
+    if writer.leaves_status() {
         wanted.remove(&["status"]);
+    } else if writer.status_apart {
+        wanted.children.retain(|name, _| name == "f:status");
     }
     wanted.children.retain(|name, fields| name != "f:metadata" || !(fields.own && fields.children.is_empty()));
     let own = writer.with(Operation::Apply, wanted);
     let Some(live) = live else {
         let mut object = config.clone();
-        if let Some(map) = object.as_object_mut().filter(|_| writer.subresource.is_empty()) {
+        if let Some(map) = object.as_object_mut().filter(|_| writer.leaves_status()) {
             map.remove("status");
         }
         set_managers(&mut object, vec![own]);
@@ -318,7 +327,7 @@ pub fn apply(
     let last = managers.iter().find(|manager| manager.is(&own)).cloned();
     managers.retain(|manager| !manager.is(&own));
 
-    let mut object = merge(live, &scoped(config, live, writer.subresource), schema).map_err(invalid)?;
+    let mut object = merge(live, &scoped(config, live, writer), schema).map_err(invalid)?;
     let others = managers.iter().fold(own.fields.clone(), |all, manager| all.union(&manager.fields));
     if let Some(last) = &last {
         prune(&mut object, &last.fields.difference(&own.fields), &others, schema);
@@ -341,14 +350,16 @@ pub fn apply(
 }
 
 /// What of a configuration concerns the part that is applied to: the object without its status, or the status.
-fn scoped(config: &Value, live: &Value, subresource: &str) -> Value {
+fn scoped(config: &Value, live: &Value, writer: Writer<'_>) -> Value {
     let mut scoped = config.clone();
     let Some(map) = scoped.as_object_mut() else { return scoped };
-    if subresource == "status" {
+    if writer.subresource == "status" {
         map.retain(|field, _| field == "status");
         return scoped;
     }
-    map.remove("status");
+    if writer.status_apart {
+        map.remove("status");
+    }
     if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
         // What names the object or is the server's to say is as it was; a revision is a condition.
         for path in UNMANAGED {

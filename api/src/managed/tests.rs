@@ -14,7 +14,7 @@ fn deployment() -> Option<&'static Schema> {
 
 fn writer(manager: &str, second: i64) -> Writer<'_> {
     let now = Timestamp::from_second(second).unwrap();
-    Writer { manager, api_version: "apps/v1", subresource: "", now }
+    Writer { manager, api_version: "apps/v1", subresource: "", status_apart: true, now }
 }
 
 fn config(spec: Value) -> Value {
@@ -63,6 +63,56 @@ fn another_value_for_a_field_of_others_is_a_conflict_unless_forced() {
         (owned(&forced, "a"), owned(&forced, "b")),
         (vec![".spec.paused".into()], vec![".spec.replicas".into()])
     );
+}
+
+#[test]
+fn what_is_applied_through_the_status_owns_the_status_alone() {
+    let by = |second| Writer { subresource: "status", ..writer("c", second) };
+    let object = applied(None, json!({"replicas": 3}), "a");
+    let whole = json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "labels": {"a": "b"}},
+        "spec": {"replicas": 7}, "status": {"replicas": 3, "readyReplicas": 2}});
+    let object = apply(Some(&object), &whole, deployment(), by(2), false).unwrap().object;
+    assert_eq!((&object["spec"]["replicas"], &object["metadata"].get("labels")), (&json!(3), &None));
+    assert_eq!(owned(&object, "c"), [".status.readyReplicas", ".status.replicas"]);
+    let fewer =
+        json!({"apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web"}, "status": {"replicas": 3}});
+    let object = apply(Some(&object), &fewer, deployment(), by(3), false).unwrap().object;
+    assert_eq!(
+        (&object["status"], owned(&object, "c")),
+        (&json!({"replicas": 3}), vec![".status.replicas".to_owned()])
+    );
+}
+
+#[test]
+fn a_kind_whose_status_is_like_any_other_field_keeps_it() {
+    let by = Writer { status_apart: false, ..writer("a", 1) };
+    let cup = |phase: &str| json!({"apiVersion": "x/v1", "kind": "Cup", "metadata": {"name": "c"}, "status": {"phase": phase}});
+    let object = apply(None, &cup("full"), None, by, false).unwrap().object;
+    assert_eq!((&object["status"]["phase"], owned(&object, "a")), (&json!("full"), vec![".status.phase".to_owned()]));
+    let object = apply(Some(&object), &cup("empty"), None, by, false).unwrap().object;
+    assert_eq!(object["status"]["phase"], "empty");
+    let mut made = cup("full");
+    track(None, &mut made, None, by);
+    assert_eq!(owned(&made, "a"), [".status", ".status.phase"]);
+}
+
+#[test]
+fn an_element_goes_by_the_default_of_a_key_that_it_leaves_out() {
+    let schema = json!({"type": "object", "properties": {"ports": {
+        "type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["port", "family"],
+        "items": {"type": "object", "required": ["port"], "properties": {
+            "port": {"type": "integer"}, "family": {"type": "string", "default": "v4"}, "name": {"type": "string"},
+        }},
+    }}});
+    let mut errors = crate::field::Errors::new();
+    let props = serde_json::from_value(schema).unwrap();
+    let schema = crate::structural::build(&props, &crate::field::Path::root(), &mut errors);
+    assert!(errors.is_empty());
+    let wanted = json!({"ports": [{"port": 80, "name": "web"}]});
+    let mut object = apply(None, &wanted, Some(&schema), writer("a", 1), false).unwrap().object;
+    object["ports"][0]["family"] = "v4".into();
+    let again = apply(Some(&object), &wanted, Some(&schema), writer("a", 2), false).unwrap();
+    assert_eq!(again.object["ports"], json!([{"port": 80, "name": "web", "family": "v4"}]));
 }
 
 #[test]

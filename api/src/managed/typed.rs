@@ -18,7 +18,14 @@ enum Shape<'a> {
     /// A list of values that are there once each.
     Set,
     /// A list of objects told apart by these keys.
-    Keyed(Vec<&'a str>, Option<&'a Schema>),
+    Keyed(Keys<'a>),
+}
+
+/// What tells the elements of a list apart.
+struct Keys<'a> {
+    names: Vec<&'a str>,
+    /// What an element is.
+    items: Option<&'a Schema>,
 }
 
 fn shape<'a>(value: &Value, schema: Option<&'a Schema>) -> Shape<'a> {
@@ -42,13 +49,13 @@ fn list_shape<'a>(field: &'a Schema, resolved: &'a Schema) -> Shape<'a> {
         Some("set") => Shape::Set,
         Some("map") => {
             let keys = if field.list_map_keys.is_empty() { &resolved.list_map_keys } else { &field.list_map_keys };
-            Shape::Keyed(keys.iter().map(String::as_str).collect(), items)
+            Shape::Keyed(Keys { names: keys.iter().map(String::as_str).collect(), items })
         }
         Some(_) => Shape::Leaf,
         // Types from before list types say the same by their patch strategy.
         None => match (&field.patch_strategy, &field.patch_merge_key) {
             (Some(strategy), Some(key)) if strategy.split(',').any(|one| one == "merge") => {
-                Shape::Keyed(vec![key], items)
+                Shape::Keyed(Keys { names: vec![key], items })
             }
             (Some(strategy), None) if strategy.split(',').any(|one| one == "merge") => Shape::Set,
             _ => Shape::Leaf,
@@ -61,31 +68,40 @@ fn of_field<'a>(schema: Option<&'a Schema>, name: &str) -> Option<&'a Schema> {
     schema.properties.get(name).or(schema.values.as_deref())
 }
 
-/// The name of an element of a keyed list; `None` if it has none of the keys.
-fn element_name(element: &Value, keys: &[&str]) -> Option<String> {
-    let mut named = Map::new();
-    for key in keys {
-        match element.get(*key) {
-            Some(value) if !value.is_null() => _ = named.insert((*key).to_owned(), value.clone()),
-            // The one key that upstream's schema has a default for, and that admission fills in.
-            _ if *key == "protocol" => _ = named.insert((*key).to_owned(), "TCP".into()),
-            _ => {}
+impl Keys<'_> {
+    /// The name of an element; `None` if it has none of the keys.
+    fn name_of(&self, element: &Value) -> Option<String> {
+        let mut named = Map::new();
+        for key in &self.names {
+            match element.get(*key) {
+                Some(value) if !value.is_null() => _ = named.insert((*key).to_owned(), value.clone()),
+                // Admission fills it in.
+                _ => named.extend(self.default_of(key).map(|default| ((*key).to_owned(), default))),
+            }
         }
+        (!named.is_empty()).then(|| format!("k:{}", Value::Object(named)))
     }
-    (!named.is_empty()).then(|| format!("k:{}", Value::Object(named)))
+
+    fn default_of(&self, key: &str) -> Option<Value> {
+        let field = of_field(self.items.and_then(Schema::resolve), key);
+        let declared = field.and_then(|field| field.constraints.as_ref()?.default.clone());
+        // The one key of built-in kinds that has a default.
+        declared.or_else(|| (key == "protocol").then(|| "TCP".into()))
+    }
 }
 
 /// The elements of a list with their names.
 ///
 /// # Errors
 /// If one of them has no name, or two have the same.
-fn named<'a>(list: &'a [Value], keys: Option<&[&str]>) -> Result<Vec<(String, &'a Value)>, String> {
+fn named<'a>(list: &'a [Value], keys: Option<&Keys<'_>>) -> Result<Vec<(String, &'a Value)>, String> {
     let mut all: Vec<(String, &Value)> = Vec::with_capacity(list.len());
     let mut seen = HashSet::with_capacity(list.len());
     for element in list {
         let name = match keys {
-            Some(keys) => element_name(element, keys)
-                .ok_or_else(|| format!("associative list with keys has an element that omits key fields {keys:?}"))?,
+            Some(keys) => keys.name_of(element).ok_or_else(|| {
+                format!("associative list with keys has an element that omits key fields {:?}", keys.names)
+            })?,
             None => format!("v:{element}"),
         };
         if !seen.insert(name.clone()) {
@@ -117,10 +133,10 @@ pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Result<Fields, Strin
             }
             Ok(set)
         }
-        (Shape::Keyed(keys, items), Value::Array(list)) if !list.is_empty() => {
+        (Shape::Keyed(keys), Value::Array(list)) if !list.is_empty() => {
             let mut set = Fields::default();
             for (name, element) in named(list, Some(&keys)).map_err(|error| format!(": {error}"))? {
-                let below = fields_of(element, items).map_err(|error| format!("[]{error}"))?;
+                let below = fields_of(element, keys.items).map_err(|error| format!("[]{error}"))?;
                 set.add(name, Fields { own: true, children: below.children });
             }
             Ok(set)
@@ -174,11 +190,11 @@ fn hold(set: &mut Fields, value: &Value, schema: Option<&Schema>) {
                 }
             }
         }
-        (Shape::Keyed(keys, items), Value::Array(list)) => {
+        (Shape::Keyed(keys), Value::Array(list)) => {
             set.own = true;
             for element in list {
-                if let Some(below) = element_name(element, &keys).and_then(|name| set.children.get_mut(&name)) {
-                    hold(below, element, items);
+                if let Some(below) = keys.name_of(element).and_then(|name| set.children.get_mut(&name)) {
+                    hold(below, element, keys.items);
                     below.own = true;
                 }
             }
@@ -213,9 +229,9 @@ fn compare_both(old: &Value, new: &Value, schema: Option<&Schema>) -> Changes {
             (Ok(old), Ok(new)) => compare_elements(&old, &new, |old, new| compare(old, new, None)),
             _ => changed(),
         },
-        (Shape::Keyed(keys, items), Value::Array(old), Value::Array(new)) => {
+        (Shape::Keyed(keys), Value::Array(old), Value::Array(new)) => {
             match (named(old, Some(&keys)), named(new, Some(&keys))) {
-                (Ok(old), Ok(new)) => compare_elements(&old, &new, |old, new| compare(old, new, items)),
+                (Ok(old), Ok(new)) => compare_elements(&old, &new, |old, new| compare(old, new, keys.items)),
                 _ => changed(),
             }
         }
@@ -266,21 +282,14 @@ pub fn merge(current: &Value, wanted: &Value, schema: Option<&Schema>) -> Result
             }
             Ok(Value::Object(merged))
         }
-        (Shape::Set, Value::Array(current), Value::Array(wanted)) => merge_lists(current, wanted, None, None),
-        (Shape::Keyed(keys, items), Value::Array(current), Value::Array(wanted)) => {
-            merge_lists(current, wanted, Some(&keys), items)
-        }
+        (Shape::Set, Value::Array(current), Value::Array(wanted)) => merge_lists(current, wanted, None),
+        (Shape::Keyed(keys), Value::Array(current), Value::Array(wanted)) => merge_lists(current, wanted, Some(&keys)),
         _ => Ok(wanted.clone()),
     }
 }
 
 /// The wanted elements in their order; those that only the current list has stay among them where they were.
-fn merge_lists(
-    current: &[Value],
-    wanted: &[Value],
-    keys: Option<&[&str]>,
-    items: Option<&Schema>,
-) -> Result<Value, String> {
+fn merge_lists(current: &[Value], wanted: &[Value], keys: Option<&Keys<'_>>) -> Result<Value, String> {
     let told = |error: String| format!(": {error}");
     let wanted = named(wanted, keys).map_err(told)?;
     // What is stored may hold elements twice; it is nobody's to mend here.
@@ -297,7 +306,7 @@ fn merge_lists(
             merged.push((*value).clone());
         }
         merged.push(match at {
-            Some(at) => merge(current[at].1, value, items)?,
+            Some(at) => merge(current[at].1, value, keys.and_then(|keys| keys.items))?,
             None => (*value).clone(),
         });
     }
@@ -334,9 +343,9 @@ pub fn prune(value: &mut Value, gone: &Fields, kept: &Fields, schema: Option<&Sc
                 !gone.children.contains_key(&name) || kept.children.contains_key(&name)
             });
         }
-        (Shape::Keyed(keys, items), Value::Array(list)) => {
+        (Shape::Keyed(keys), Value::Array(list)) => {
             list.retain_mut(|element| {
-                let Some(name) = element_name(element, &keys) else { return true };
+                let Some(name) = keys.name_of(element) else { return true };
                 let Some(below) = gone.children.get(&name) else { return true };
                 let nothing = Fields::default();
                 let kept = kept.children.get(&name).unwrap_or(&nothing);
@@ -345,8 +354,8 @@ pub fn prune(value: &mut Value, gone: &Fields, kept: &Fields, schema: Option<&Sc
                     return false;
                 }
                 let named: Vec<(&str, Value)> =
-                    keys.iter().filter_map(|key| Some((*key, element.get(*key)?.clone()))).collect();
-                prune(element, below, kept, items);
+                    keys.names.iter().filter_map(|key| Some((*key, element.get(*key)?.clone()))).collect();
+                prune(element, below, kept, keys.items);
                 // An element keeps the keys that it goes by.
                 if let Value::Object(map) = element {
                     map.extend(named.into_iter().map(|(key, value)| (key.to_owned(), value)));

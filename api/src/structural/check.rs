@@ -6,7 +6,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 
 use super::build::Builder;
 use super::{Rule, add_object_fields};
-use crate::cel::{Program, Type, check};
+use crate::cel::{Budget, Program, Type, check};
 use crate::field::{Errors, Path};
 use crate::schema::Schema;
 
@@ -97,8 +97,12 @@ impl Builder<'_> {
         }
     }
 
-    /// Defaults must be what they would be left as: pruned, and valid by themselves.
+    /// Defaults must be what they would be left as: pruned, and valid by themselves. Their rules share one budget.
     pub fn check_defaults(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path) {
+        self.check_defaults_below(schema, props, path, &mut Budget::default());
+    }
+
+    fn check_defaults_below(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path, budget: &mut Budget) {
         if let Some(default) = schema.constraints.as_ref().and_then(|c| c.default.as_ref()) {
             let at = path.child("default");
             let mut pruned = default.clone();
@@ -112,20 +116,20 @@ impl Builder<'_> {
             super::validate::visit(&pruned, None, schema, &at, &mut found);
             self.errors.append(found.errors);
             if !found.blocking {
-                super::rules::run_at(schema, &pruned, &at, self.errors);
+                super::rules::run_at(schema, &pruned, &at, budget, self.errors);
             }
         }
         if let (Some(items), Some(JSONSchemaPropsOrArray::Schema(below))) = (&schema.items, &props.items) {
-            self.check_defaults(items, below, &path.child("items"));
+            self.check_defaults_below(items, below, &path.child("items"), budget);
         }
         if let (Some(values), Some(JSONSchemaPropsOrBool::Schema(below))) =
             (&schema.values, &props.additional_properties)
         {
-            self.check_defaults(values, below, &path.child("additionalProperties"));
+            self.check_defaults_below(values, below, &path.child("additionalProperties"), budget);
         }
         for (name, below) in props.properties.iter().flatten() {
             if let Some(field) = schema.properties.get(name) {
-                self.check_defaults(field, below, &path.child("properties").key(name));
+                self.check_defaults_below(field, below, &path.child("properties").key(name), budget);
             }
         }
     }

@@ -1,6 +1,6 @@
 //! `x-kubernetes-validations`: rules in CEL over an object, wherever its schema has some.
 //!
-//! Invariant: all rules of an object share one budget; when it is spent, the object is refused.
+//! Invariant: all rules of an object share one budget; when it does not suffice, the object is refused.
 
 use serde_json::Value;
 
@@ -15,17 +15,19 @@ const MAX_MESSAGE_BYTES: usize = 5 * 1024;
 
 /// Complaints of the rules about an object, as a change of `old` if there was one.
 pub(super) fn run(schema: &Schema, object: &Value, old: Option<&Value>, errors: &mut Errors) {
-    Run { budget: Budget::default(), errors }.visit(schema, object, old, &Path::root());
+    Run { budget: &mut Budget::default(), errors, ended: false }.visit(schema, object, old, &Path::root());
 }
 
-/// The same about a part of an object that stands for itself.
-pub(super) fn run_at(schema: &Schema, value: &Value, path: &Path, errors: &mut Errors) {
-    Run { budget: Budget::default(), errors }.visit(schema, value, None, path);
+/// The same about a part of an object that stands for itself, within what others have left of the budget.
+pub(super) fn run_at(schema: &Schema, value: &Value, path: &Path, budget: &mut Budget, errors: &mut Errors) {
+    Run { budget, errors, ended: false }.visit(schema, value, None, path);
 }
 
 struct Run<'e> {
-    budget: Budget,
+    budget: &'e mut Budget,
     errors: &'e mut Errors,
+    /// The budget did not suffice for a rule, which was said: no other one is asked.
+    ended: bool,
 }
 
 impl Run<'_> {
@@ -62,7 +64,7 @@ impl Run<'_> {
     fn rules(&mut self, of: &Constraints, schema: &Schema, value: &Value, old: Option<&Value>, path: &Path) {
         let type_ = schema.type_.as_deref().unwrap_or_default();
         for rule in &of.rules {
-            if self.budget.is_spent() {
+            if self.ended {
                 return;
             }
             let is_unchanged = !rule.uses_old_self && old == Some(value);
@@ -79,11 +81,11 @@ impl Run<'_> {
             };
             self.budget.begin();
             let mut scope = scope(rule, schema, value, old);
-            match program.run(&mut scope, &mut self.budget) {
+            match program.run(&mut scope, self.budget) {
                 Ok(Val::Bool(true)) => {}
                 Ok(_) => self.failed(rule, schema, value, old, path),
                 Err(words) if words.contains("actual cost limit exceeded") => {
-                    self.budget.left = 0;
+                    self.ended = true;
                     let words = format!(
                         "'{words}': no further validation rules will be run due to call cost exceeds limit for rule: {}",
                         rule_words(rule)
@@ -126,7 +128,7 @@ impl Run<'_> {
         let program = rule.message_expression.as_ref()?;
         self.budget.begin();
         let mut scope = scope(rule, schema, value, old);
-        let made = program.run(&mut scope, &mut self.budget).ok()?;
+        let made = program.run(&mut scope, self.budget).ok()?;
         let text = made.as_text()?.trim();
         let fits = !text.is_empty() && text.len() <= MAX_MESSAGE_BYTES && !text.contains('\n');
         fits.then(|| text.to_owned())

@@ -280,6 +280,28 @@ fn a_rule_that_costs_too_much_is_refused_when_it_runs() {
     assert!(found[0].contains("no further validation rules will be run due to call cost exceeds limit"), "{found:?}");
 }
 
+#[test]
+fn rules_that_spend_the_whole_budget_are_told_of_once() {
+    let costly = format!("[{}].all(x, x < 5)", vec!["1"; 100].join(", "));
+    let structure = structure(json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "list": {"type": "array", "items": {"type": "integer", "x-kubernetes-validations": [{"rule": costly}]}},
+        "z": {"type": "string", "x-kubernetes-validations": [{"rule": "self == 'good'"}]},
+    }}}}));
+    let found = complaints(&structure, &object(json!({"list": vec![1; 30_000], "z": "bad"})), None);
+    assert!(matches!(&*found, [one] if one.contains("no further validation rules will be run")), "{found:?}");
+}
+
+#[test]
+fn an_object_that_is_too_large_for_its_schema_is_refused_wherever_that_is_noticed() {
+    let structure = structure(json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+        "list": {"type": "array", "items": {"type": "integer", "anyOf": [{"maximum": 1}, {"maximum": 2}, {"maximum": 9}]}},
+        "z": {"type": "string", "enum": ["good"]},
+    }}}}));
+    let value = object(json!({"list": vec![5; 500_010], "z": "bad"}));
+    let found = complaints(&structure, &value, None);
+    assert!(matches!(&*found, [one] if one.contains("too large for its schema")), "{found:?}");
+}
+
 fn schemas() -> impl Strategy<Value = Value> {
     let leaf = prop_oneof![
         Just(json!({"type": "string"})),

@@ -18,6 +18,13 @@ pub(super) struct Findings {
     steps: usize,
 }
 
+impl Findings {
+    fn refuse_size(&mut self, path: &Path) {
+        self.errors.forbidden(path, "the object is too large for its schema");
+        self.blocking = true;
+    }
+}
+
 /// How often values are looked at: large schemas times large objects would never end.
 const MAX_STEPS: usize = 2_000_000;
 
@@ -28,9 +35,7 @@ pub(super) fn visit(value: &Value, old: Option<&Value>, schema: &Schema, path: &
     }
     found.steps += 1;
     if found.steps > MAX_STEPS {
-        found.errors.forbidden(path, "the object is too large for its schema");
-        found.blocking = true;
-        return;
+        return found.refuse_size(path);
     }
     if schema.reference.is_some() {
         // Of metadata, a definition may restrict the names only.
@@ -272,5 +277,8 @@ fn holds(value: &Value, schema: &Schema, path: &Path, found: &mut Findings) -> b
     let mut inner = Findings { steps: found.steps, ..Findings::default() };
     visit(value, None, schema, path, &mut inner);
     found.steps = inner.steps;
+    if inner.steps > MAX_STEPS && !found.blocking {
+        found.refuse_size(path);
+    }
     inner.errors.is_empty()
 }

@@ -1,5 +1,6 @@
 //! Logs and commands of this node's pods, for streams from anywhere in the cluster.
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use jiff::Timestamp;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::local::Local;
-use crate::streams::{Attach, Exec, Forward, FromPod, Log, LogStream, Logs, PodReference, Size, ToPod, receive, send};
+use crate::streams::{Attach, Exec, FromPod, Log, LogStream, Logs, PodReference, Size, ToPod, receive, send};
 
 /// Bytes of a command's output in one frame.
 const CHUNK_BYTES: usize = 32 * 1024;
@@ -154,26 +155,32 @@ impl Local {
         ended
     }
 
-    /// Connects to a port of the pod and carries bytes both ways, until the pod has said all or the client goes.
+    /// Connects to a port of the pod, at its loopback or at an address of it, and carries bytes both ways until the pod
+    /// has said all or the client goes.
     ///
     /// # Errors
     /// If nobody answers there.
     pub async fn forward(
         &self,
-        asked: Forward,
+        pod: &PodReference,
+        ip: Option<IpAddr>,
+        port: u16,
         read: &mut (impl AsyncRead + Send + Unpin),
         write: &mut (impl AsyncWrite + Send + Unpin),
     ) -> Result<i32, Status> {
-        let pods = self.pods().ok_or_else(|| no_such_pod(&asked.pod))?;
+        let pods = self.pods().ok_or_else(|| no_such_pod(pod))?;
         let failed = |error: PodsError| {
             let why = match &error {
-                PodsError::Stream(source) => format!("connect to localhost:{}: {source}", asked.port),
+                PodsError::Stream(source) => {
+                    let host = ip.map_or_else(|| "localhost".to_owned(), |ip| ip.to_string());
+                    format!("connect to {host}:{port}: {source}")
+                }
                 other => other.to_string(),
             };
             Status::new(Reason::ServiceUnavailable, why)
         };
-        let stream = match pods.connect(&asked.pod.uid, asked.port).await {
-            Err(PodsError::NoSandbox(_)) => return Err(no_such_pod(&asked.pod)),
+        let stream = match pods.connect(&pod.uid, ip, port).await {
+            Err(PodsError::NoSandbox(_)) => return Err(no_such_pod(pod)),
             connected => connected.map_err(failed)?,
         };
         let (mut from_pod, mut to_pod) = stream.into_split();

@@ -13,15 +13,10 @@ impl Gate {
     /// Makes a new pod one of its account; any other object stays as it is.
     ///
     /// # Errors
-    /// Why the store cannot be read; within, that there is no such account.
-    pub(super) fn admit_account(
-        &self,
-        kind: &Kind,
-        key: &Key,
-        object: &mut Value,
-    ) -> Result<Result<(), Status>, Status> {
+    /// That there is no such account, or why the store cannot be read.
+    pub(super) fn admit_account(&self, kind: &Kind, key: &Key, object: &mut Value) -> Result<(), Status> {
         if kind.builtin != Some(Builtin::Pod) {
-            return Ok(Ok(()));
+            return Ok(());
         }
         let mut spec = PodSpec::deserialize(&object["spec"]).map_err(Status::internal)?;
         let name = account::name(&spec).to_owned();
@@ -37,12 +32,12 @@ impl Gate {
                  not found",
                 key.name()
             );
-            return Ok(Err(Status::new(Reason::Forbidden, message)));
+            return Err(Status::new(Reason::Forbidden, message));
         }
         let found: Option<ServiceAccount> =
             found.map(|kv| serde_json::from_slice(&kv.value)).transpose().map_err(Status::internal)?;
         account::admit(&mut spec, found.as_ref(), &names::suffix(&mut rand::rng()));
         object["spec"] = serde_json::to_value(spec).map_err(Status::internal)?;
-        Ok(Ok(()))
+        Ok(())
     }
 }

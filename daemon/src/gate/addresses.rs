@@ -10,7 +10,7 @@ use std::net::Ipv4Addr;
 use flotilla_api::k8s_openapi::api::networking::v1::{IPAddress, IPAddressSpec, ParentReference};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, Time};
 use flotilla_api::kinds::servicecidr;
-use flotilla_api::{Builtin, Cause, Change, Key, Kind, Status, names};
+use flotilla_api::{Builtin, Cause, Change, Expect, Key, Kind, Status, names};
 use flotilla_raft::Range;
 use jiff::Timestamp;
 use rand::Rng;
@@ -44,15 +44,20 @@ impl Gate {
         }
         // Before the leader has written the range there is nothing to take an address from.
         let Some(range) = self.service_range()? else { return Ok(change) };
-        let address = match wanted.as_str() {
-            "" => self.free_address(range, key)?,
-            wanted => self.asked_address(range, wanted).map_err(|why| invalid(key, wanted, &why))?,
+        let (address, left) = match wanted.as_str() {
+            "" => (self.free_address(range, key)?, None),
+            wanted => self.asked_address(range, wanted)?.map_err(|why| invalid(key, wanted, &why))?,
         };
         new["spec"]["clusterIP"] = json!(address.to_string());
         new["spec"]["clusterIPs"] = json!([address.to_string()]);
         let holder = holder(address, key);
         let bytes = flotilla_api::object::encode(&holder).map_err(Status::internal)?;
-        Ok(change.create(address_key(address), bytes))
+        Ok(match left {
+            None => change.create(address_key(address), bytes),
+            Some(left) => {
+                change.require(left.service, Expect::Absent).update(address_key(address), left.revision, bytes)
+            }
+        })
     }
 
     fn service_range(&self) -> Result<Option<(Ipv4Addr, u8)>, Status> {
@@ -74,20 +79,37 @@ impl Gate {
         Err(Status::internal(format!("Internal error occurred: {why}")))
     }
 
-    fn asked_address(&self, range: (Ipv4Addr, u8), wanted: &str) -> Result<Ipv4Addr, String> {
+    /// An address that is free, or one of a Service that is gone, which the leader has not given back yet; or why it
+    /// cannot be had.
+    fn asked_address(&self, range: (Ipv4Addr, u8), wanted: &str) -> Result<Result<Asked, String>, Status> {
         let (first, last) = servicecidr::usable(range);
-        let address: Ipv4Addr = wanted.parse().map_err(|_| "only IPv4 addresses are given out".to_owned())?;
+        let Ok(address) = wanted.parse::<Ipv4Addr>() else {
+            return Ok(Err("only IPv4 addresses are given out".to_owned()));
+        };
         if !(first..=last).contains(&address.to_bits()) {
             let range = format!("{}/{}", range.0, range.1);
-            return Err(format!(
+            return Ok(Err(format!(
                 "the provided IP ({wanted}) is not in the valid range. The range of valid IPs is {range}"
-            ));
+            )));
         }
-        match self.load(&address_key(address)) {
-            Ok(None) => Ok(address),
-            _ => Err("provided IP is already allocated".to_owned()),
-        }
+        let Some(held) = self.load(&address_key(address))? else { return Ok(Ok((address, None))) };
+        let holder: IPAddress = serde_json::from_slice(&held.value).map_err(Status::internal)?;
+        let parent = holder.spec.parent_ref;
+        let namespace = parent.namespace.unwrap_or_default();
+        let service = Key::new(&Builtin::Service.collection(), &namespace, &parent.name);
+        Ok(match parent.resource == "services" && self.load(&service)?.is_none() {
+            true => Ok((address, Some(Left { service, revision: held.mod_revision }))),
+            false => Err("provided IP is already allocated".to_owned()),
+        })
     }
+}
+
+type Asked = (Ipv4Addr, Option<Left>);
+
+/// What still holds an address for a Service that is gone.
+struct Left {
+    service: Key,
+    revision: u64,
 }
 
 fn address_key(address: Ipv4Addr) -> Key {

@@ -15,6 +15,9 @@ use super::{Gate, List, ListQuery, User, Verb, object};
 /// A pod that says nothing else has this long to end.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
 
+/// Namespaces that are there as long as the cluster is.
+const LASTING_NAMESPACES: &[&str] = &["default", "kube-system", "kube-public"];
+
 /// What happens to what an object owns.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Propagation {
@@ -129,6 +132,12 @@ impl Gate {
         let not_found = || Status::not_found(kind.collection(), key.name());
         let (stored, old) = stored.zip(old).ok_or_else(not_found)?;
         check_preconditions(kind, key, &old, options)?;
+        if is_kind(kind, "namespaces") && LASTING_NAMESPACES.contains(&key.name()) {
+            return Err(Status::new(
+                Reason::Forbidden,
+                format!("namespaces \"{}\" is forbidden: this namespace may not be deleted", key.name()),
+            ));
+        }
         let change = Change::new(&user.name, &options.manager);
         let (gone, object, change) = match step(kind, old.clone(), options, Timestamp::now()) {
             Step::Nothing => (false, old, None),

@@ -15,6 +15,7 @@ mod authorize;
 mod delete;
 mod escalate;
 mod evict;
+mod known;
 mod node;
 mod own;
 mod policies;
@@ -36,8 +37,10 @@ use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use policies::Policies;
 use renderings::Renderings;
 use roles::Roles;
+use write::Parents;
 
 pub use apply::Outcome;
 pub use authorize::{HEALTH_PATHS, resource_action};
@@ -164,6 +167,8 @@ pub struct Gate {
     sealer: Sealer,
     renderings: Arc<Renderings>,
     roles: Roles,
+    parents: Arc<Parents>,
+    policies: Arc<Policies>,
 }
 
 impl Gate {
@@ -174,6 +179,8 @@ impl Gate {
             sealer,
             renderings: Arc::default(),
             roles: Roles::default(),
+            parents: Arc::default(),
+            policies: Arc::default(),
         }
     }
 

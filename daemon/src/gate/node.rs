@@ -3,12 +3,13 @@
 //! Defined by Kubernetes' Node authorizer and NodeRestriction admission. Nothing here needs a pod that its node makes by
 //! itself, so that a node creates none.
 
-use flotilla_api::{GroupResource, Kind, Reason, Status};
+use flotilla_api::{Builtin, GroupResource, Key, Kind, Reason, Status};
 use flotilla_raft::{KeyValue, Range};
-use serde_json::Value;
+use serde_json::{Value, json};
 
-use super::{Gate, User};
-use crate::members::{ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION};
+use super::authorize::Attempt;
+use super::{Gate, User, Verb};
+use crate::members::{EPOCH_ANNOTATION, ID_ANNOTATION, KEY_ANNOTATION, LEAVING_ANNOTATION, TOKEN_LABELS_ANNOTATION};
 
 /// Labels that a node may set on itself though they are Kubernetes' own.
 const OWN_LABELS: &[&str] = &[
@@ -132,24 +133,87 @@ fn holds(bytes: &[u8], text: &str) -> bool {
     !text.is_empty() && bytes.windows(text.len()).any(|window| window == text.as_bytes())
 }
 
-/// What a node may not change of itself: who it is, its taints, what its token gave it, and labels that others rely on.
+/// What a node may create only for itself: that it may, it is asked before the object has a name.
+///
+/// # Errors
+/// `Forbidden`, if it is another's.
+pub(super) fn restrict_new(user: &User, kind: &Kind, key: &Key) -> Result<(), Status> {
+    match user.as_node().filter(|node| kind.builtin == Some(Builtin::Lease) && *node != key.name()) {
+        None => Ok(()),
+        Some(node) => Err(Status::new(
+            Reason::Forbidden,
+            format!("leases \"{}\" is forbidden: node \"{node}\" can only access its own lease", key.name()),
+        )),
+    }
+}
+
+/// Annotations of a Node that say which machine it is.
+const IDENTITY: &[&str] = &[ID_ANNOTATION, KEY_ANNOTATION, EPOCH_ANNOTATION, TOKEN_LABELS_ANNOTATION];
+
+impl Gate {
+    /// Which machine a Node is, only those may change who may do everything; that it leaves the cluster is for those to
+    /// say who may delete it. Who leaves out which machine it is, as a manifest does, does not mean that it is none.
+    ///
+    /// # Errors
+    /// `Forbidden`, naming what may not be changed.
+    pub(super) fn restrict_membership(
+        &self,
+        user: &User,
+        kind: &Kind,
+        key: &Key,
+        old: &Value,
+        new: &mut Value,
+    ) -> Result<(), Status> {
+        if kind.builtin != Some(Builtin::Node) {
+            return Ok(());
+        }
+        keep_identity(old, new);
+        let changed = |name: &&&str| annotation(old, name) != annotation(new, name);
+        if let Some(name) = IDENTITY.iter().find(changed).filter(|_| !user.is_master()) {
+            let words = format!("nodes \"{}\" is forbidden: annotation {name} may not be changed", key.name());
+            return Err(Status::new(Reason::Forbidden, words));
+        }
+        if annotation(old, LEAVING_ANNOTATION) != annotation(new, LEAVING_ANNOTATION) {
+            let verb = Verb::Delete;
+            let (namespace, name, object) = (key.namespace(), key.name(), Some(old));
+            self.authorize(&Attempt { user, verb, kind, subresource: None, namespace, name, object })?;
+        }
+        Ok(())
+    }
+}
+
+fn annotation<'a>(node: &'a Value, name: &str) -> Option<&'a Value> {
+    node.pointer("/metadata/annotations")?.get(name)
+}
+
+fn keep_identity(old: &Value, new: &mut Value) {
+    for name in IDENTITY {
+        if let (Some(value), None) = (annotation(old, name), annotation(new, name)) {
+            if !new["metadata"]["annotations"].is_object() {
+                new["metadata"]["annotations"] = json!({});
+            }
+            new["metadata"]["annotations"][*name] = value.clone();
+        }
+    }
+}
+
+/// What a node may not change of itself: its taints, its owners, what its token gave it, and labels that others rely on.
 ///
 /// # Errors
 /// `Forbidden`, naming the first of these.
 pub(super) fn restrict_node(user: &User, kind: &Kind, old: &Value, new: &Value) -> Result<(), Status> {
     let Some(node) = user.as_node().filter(|_| kind.group.is_empty() && kind.plural == "nodes") else { return Ok(()) };
-    let annotation = |node: &Value, name: &str| node["metadata"]["annotations"][name].clone();
-    let fixed = [ID_ANNOTATION, KEY_ANNOTATION, TOKEN_LABELS_ANNOTATION];
-    let given = annotation(old, TOKEN_LABELS_ANNOTATION);
-    let given: Vec<&str> = given.as_str().unwrap_or_default().split(',').filter(|label| !label.is_empty()).collect();
+    let given = annotation(old, TOKEN_LABELS_ANNOTATION).and_then(Value::as_str).unwrap_or_default();
+    let given: Vec<&str> = given.split(',').filter(|label| !label.is_empty()).collect();
     let labels: Vec<String> = changed_labels(old, new)
         .into_iter()
         .filter(|label| given.contains(&label.as_str()) || is_others(label))
         .collect();
-    let what = if let Some(name) = fixed.into_iter().find(|name| annotation(old, name) != annotation(new, name)) {
-        name.to_owned()
-    } else if old["spec"]["taints"] != new["spec"]["taints"] {
+    let what = if old["spec"]["taints"] != new["spec"]["taints"] {
         "taints".to_owned()
+    } else if old["metadata"]["ownerReferences"] != new["metadata"]["ownerReferences"] {
+        // The Node would be collected with an owner that is not there.
+        "ownerReferences".to_owned()
     } else if !labels.is_empty() {
         format!("labels: {}", labels.join(", "))
     } else {
@@ -230,7 +294,6 @@ fn names(reference: &Value, name: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn a_reference_is_found_wherever_a_pod_may_hold_one() {
@@ -261,12 +324,13 @@ mod tests {
     }
 
     #[test]
-    fn a_node_does_not_change_who_it_is_nor_what_its_token_gave_it() {
+    fn a_node_does_not_change_what_its_token_gave_it() {
         let registry = flotilla_api::Registry::builtin();
         let kind = registry.built_in(flotilla_api::Builtin::Node).unwrap();
         let old = json!({
             "metadata": {
                 "labels": {"zone": "a", "own": "1"},
+                "ownerReferences": [],
                 "annotations": {ID_ANNOTATION: "7", KEY_ANNOTATION: "k", TOKEN_LABELS_ANNOTATION: "zone,disk"},
             },
             "spec": {"taints": [{"key": "dedicated", "effect": "NoSchedule"}]},
@@ -280,9 +344,22 @@ mod tests {
         assert!(may(&node, "/metadata/labels/own", json!("2")));
         assert!(!may(&node, "/metadata/labels/zone", json!("b")));
         assert!(!may(&node, "/metadata/labels", json!({"zone": "a", "disk": "fast"})), "added though the token's");
-        assert!(!may(&node, "/metadata/annotations/flotilla.dev~1node-id", json!("8")));
+        assert!(!may(&node, "/metadata/ownerReferences", json!([{"name": "gone"}])));
         assert!(!may(&node, "/spec/taints", json!([])));
         assert!(may(&User::root(), "/spec/taints", json!([])));
+    }
+
+    #[test]
+    fn who_leaves_out_which_machine_a_node_is_does_not_change_it() {
+        let old = json!({"metadata": {"annotations": {ID_ANNOTATION: "7", KEY_ANNOTATION: "k", "other": "1"}}});
+        for sent in [json!({"metadata": {}}), json!({"metadata": {"annotations": null}})] {
+            let mut new = sent;
+            keep_identity(&old, &mut new);
+            assert_eq!(new["metadata"]["annotations"], json!({ID_ANNOTATION: "7", KEY_ANNOTATION: "k"}));
+        }
+        let mut new = json!({"metadata": {"annotations": {ID_ANNOTATION: "8"}}});
+        keep_identity(&old, &mut new);
+        assert_eq!(new["metadata"]["annotations"], json!({ID_ANNOTATION: "8", KEY_ANNOTATION: "k"}));
     }
 
     #[test]

@@ -44,6 +44,7 @@ impl Gate {
             manager: &options.manager,
             api_version: &api_version,
             subresource: how.subresource.unwrap_or_default(),
+            status_apart: kind.has_status(),
             now: jiff::Timestamp::now(),
         };
         if how.subresource.is_none() && self.load(key)?.is_none() {

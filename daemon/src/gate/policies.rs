@@ -3,16 +3,28 @@
 //! A replica that is behind may not know a policy that was made a moment ago; what a quota is charged with is written with
 //! the object, at the revision of the quota that was read, so that no quota is overdrawn.
 
-use flotilla_api::admit::{Policies, Quota};
+use flotilla_api::admit::{self, Quota, usage};
+use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Pod};
+use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
 use flotilla_api::{Builtin, Change, GroupResource, Key, Kind, Status};
 use flotilla_raft::Range;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::known::Known;
 use super::{Gate, read_status};
 
 /// Policies of one sort that are looked at.
 const MAX_POLICIES: usize = 500;
+
+/// The policies that were read, by namespace.
+#[derive(Default)]
+pub(super) struct Policies {
+    classes: Known<Vec<PriorityClass>>,
+    limit_ranges: Known<Vec<LimitRange>>,
+    quotas: Known<Vec<Quota>>,
+}
 
 impl Gate {
     /// Lets the policies of its namespace change a new object, and charges their quotas in the Change that creates it.
@@ -33,7 +45,8 @@ impl Gate {
         policies.write(change).map_err(Status::internal)
     }
 
-    /// Charges the quotas with what an object takes more after a change of it.
+    /// Charges the quotas with what an object takes more after a change of it, and holds a pod that was resized to the
+    /// limits.
     ///
     /// # Errors
     /// As [`Gate::apply_policies`].
@@ -45,44 +58,62 @@ impl Gate {
         change: Change,
     ) -> Result<Change, Status> {
         let collection = kind.collection();
+        let is_resized = kind.builtin == Some(Builtin::Pod)
+            && old["spec"] != new["spec"]
+            && usage::of(&collection, old) != usage::of(&collection, new);
         // What others take does not change.
-        let grows = ["services", "persistentvolumeclaims"].contains(&collection.resource.as_str());
-        if !collection.group.is_empty() || !grows {
+        let grows = matches!(kind.builtin, Some(Builtin::Service | Builtin::PersistentVolumeClaim));
+        if !grows && !is_resized {
             return Ok(change);
         }
         let Some(mut policies) = self.policies(&collection, key.namespace())? else { return Ok(change) };
+        if is_resized {
+            policies.hold(&Pod::deserialize(new).map_err(Status::internal)?)?;
+        }
         policies.charge(&collection, Some(old), new)?;
         policies.write(change).map_err(Status::internal)
     }
 
     /// `None` for what no policy is about.
-    fn policies(&self, collection: &GroupResource, namespace: &str) -> Result<Option<Policies>, Status> {
+    fn policies(&self, collection: &GroupResource, namespace: &str) -> Result<Option<admit::Policies>, Status> {
         let plural = if collection.group.is_empty() { collection.resource.as_str() } else { "" };
         if namespace.is_empty() || plural == "events" {
             return Ok(None);
         }
-        let of = |builtin: Builtin| builtin.collection().namespace_prefix(namespace);
-        let mut policies = Policies::default();
+        let mut policies = admit::Policies::default();
         if plural == "pods" {
-            let classes = self.policy(Builtin::PriorityClass.collection().prefix())?;
-            policies.classes = classes.into_iter().map(|(_, _, class)| class).collect();
+            policies.classes = self.policy(&self.policies.classes, Builtin::PriorityClass, "", |_, _, class| class)?;
         }
         if plural == "pods" || plural == "persistentvolumeclaims" {
-            let ranges = self.policy(of(Builtin::LimitRange))?;
-            policies.limit_ranges = ranges.into_iter().map(|(_, _, range)| range).collect();
+            let known = &self.policies.limit_ranges;
+            policies.limit_ranges = self.policy(known, Builtin::LimitRange, namespace, |_, _, range| range)?;
         }
-        let quotas = self.policy(of(Builtin::ResourceQuota))?.into_iter();
-        policies.quotas =
-            quotas.map(|(key, revision, object)| Quota { key, revision, object, charged: false }).collect();
+        let quota = |key, revision, object| Quota { key, revision, object, charged: false };
+        policies.quotas = self.policy(&self.policies.quotas, Builtin::ResourceQuota, namespace, quota)?;
         Ok(Some(policies))
     }
 
-    fn policy<T: DeserializeOwned>(&self, prefix: String) -> Result<Vec<(Key, u64, T)>, Status> {
-        let page = self.store.range(Range { limit: MAX_POLICIES, ..Range::prefix(prefix) }).map_err(read_status)?;
-        let read = page.items.into_iter().map(|kv| {
-            let policy = serde_json::from_slice(&kv.value);
-            policy.map(|policy| (kv.key, kv.mod_revision, policy)).map_err(Status::internal)
-        });
-        read.collect()
+    /// The policies of one sort in a namespace, or in none.
+    fn policy<T: DeserializeOwned, P: Clone>(
+        &self,
+        known: &Known<Vec<P>>,
+        builtin: Builtin,
+        namespace: &str,
+        made: impl Fn(Key, u64, T) -> P,
+    ) -> Result<Vec<P>, Status> {
+        let collection = builtin.collection();
+        let read = || {
+            let prefix = match namespace {
+                "" => collection.prefix(),
+                namespace => collection.namespace_prefix(namespace),
+            };
+            let page = self.store.range(Range { limit: MAX_POLICIES, ..Range::prefix(prefix) }).map_err(read_status)?;
+            let policies = page.items.into_iter().map(|kv| {
+                let object = serde_json::from_slice(&kv.value).map_err(Status::internal)?;
+                Ok(made(kv.key, kv.mod_revision, object))
+            });
+            policies.collect()
+        };
+        known.get(&self.store, &collection, namespace, read).map(|known| known.as_ref().clone())
     }
 }

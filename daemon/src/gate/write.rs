@@ -2,11 +2,12 @@
 
 use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
 use flotilla_api::managed::{self, Writer};
-use flotilla_api::{Change, Expect, GroupResource, Key, Kind, Reason, Status};
+use flotilla_api::{Builtin, Change, Expect, Key, Kind, Reason, Status};
 use serde_json::Value;
 
 use super::authorize::Attempt;
-use super::node::restrict_node;
+use super::known::Known;
+use super::node::{restrict_new, restrict_node};
 use super::settle::{Decision, Reads};
 use super::{Gate, User, Verb, object};
 
@@ -83,6 +84,20 @@ impl Written {
     }
 }
 
+/// What new objects depend on, as it was read.
+#[derive(Default)]
+pub(super) struct Parents {
+    namespaces: Known<Option<Parent>>,
+    definitions: Known<Option<Parent>>,
+}
+
+#[derive(Clone, Copy)]
+struct Parent {
+    revision: u64,
+    /// It was told to go, and takes nothing new.
+    is_ending: bool,
+}
+
 impl Gate {
     /// Stores a new object and returns it as stored.
     ///
@@ -121,34 +136,39 @@ impl Gate {
         if let Err(status) = allowed {
             return Ok(Decision::Refuse(status));
         }
-        let (key, mut written) = prepare(kind, new.clone(), options.unknown_fields)?;
-        if let Err(status) = self.admit_account(kind, &key, &mut written.object)? {
-            return Ok(Decision::Refuse(status));
-        }
-        if let Err(status) = self.admit_request(user, kind, &mut written.object) {
-            return Ok(Decision::Refuse(status));
-        }
+        let (key, written) = prepare(kind, new.clone(), options.unknown_fields)?;
+        let is_named = !text(new, "/metadata/name").is_empty();
+        let admitted = self.admit_new(user, kind, (&key, is_named), written, options);
+        Ok(admitted.unwrap_or_else(Decision::Refuse))
+    }
+
+    /// What creating an object that is well formed comes to; whatever goes wrong rests on what this replica has.
+    fn admit_new(
+        &self,
+        user: &User,
+        kind: &Kind,
+        (key, is_named): (&Key, bool),
+        mut written: Written,
+        options: &WriteOptions,
+    ) -> Result<Decision<Written>, Status> {
+        self.admit_account(kind, key, &mut written.object)?;
+        self.admit_request(user, kind, &mut written.object)?;
+        restrict_new(user, kind, key)?;
         track(kind, None, &mut written.object, "", options);
-        if let Err(status) = self.check_escalation(user, kind, None, &written.object) {
-            return Ok(Decision::Refuse(status));
+        self.check_escalation(user, kind, None, &written.object)?;
+        if is_named && self.load(key)?.is_some() {
+            return Err(Status::already_exists(key.collection(), key.name()));
         }
-        if !text(new, "/metadata/name").is_empty() && self.load(&key)?.is_some() {
-            return Ok(Decision::Refuse(Status::already_exists(key.collection(), key.name())));
-        }
-        let change = match self.in_namespace(Change::new(&user.name, &options.manager), &key)? {
-            Ok(change) => change,
-            Err(status) => return Ok(Decision::Refuse(status)),
-        };
-        let change = match self.apply_policies(kind, &key, &mut written.object, change) {
-            Ok(change) => change,
-            Err(status) => return Ok(Decision::Refuse(status)),
-        };
-        let change = self.take_address(kind, &key, (None, &mut written.object), change)?;
+        let change = Change::new(&user.name, &options.manager);
+        let change = self.in_namespace(change, key)?;
+        let change = self.of_definition(change, kind)?;
+        let change = self.apply_policies(kind, key, &mut written.object, change)?;
+        let change = self.take_address(kind, key, (None, &mut written.object), change)?;
         let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
-                let (change, bytes) = self.encode(kind, &key, &written.object, change)?;
-                Decision::Write(change.create(key, bytes), written)
+                let (change, bytes) = self.encode(kind, key, &written.object, change)?;
+                Decision::Write(change.create(key.clone(), bytes), written)
             }
         };
         Ok(decision.map(|written| written.into_kind(kind)))
@@ -233,23 +253,33 @@ impl Gate {
         let mut new = kind.present(old.clone());
         edit(&mut new)?;
         keep_managers(&old, &mut new);
+        self.restrict_membership(user, kind, key, &old, &mut new)?;
         restrict_node(user, kind, &old, &new)?;
         if text(&new, "/metadata/resourceVersion") != text(&old, "/metadata/resourceVersion") {
             return Err(overtaken(kind, key.name()));
         }
-        let updated = admit::prepare_update(kind, &old, new, how.part, options.unknown_fields)?;
+        // Parts keep the object's metadata, but who owns what in them changes with them.
+        let declared = (options.ownership == Ownership::Declared).then(|| managed_fields(&new).cloned());
+        let mut updated = admit::prepare_update(kind, &old, new, how.part, options.unknown_fields)?;
+        if let Some(managers) = declared {
+            updated.changed |= managers.as_ref() != managed_fields(&old);
+            set_managed_fields(&mut updated.object, managers);
+        }
         let mut new = Written { object: updated.object, warnings: updated.warnings };
         if updated.changed {
             track(kind, Some(&old), &mut new.object, how.subresource.unwrap_or_default(), options);
         }
         self.check_escalation(user, kind, Some(&old), &new.object)?;
         self.check_request(user, kind, how, &old, &new.object)?;
-        if !updated.changed || options.dry_run {
+        if !updated.changed {
             return Ok(Decision::Keep(new.into_kind(kind)));
         }
         let change = Change::new(&user.name, &options.manager);
         let change = self.charge_update(kind, key, (&old, &new.object), change)?;
         let change = self.take_address(kind, key, (Some(&old), &mut new.object), change)?;
+        if options.dry_run {
+            return Ok(Decision::Keep(new.into_kind(kind)));
+        }
         let change = if is_finished(&new.object) {
             change.remove(key.clone(), stored.mod_revision)
         } else {
@@ -259,17 +289,16 @@ impl Gate {
         Ok(Decision::Write(change, new.into_kind(kind)))
     }
 
-    /// Makes a creation depend on its namespace being there and not ending; or says that it is not so.
-    fn in_namespace(&self, change: Change, key: &Key) -> Result<Result<Change, Status>, Status> {
+    /// Makes a creation depend on its namespace, which must be there and not ending.
+    fn in_namespace(&self, change: Change, key: &Key) -> Result<Change, Status> {
         if key.namespace().is_empty() {
-            return Ok(Ok(change));
+            return Ok(change);
         }
-        let namespace = Key::new(&GroupResource::new("", "namespaces"), "", key.namespace());
-        let Some(stored) = self.load(&namespace)? else {
-            return Ok(Err(Status::not_found("namespaces", key.namespace())));
-        };
-        if object(&stored)?.pointer("/metadata/deletionTimestamp").is_some() {
-            return Ok(Err(Status::new(
+        let namespace = Key::new(&Builtin::Namespace.collection(), "", key.namespace());
+        let found = self.parent(&self.parents.namespaces, &namespace)?;
+        let found = found.ok_or_else(|| Status::not_found("namespaces", key.namespace()))?;
+        if found.is_ending {
+            return Err(Status::new(
                 Reason::Forbidden,
                 format!(
                     "{} \"{}\" is forbidden: unable to create new content in namespace {} because it is being terminated",
@@ -277,18 +306,53 @@ impl Gate {
                     key.name(),
                     key.namespace()
                 ),
-            )));
+            ));
         }
-        Ok(Ok(change.require(namespace, Expect::ModRevision(stored.mod_revision))))
+        Ok(change.require(namespace, Expect::ModRevision(found.revision)))
+    }
+
+    /// Makes the creation of a custom object depend on its definition, which must be there and not ending.
+    fn of_definition(&self, change: Change, kind: &Kind) -> Result<Change, Status> {
+        if kind.builtin.is_some() {
+            return Ok(change);
+        }
+        let definitions = Builtin::CustomResourceDefinition.collection();
+        let definition = Key::new(&definitions, "", &format!("{}.{}", kind.plural, kind.group));
+        let gone = || Status::new(Reason::NotFound, "the server could not find the requested resource");
+        let found = self.parent(&self.parents.definitions, &definition)?.ok_or_else(gone)?;
+        if found.is_ending {
+            let words = "create not allowed while custom resource definition is terminating";
+            return Err(Status::new(Reason::MethodNotAllowed, words));
+        }
+        Ok(change.require(definition, Expect::ModRevision(found.revision)))
+    }
+
+    fn parent(&self, known: &Known<Option<Parent>>, key: &Key) -> Result<Option<Parent>, Status> {
+        let read = || {
+            let Some(stored) = self.load(key)? else { return Ok(None) };
+            let is_ending = object(&stored)?.pointer("/metadata/deletionTimestamp").is_some();
+            Ok(Some(Parent { revision: stored.mod_revision, is_ending }))
+        };
+        known.get(&self.store, &key.collection(), key.name(), read).map(|parent| *parent)
     }
 }
 
 /// Who leaves the managers out does not mean that there are none.
 fn keep_managers(old: &Value, new: &mut Value) {
-    let Some(managers) = old.pointer("/metadata/managedFields") else { return };
-    let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    if metadata.get("managedFields").is_none_or(Value::is_null) {
-        metadata.insert("managedFields".into(), managers.clone());
+    if managed_fields(new).is_none() {
+        set_managed_fields(new, managed_fields(old).cloned());
+    }
+}
+
+fn managed_fields(object: &Value) -> Option<&Value> {
+    object.pointer("/metadata/managedFields").filter(|managers| !managers.is_null())
+}
+
+fn set_managed_fields(object: &mut Value, managers: Option<Value>) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    match managers {
+        Some(managers) => _ = metadata.insert("managedFields".into(), managers),
+        None => _ = metadata.remove("managedFields"),
     }
 }
 
@@ -298,8 +362,13 @@ fn track(kind: &Kind, old: Option<&Value>, new: &mut Value, subresource: &str, o
         return;
     }
     let api_version = text(new, "/apiVersion").to_owned();
-    let writer =
-        Writer { manager: &options.manager, api_version: &api_version, subresource, now: jiff::Timestamp::now() };
+    let writer = Writer {
+        manager: &options.manager,
+        api_version: &api_version,
+        subresource,
+        status_apart: kind.has_status(),
+        now: jiff::Timestamp::now(),
+    };
     managed::track(old, new, kind.facts(), writer);
 }
 

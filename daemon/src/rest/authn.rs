@@ -5,7 +5,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use flotilla_api::{Reason, Status};
-use http::{HeaderMap, header};
+use http::{HeaderMap, HeaderValue, header};
 use tracing::debug;
 
 use crate::accounts::TokenError;
@@ -64,6 +64,25 @@ fn token(headers: &HeaderMap) -> Result<Option<String>, Status> {
     Ok(found)
 }
 
+/// Takes out what says who the client is, for a request that is passed on to somebody else.
+pub(super) fn remove_identity(headers: &mut HeaderMap) {
+    headers.remove(header::AUTHORIZATION);
+    let names = headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned();
+    for name in names.collect::<Vec<_>>() {
+        headers.remove(name);
+    }
+    let protocols = headers.get_all(header::SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok());
+    let kept: Vec<&str> = protocols
+        .flat_map(|list| list.split(','))
+        .map(str::trim)
+        .filter(|protocol| !protocol.is_empty() && !protocol.starts_with(WEBSOCKET_PREFIX))
+        .collect();
+    match HeaderValue::try_from(kept.join(", ")) {
+        Ok(kept) if !kept.is_empty() => _ = headers.insert(header::SEC_WEBSOCKET_PROTOCOL, kept),
+        _ => _ = headers.remove(header::SEC_WEBSOCKET_PROTOCOL),
+    }
+}
+
 fn unauthorized() -> Status {
     Status::new(Reason::Unauthorized, "Unauthorized")
 }
@@ -78,6 +97,25 @@ mod tests {
             headers.append(http::HeaderName::try_from(*name).unwrap(), value.parse().unwrap());
         }
         token(&headers).map_err(|status| assert_eq!(status.reason.code(), 401))
+    }
+
+    #[test]
+    fn nothing_that_says_who_the_client_is_is_passed_on() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer a.b.c"),
+            ("impersonate-user", "root"),
+            ("impersonate-extra-scopes", "all"),
+            ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.YS5iLmM, chat"),
+            ("sec-websocket-protocol", "base64url.bearer.authorization.k8s.io.YS5iLmM,v2"),
+            ("accept", "*/*"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        remove_identity(&mut headers);
+        let mut left: Vec<_> = headers.iter().map(|(name, value)| (name.as_str(), value.to_str().unwrap())).collect();
+        left.sort_unstable();
+        assert_eq!(left, [("accept", "*/*"), ("sec-websocket-protocol", "chat, v2")]);
     }
 
     #[test]

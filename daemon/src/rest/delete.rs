@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use flotilla_api::{Kind, Reason, Status};
+use flotilla_api::{Builtin, Kind, Reason, Status};
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::read::{list_query, write};
 use super::route::Target;
-use super::{Answer, Call, Rest, answer, at, body};
+use super::{Answer, Call, Rest, answer, at, body, not_allowed};
 use crate::gate::{DeleteOptions, Propagation};
 
 /// Upstream's `DeleteOptions`, as far as they mean something here.
@@ -63,6 +63,9 @@ impl Rest {
         kind: &Arc<Kind>,
         target: &Target,
     ) -> Answer {
+        if kind.builtin == Some(Builtin::Namespace) {
+            return Err(not_allowed());
+        }
         let options = options(call, &body::read(body).await?)?;
         let query = list_query(call, kind, target)?;
         let deleted = self.gate().delete_collection(&call.user, kind, &query, &options).await?;

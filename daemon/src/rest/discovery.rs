@@ -6,11 +6,14 @@
 use std::sync::Arc;
 
 use flotilla_api::names::compare_versions;
-use flotilla_api::{Kind, Registry, questions};
+use flotilla_api::{Builtin, Kind, Registry, questions};
 use serde_json::{Value, json};
 
 /// What every stored kind can do.
 const VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+
+/// They end one by one.
+const VERBS_OF_NAMESPACES: &[&str] = &["create", "delete", "get", "list", "patch", "update", "watch"];
 
 /// `/api`
 pub fn core_versions() -> Value {
@@ -225,6 +228,7 @@ fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
 fn verbs(kind: &Kind) -> &'static [&'static str] {
     match questions::find(&kind.group, &kind.version, &kind.plural) {
         Some(_) => &["create"],
+        None if kind.builtin == Some(Builtin::Namespace) => VERBS_OF_NAMESPACES,
         None => VERBS,
     }
 }

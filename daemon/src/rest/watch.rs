@@ -32,6 +32,9 @@ const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 /// Events that one frame carries at most, if they are ready.
 const FRAME_BYTES: usize = 64 * 1024;
 
+/// Longer than any watch lasts; a time that far away can still be told.
+const MAX_TIMEOUT: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
 const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 impl Rest {
@@ -40,7 +43,7 @@ impl Rest {
         let query =
             ListQuery { limit: 0, continue_token: String::new(), at: start.at(), ..list_query(call, kind, target)? };
         let timeout = match call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0) {
-            Some(seconds) => Duration::from_secs(seconds.unsigned_abs()),
+            Some(seconds) => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
             None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),
         };
         let form = EventForm {

@@ -67,8 +67,8 @@ struct Fold<'a> {
     state: &'a State,
     header: Header,
     batch: WriteBatch,
-    /// What this entry has written already; `None` is deleted.
-    written: HashMap<Key, Option<Current>>,
+    /// What this entry has read or written; `None` is not there.
+    seen: HashMap<Key, Option<Current>>,
     done: AppliedEntry,
 }
 
@@ -78,7 +78,7 @@ impl<'a> Fold<'a> {
             state,
             header: state.header().as_ref().clone(),
             batch: WriteBatch::default(),
-            written: HashMap::new(),
+            seen: HashMap::new(),
             done: AppliedEntry::default(),
         }
     }
@@ -137,14 +137,14 @@ impl<'a> Fold<'a> {
                 let new = Current { create_revision, mod_revision: revision, time_ms: self.header.now_ms, value };
                 self.keep_age(&key, old.as_ref(), Some(&new));
                 self.batch.put(current_key(key.as_str()), new.encode());
-                self.written.insert(key.clone(), Some(new.clone()));
+                self.seen.insert(key.clone(), Some(new.clone()));
                 Event::Put { prev: old.map(|c| c.into_kv(key.clone())), kv: new.into_kv(key) }
             }
             Write::Delete { key } => {
                 let Some(old) = old else { return Ok(()) };
                 self.keep_age(&key, Some(&old), None);
                 self.batch.delete(current_key(key.as_str()));
-                self.written.insert(key.clone(), None);
+                self.seen.insert(key.clone(), None);
                 Event::Delete { key: key.clone(), revision, prev: old.into_kv(key) }
             }
         };
@@ -196,11 +196,13 @@ impl<'a> Fold<'a> {
         }
     }
 
-    fn current(&self, key: &Key) -> Result<Option<Current>, ApplyError> {
-        match self.written.get(key) {
-            Some(written) => Ok(written.clone()),
-            None => self.state.current(key),
+    fn current(&mut self, key: &Key) -> Result<Option<Current>, ApplyError> {
+        if let Some(seen) = self.seen.get(key) {
+            return Ok(seen.clone());
         }
+        let current = self.state.current(key)?;
+        self.seen.insert(key.clone(), current.clone());
+        Ok(current)
     }
 
     fn finish(mut self) -> Result<AppliedEntry, ApplyError> {

@@ -1,4 +1,4 @@
-//! Connections to a pod from within its own network, so that they reach what listens on its loopback.
+//! Connections to a pod from within its own network, so that they reach what listens on its loopback too.
 //!
 //! A socket belongs to the network namespace that it was made in, whoever uses it later: a thread that lives for nothing
 //! else enters the pod's namespace, makes the sockets and ends. Connecting is then the caller's, like any other connection.
@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use nix::sched::{CloneFlags, setns};
@@ -18,10 +18,15 @@ use super::sandbox::Sandbox;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Connects to the port on the pod's `127.0.0.1`, or on `::1` where nobody listens there.
-pub async fn connect(sandbox: &Sandbox, port: u16) -> Result<TcpStream, PodsError> {
+/// Connects to the port at an address, or on the pod's `127.0.0.1`, and on `::1` where nobody listens there.
+pub async fn connect(sandbox: &Sandbox, ip: Option<IpAddr>, port: u16) -> Result<TcpStream, PodsError> {
     let (v4, v6) = sockets(sandbox).await?;
     let connecting = async {
+        if let Some(ip) = ip {
+            let no_v6 = || io::Error::from(io::ErrorKind::Unsupported);
+            let socket = if ip.is_ipv4() { v4 } else { v6.ok_or_else(no_v6)? };
+            return socket.connect(SocketAddr::new(ip, port)).await;
+        }
         match v4.connect(SocketAddr::from((Ipv4Addr::LOCALHOST, port))).await {
             Ok(stream) => Ok(stream),
             Err(refused) => match v6 {

@@ -21,6 +21,7 @@ mod wire;
 
 use std::collections::{BTreeMap, HashSet};
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -168,9 +169,14 @@ impl Pods {
         exec::attach(self.sandbox(sandbox)?.as_ref(), container, spec).await
     }
 
-    /// Connects to a TCP port of the pod, from within its network.
-    pub async fn connect(&self, sandbox: &str, port: u16) -> Result<tokio::net::TcpStream, PodsError> {
-        dial::connect(self.sandbox(sandbox)?.as_ref(), port).await
+    /// Connects to a TCP port from within the pod's network: at its loopback, unless an address is named.
+    pub async fn connect(
+        &self,
+        sandbox: &str,
+        ip: Option<IpAddr>,
+        port: u16,
+    ) -> Result<tokio::net::TcpStream, PodsError> {
+        dial::connect(self.sandbox(sandbox)?.as_ref(), ip, port).await
     }
 
     /// Gives a running container other limits, and its pod other limits as a whole, without stopping either.

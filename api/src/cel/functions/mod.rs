@@ -249,7 +249,7 @@ pub(super) fn library<'a>(library: &str, name: &str, values: &[Val<'a>], budget:
         ("sets", "contains", [a, b]) => all_in(b, a, budget).map(Val::Bool),
         ("sets", "equivalent", [a, b]) => Ok(Val::Bool(all_in(a, b, budget)? && all_in(b, a, budget)?)),
         ("sets", "intersects", [a, b]) if a.is_list() && b.is_list() => {
-            for item in a.items() {
+            for item in paid_items(a, budget)? {
                 if position(b, &item, budget)?.is_some() {
                     return Ok(Val::Bool(true));
                 }
@@ -265,13 +265,18 @@ fn all_in(items: &Val<'_>, list: &Val<'_>, budget: &mut Budget) -> Result<bool, 
     if !items.is_list() || !list.is_list() {
         return no_overload();
     }
-    for item in items.items() {
-        budget.pay(1)?;
+    for item in paid_items(items, budget)? {
         if position(list, &item, budget)?.is_none() {
             return Ok(false);
         }
     }
     Ok(true)
+}
+
+/// The items of a list that is walked through, which is paid for beforehand.
+fn paid_items<'a>(list: &Val<'a>, budget: &mut Budget) -> Result<Vec<Val<'a>>, Error> {
+    budget.pay(list.weight(budget_limit(budget)).max(list.count().unwrap_or_default() as u64))?;
+    Ok(list.items())
 }
 
 fn extreme<'a>(greatest: bool, values: &[Val<'a>], budget: &mut Budget) -> Evaluated<'a> {

@@ -9,6 +9,8 @@ use super::{Evaluated, size};
 
 /// What a compiled pattern may take.
 const MAX_PATTERN_MEMORY_BYTES: usize = 256 * 1024;
+/// What compiling a pattern costs: far more than matching one, for those that take all of the memory.
+const COMPILE_COST: u64 = 5_000;
 
 pub(super) fn of_text<'a>(
     name: &str,
@@ -73,14 +75,16 @@ fn made<'a>(text: String, budget: &mut Budget) -> Evaluated<'a> {
 }
 
 fn compiled(pattern: &str, over: &str, budget: &mut Budget) -> Result<Regex, Error> {
-    // Compiling a pattern costs more than matching a short text; matching is linear in the text.
-    budget.pay(100 + (pattern.len() as u64) * (1 + over.len() as u64 / 16))?;
-    let built = RegexBuilder::new(pattern)
-        .size_limit(MAX_PATTERN_MEMORY_BYTES)
-        .dfa_size_limit(MAX_PATTERN_MEMORY_BYTES)
-        .nest_limit(50)
-        .build();
-    built.map_err(|_| Error::Other(format!("invalid regular expression: {pattern:?}")))
+    // Matching is linear in the text.
+    budget.pay(1 + (pattern.len() as u64) * (1 + over.len() as u64 / 16))?;
+    budget.pattern(pattern, COMPILE_COST, || {
+        let built = RegexBuilder::new(pattern)
+            .size_limit(MAX_PATTERN_MEMORY_BYTES)
+            .dfa_size_limit(MAX_PATTERN_MEMORY_BYTES)
+            .nest_limit(50)
+            .build();
+        built.map_err(|_| Error::Other(format!("invalid regular expression: {pattern:?}")))
+    })
 }
 
 fn find_all<'a>(pattern: &str, this: &str, limit: i64, budget: &mut Budget) -> Evaluated<'a> {

@@ -1,7 +1,7 @@
 //! Proxying to pods, services and nodes: a request goes on to what it names, and the answer comes back.
 //!
-//! Pods are reached from within their own network, through the node that they are on, so that it does not matter which
-//! node was asked. Defined by upstream's proxy subresources.
+//! Pods are reached at their address from within their own network, through the node that they are on, so that it does not
+//! matter which node was asked. Defined by upstream's proxy subresources.
 //!
 //! Invariant: what says who the client is to us is not passed on.
 //! Invariant: nothing is followed: a redirect is the client's to follow, through the proxy again.
@@ -9,13 +9,14 @@
 mod kubelet;
 mod place;
 
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use flotilla_api::selector::Labels;
 use flotilla_api::{Builtin, Kind, Reason, Status};
-use http::header::{self, HeaderName, HeaderValue};
+use http::header::{self, HeaderValue};
 use http::request::Parts;
 use http::{HeaderMap, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt;
@@ -32,10 +33,10 @@ use tracing::debug;
 
 use super::route::Target;
 use super::streams::websocket;
-use super::{Answer, Body, Call, Rest, answer, at_namespace, not_allowed};
+use super::{Answer, Body, Call, Rest, answer, at_namespace, authn, not_allowed};
 use crate::gate::{ListQuery, User, Verb};
 use crate::pods;
-use crate::streams::Forward;
+use crate::streams::Reach;
 use place::Place;
 
 /// For connecting to what is proxied to, and for its first word of TLS.
@@ -117,12 +118,9 @@ impl Rest {
             })?,
         };
         let host = pods::host(pod)?;
-        let ip = pods::text(pod, "/status/podIP");
-        if ip.is_empty() {
-            return Err(Status::bad_request("address not allowed"));
-        }
-        let authority = format!("{ip}:{port}");
-        let dialled = self.node.streams.dial(&host, Forward { pod: pods::reference(pod), port }).await;
+        let ip = proxyable(&pods::text(pod, "/status/podIP"))?;
+        let authority = SocketAddr::new(ip, port).to_string();
+        let dialled = self.node.streams.dial(&host, Reach { pod: pods::reference(pod), ip, port }).await;
         let dialled = dialled.map_err(|status| unreachable(&authority, &status.message))?;
         Ok(Far { io: Box::new(dialled.io), authority, refusal: Some(dialled.refusal) })
     }
@@ -229,13 +227,32 @@ fn moved(uri: &Uri) -> Response<Body> {
     response
 }
 
+/// An address that requests may be sent on to: none that means this machine, or something beside it, to whoever connects.
+///
+/// # Errors
+/// `BadRequest`, as upstream has it.
+fn proxyable(address: &str) -> Result<IpAddr, Status> {
+    let refused = || Status::bad_request("address not allowed");
+    let ip = address.parse::<IpAddr>().map_err(|_| refused())?.to_canonical();
+    let is_near = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.is_unicast_link_local(),
+    };
+    match is_near || ip.is_loopback() || ip.is_unspecified() || ip.is_multicast() {
+        true => Err(refused()),
+        false => Ok(ip),
+    }
+}
+
 async fn to_node(node: &Value, place: &Place<'_>) -> Result<Far, Status> {
     let addresses = node["status"]["addresses"].as_array().map(Vec::as_slice).unwrap_or_default();
     let address = addresses.iter().find(|address| address["type"] == "InternalIP").and_then(|a| a["address"].as_str());
     let address = address.ok_or_else(|| unavailable(format!("node \"{}\" has no address", place.name)))?;
+    let ip = proxyable(address)?;
     let port: u16 = place.port.parse().map_err(|_| Status::bad_request(format!("invalid port {:?}", place.port)))?;
-    let authority = format!("{address}:{port}");
-    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(authority.as_str())).await;
+    let address = SocketAddr::new(ip, port);
+    let authority = address.to_string();
+    let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
     let stream =
         connected.map_err(|error| unreachable(&authority, &error))?.map_err(|error| unreachable(&authority, &error))?;
     Ok(Far { io: Box::new(stream), authority, refusal: None })
@@ -264,11 +281,7 @@ fn request(
     *request.uri_mut() = uri;
     let headers = request.headers_mut();
     *headers = passed_on(&head.headers, upgrades);
-    // Who the client is to us.
-    headers.remove(header::AUTHORIZATION);
-    let ours: Vec<HeaderName> =
-        headers.keys().filter(|name| name.as_str().starts_with("impersonate-")).cloned().collect();
-    ours.iter().for_each(|name| drop(headers.remove(name)));
+    authn::remove_identity(headers);
     let value = |text: &str| HeaderValue::from_str(text).map_err(Status::bad_request);
     if let Some(host) = head.headers.get(header::HOST).cloned() {
         headers.insert("x-forwarded-host", host);
