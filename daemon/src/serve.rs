@@ -27,6 +27,7 @@ use crate::enrol::{self, Enrolment};
 use crate::gate::{Gate, Sealer, User};
 use crate::listen::Faces;
 use crate::members::{self, Member};
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::rest::Rest;
@@ -157,12 +158,14 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
     let audit = open_audit(config, &tasks, stop)?;
+    let metrics = Arc::new(Metrics::new(&gate)?);
     let node = Node {
         config: config.clone(),
         accounts: accounts.clone(),
         gate,
         turnstile: Turnstile::default(),
         audit,
+        metrics,
         net: net.clone(),
         members: members.clone(),
         streams,

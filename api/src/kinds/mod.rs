@@ -148,6 +148,15 @@ pub enum Scope {
     Cluster,
 }
 
+/// What clients are told who use a version that is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deprecation {
+    /// In upstream's words.
+    pub warning: String,
+    /// The release of Kubernetes that no longer has it, such as `1.16`; empty if that is not decided.
+    pub removed_release: String,
+}
+
 /// What a name of the kind must be like.
 pub type NameRule = fn(&str) -> Vec<String>;
 
@@ -174,6 +183,8 @@ pub struct Info {
     /// The type's name in the schema.
     pub schema: &'static str,
     pub name_rule: NameRule,
+    /// The warning that users of the kind are given, if it is to go one day.
+    pub deprecation: Option<&'static str>,
 }
 
 impl Info {
@@ -192,6 +203,7 @@ impl Info {
         generation: false,
         schema: "",
         name_rule: names::dns_subdomain,
+        deprecation: None,
     };
 }
 
@@ -287,8 +299,8 @@ pub struct Kind {
     pub shared: bool,
     /// Where a custom kind's objects keep what `scale` is about.
     pub scale: Option<ScalePaths>,
-    /// What clients are told who use this version, if it is to go.
-    pub deprecation: Option<String>,
+    /// Set if this version is to go.
+    pub deprecation: Option<Deprecation>,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -318,7 +330,9 @@ impl Kind {
             structure: None,
             shared: false,
             scale: None,
-            deprecation: None,
+            deprecation: info
+                .deprecation
+                .map(|warning| Deprecation { warning: warning.to_owned(), removed_release: String::new() }),
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,

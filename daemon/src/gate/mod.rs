@@ -34,10 +34,12 @@ use std::time::Duration;
 
 use flotilla_api::{Builtin, Key, Kind, Registry, Status};
 use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
+use prometheus::Histogram;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use policies::Policies;
+use crate::metrics;
 use renderings::Renderings;
 use roles::Roles;
 use write::Parents;
@@ -169,6 +171,8 @@ pub struct Gate {
     roles: Roles,
     parents: Arc<Parents>,
     policies: Arc<Policies>,
+    /// How long what was decided here took to commit.
+    commits: Histogram,
 }
 
 impl Gate {
@@ -181,7 +185,12 @@ impl Gate {
             roles: Roles::default(),
             parents: Arc::default(),
             policies: Arc::default(),
+            commits: metrics::commits(),
         }
+    }
+
+    pub fn commits(&self) -> &Histogram {
+        &self.commits
     }
 
     pub fn store(&self) -> &Store {

@@ -1,6 +1,7 @@
 //! Answers: bodies in the form that was asked for, and failures as `metav1.Status`.
 
 use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -52,8 +53,18 @@ pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
 
 /// JSON, compressed if it is long and the client takes that.
 pub async fn json(code: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
+    compressible(code, headers, JSON, body).await
+}
+
+/// An answer of bytes that compress well, which is done if they are many and the client takes that.
+pub async fn compressible(
+    code: StatusCode,
+    headers: &HeaderMap,
+    content_type: &'static str,
+    body: Vec<u8>,
+) -> Response<Body> {
     if body.len() < COMPRESS_FROM_BYTES || !accepts_gzip(headers) {
-        return bytes(code, JSON, body);
+        return bytes(code, content_type, body);
     }
     // Megabytes take longer than a worker may be kept from its other connections.
     let compressed = tokio::task::spawn_blocking(move || match gzip(&body) {
@@ -65,7 +76,7 @@ pub async fn json(code: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Respo
         Ok(Err(body)) => (false, body),
         Err(_) => return failure(&Status::internal("the answer could not be compressed"), &Details::default()),
     };
-    let mut response = bytes(code, JSON, body);
+    let mut response = bytes(code, content_type, body);
     if compressed {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
@@ -87,8 +98,16 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The same answer, which keeps something for as long as its body is sent.
+/// What lasts as long as the session that an answer begins.
+#[derive(Clone, Default)]
+pub struct Kept(Arc<Mutex<Vec<Box<dyn Send>>>>);
+
+/// The same answer, which keeps something for as long as its body is sent, or the session lasts that it begins.
 pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Body> {
+    if let Some(Kept(session)) = response.extensions().get() {
+        session.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(kept));
+        return response;
+    }
     response.map(|body| {
         let hold = move |frame| {
             let _kept = &kept;
@@ -230,6 +249,17 @@ mod tests {
         let response = bodiless(text(StatusCode::OK, "hello"));
         assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
         assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+
+    #[test]
+    fn what_a_session_keeps_outlives_its_answer() {
+        let (kept, counted) = (Kept::default(), Arc::new(()));
+        let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
+        response.extensions_mut().insert(kept.clone());
+        drop(with(response, counted.clone()));
+        assert_eq!(Arc::strong_count(&counted), 2);
+        drop(kept);
+        assert_eq!(Arc::strong_count(&counted), 1);
     }
 
     #[test]
