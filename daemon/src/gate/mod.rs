@@ -38,8 +38,8 @@ use prometheus::Histogram;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
-use policies::Policies;
 use crate::metrics;
+use policies::Policies;
 use renderings::Renderings;
 use roles::Roles;
 use write::Parents;
