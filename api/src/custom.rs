@@ -73,6 +73,8 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
         shared: spec.versions.len() > 1,
         scale,
         deprecation: deprecation(definition, version),
+        unconditional_update: false,
+        create_on_update: false,
         name_rule: names::dns_subdomain,
         builtin: None,
         stored_as: None,

@@ -185,6 +185,10 @@ pub struct Info {
     pub name_rule: NameRule,
     /// The warning that users of the kind are given, if it is to go one day.
     pub deprecation: Option<&'static str>,
+    /// Whether an update that names no revision overwrites whatever there is.
+    pub unconditional_update: bool,
+    /// Whether an update of what is not there makes it.
+    pub create_on_update: bool,
 }
 
 impl Info {
@@ -204,6 +208,8 @@ impl Info {
         schema: "",
         name_rule: names::dns_subdomain,
         deprecation: None,
+        unconditional_update: true,
+        create_on_update: false,
     };
 }
 
@@ -301,6 +307,10 @@ pub struct Kind {
     pub scale: Option<ScalePaths>,
     /// Set if this version is to go.
     pub deprecation: Option<Deprecation>,
+    /// Whether an update that names no revision overwrites whatever there is.
+    pub unconditional_update: bool,
+    /// Whether an update of what is not there makes it.
+    pub create_on_update: bool,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -333,6 +343,8 @@ impl Kind {
             deprecation: info
                 .deprecation
                 .map(|warning| Deprecation { warning: warning.to_owned(), removed_release: String::new() }),
+            unconditional_update: info.unconditional_update,
+            create_on_update: info.create_on_update,
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,

@@ -30,6 +30,7 @@ impl BuiltIn for Service {
         selectable: &["spec.clusterIP", "spec.type"],
         schema: "io.k8s.api.core.v1.Service",
         name_rule: names::dns_1035_label,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -169,7 +169,7 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
             details.insert(field.into(), value.into());
         }
     };
-    let named = status.reason != Reason::Expired && status.reason != Reason::Unauthorized;
+    let named = is_of_an_object(status);
     if let Some((kind, group, name)) = object_of(status) {
         add("name", name);
         add("group", group);
@@ -194,16 +194,32 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
         "reason": status.reason,
         "code": status.reason.code(),
     });
-    if !details.is_empty() {
+    if named || !details.is_empty() || status.reason == Reason::MethodNotAllowed {
         body["details"] = Value::Object(details);
     }
     body
 }
 
-/// The object that is invalid, as the message names it: what is wrong is wrong with it, and not with its path.
+/// Whether upstream says of a failure like this what it is about.
+fn is_of_an_object(status: &Status) -> bool {
+    use Reason::{AlreadyExists, Conflict, Forbidden, Invalid, NotFound};
+    matches!(status.reason, AlreadyExists | Conflict | Forbidden | Invalid | NotFound)
+}
+
+/// Kind or resource, group and name of what a failure is about, as its message names it: what is wrong may be wrong with
+/// another object than the path's, such as its namespace.
 fn object_of(status: &Status) -> Option<(&str, &str, &str)> {
-    let (qualified, rest) = status.message.split_once(" \"").filter(|_| status.reason == Reason::Invalid)?;
-    let (name, _) = rest.split_once("\" is invalid: ")?;
+    let message = status.message.as_str();
+    let (before, after) = match status.reason {
+        Reason::Invalid => ("", "\" is invalid: "),
+        Reason::NotFound => ("", "\" not found"),
+        Reason::AlreadyExists => ("", "\" already exists"),
+        Reason::Forbidden => ("", "\" is forbidden: "),
+        Reason::Conflict => ("Operation cannot be fulfilled on ", "\": "),
+        _ => return None,
+    };
+    let (qualified, rest) = message.strip_prefix(before)?.split_once(" \"")?;
+    let (name, _) = rest.split_once(after).filter(|_| !qualified.contains(' '))?;
     let (kind, group) = qualified.split_once('.').unwrap_or((qualified, ""));
     Some((kind, group, name))
 }
@@ -242,6 +258,24 @@ mod tests {
             (&details["kind"], &details["group"], &details["name"]),
             (&json!("Deployment"), &json!("apps"), &json!("web"))
         );
+    }
+
+    #[test]
+    fn a_failure_is_about_what_its_message_names() {
+        let target = Target { resource: "configmaps".into(), name: Some("a".into()), ..Target::default() };
+        let details = |status: &Status| failure_json(status, &Details::of(&target)).get("details").cloned();
+        let of = |reason, message: &str| details(&Status::new(reason, message));
+        let namespace = Some(json!({"name": "none", "kind": "namespaces"}));
+        assert_eq!(of(Reason::NotFound, "namespaces \"none\" not found"), namespace);
+        let lease = Some(json!({"name": "l", "group": "coordination.k8s.io", "kind": "leases"}));
+        assert_eq!(of(Reason::AlreadyExists, "leases.coordination.k8s.io \"l\" already exists"), lease);
+        let conflict =
+            "Operation cannot be fulfilled on leases.coordination.k8s.io \"l\": the object has been modified";
+        assert_eq!(of(Reason::Conflict, conflict), lease);
+        let own = Some(json!({"name": "a", "kind": "configmaps"}));
+        assert_eq!(of(Reason::Conflict, "Apply failed with 1 conflict: conflict with \"b\": .data.k"), own);
+        assert_eq!(of(Reason::BadRequest, "name must be provided"), None);
+        assert_eq!(of(Reason::MethodNotAllowed, "the server does not allow this"), Some(json!({})));
     }
 
     #[tokio::test]

@@ -19,6 +19,7 @@ mod log;
 mod metrics;
 mod negotiate;
 mod openapi;
+mod part;
 mod patch;
 mod plain;
 mod proxy;
@@ -54,6 +55,7 @@ use crate::turnstile::{Place, Seat};
 use asked::Asked;
 pub use authn::authenticate;
 use negotiate::Accepts;
+use part::Part;
 use query::Query;
 use route::{Route, Target};
 
@@ -89,6 +91,20 @@ struct Call {
     head: Parts,
     query: Query,
     accepts: Accepts,
+    /// What it is about.
+    kind: Arc<Kind>,
+    target: Target,
+}
+
+impl Call {
+    /// Namespace and name of the object that is meant. A namespaced object without a namespace in its path is one of no
+    /// namespace that there is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn place(&self) -> Result<(&str, &str), Status> {
+        at(&self.kind, &self.target, self.target.name.as_deref().unwrap_or_default())
+    }
 }
 
 impl Rest {
@@ -198,11 +214,11 @@ impl Rest {
                 let accepts = Accepts::parse(&head.headers)?;
                 let kind = kind.ok_or_else(no_such_resource)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
-                let call = Call { user, asked, head, query, accepts };
-                let answer = Box::pin(self.resource(&call, body, &kind, &target)).await;
+                let call = Call { user, asked, head, query, accepts, kind, target };
+                let answer = Box::pin(self.resource(&call, body)).await;
                 let mut response =
-                    answer.unwrap_or_else(|status| answer::failure(&status, &answer::Details::of(&target)));
-                if let Some(deprecation) = &kind.deprecation {
+                    answer.unwrap_or_else(|status| answer::failure(&status, &answer::Details::of(&call.target)));
+                if let Some(deprecation) = &call.kind.deprecation {
                     answer::warn(&mut response, std::slice::from_ref(&deprecation.warning));
                 }
                 response
@@ -214,7 +230,8 @@ impl Rest {
         })
     }
 
-    async fn resource(&self, call: &Call, body: Incoming, kind: &Arc<Kind>, target: &Target) -> Answer {
+    async fn resource(&self, call: &Call, body: Incoming) -> Answer {
+        let (kind, target) = (&call.kind, &call.target);
         if questions::is_one(kind) {
             return self.review(call, body, kind, target).await;
         }
@@ -225,22 +242,20 @@ impl Rest {
         let watches = target.watch || call.query.flag("watch");
         match (&target.name, &target.subresource) {
             (None, Some(_)) => Err(no_such_resource()),
-            (Some(name), Some(subresource)) => {
-                Box::pin(self.subresource(call, body, kind, target, name, subresource)).await
-            }
+            (Some(name), Some(subresource)) => Box::pin(self.subresource(call, body, name, subresource)).await,
             (None, None) => match method {
                 Method::GET | Method::HEAD if watches => self.watch(call, kind, target).await,
                 Method::GET | Method::HEAD => self.list(call, kind, target).await,
-                Method::POST => self.create(call, body, kind, target).await,
-                Method::DELETE => self.delete_collection(call, body, kind, target).await,
+                Method::POST => self.create(call, body).await,
+                Method::DELETE => self.delete_collection(call, body).await,
                 _ => Err(not_allowed()),
             },
             (Some(name), None) => match method {
                 Method::GET | Method::HEAD if watches => self.watch(call, kind, target).await,
                 Method::GET | Method::HEAD => self.get(call, kind, target, name).await,
-                Method::PUT => self.replace(call, body, kind, target, name, Subresource::None).await,
-                Method::PATCH => self.patch(call, body, kind, target, name, Subresource::None).await,
-                Method::DELETE => self.delete(call, body, kind, target, name).await,
+                Method::PUT => self.replace(call, body, Part::Object(Subresource::None)).await,
+                Method::PATCH => self.patch(call, body, Part::Object(Subresource::None)).await,
+                Method::DELETE => self.delete(call, body).await,
                 _ => Err(not_allowed()),
             },
         }
@@ -261,7 +276,6 @@ async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, goes_on
     response
 }
 
-/// A namespaced object without a namespace in its path is one of no namespace that there is.
 fn at<'a>(kind: &Arc<Kind>, target: &'a Target, name: &'a str) -> Result<(&'a str, &'a str), Status> {
     match (&target.namespace, kind.is_namespaced()) {
         (Some(namespace), _) => Ok((namespace, name)),
