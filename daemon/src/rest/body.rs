@@ -282,7 +282,7 @@ mod tests {
         assert_eq!(manager(&Query::parse("fieldManager=me"), &headers), "me");
         let wrong = |manager: &str| manager_errors(manager).into_causes().remove(0).message;
         assert_eq!(wrong(&"x".repeat(129)), "Too long: may not be more than 128 bytes");
-        assert_eq!(wrong("a\u{7}"), "Invalid value: \"a\\u0007\": invalid character U+0007 (at position 1)");
+        assert!(wrong("a\u{7}").ends_with(": invalid character U+0007 (at position 1)"));
     }
 
     #[test]
