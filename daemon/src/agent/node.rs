@@ -135,8 +135,9 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
             let (cpu_millis, memory_bytes) = usage::capacity();
             let allocatable = memory_bytes.saturating_sub(RESERVED_MEMORY_BYTES);
             let pods = max_pods(object.pointer("/spec/podCIDR").and_then(Value::as_str));
-            status["capacity"] = resources(cpu_millis, memory_bytes, pods);
-            status["allocatable"] = resources(cpu_millis, allocatable, pods);
+            let known = status["capacity"].take();
+            status["capacity"] = with_others(resources(cpu_millis, memory_bytes, pods), &known);
+            status["allocatable"] = with_others(resources(cpu_millis, allocatable, pods), &known);
             status["addresses"] = listed(&addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
@@ -152,6 +153,17 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
 
 fn resources(cpu_millis: u64, memory_bytes: u64, pods: u32) -> Value {
     json!({"cpu": format!("{cpu_millis}m"), "memory": format!("{}Ki", memory_bytes / 1024), "pods": pods.to_string()})
+}
+
+/// Keeps what others advertise on the node, such as devices. Defined by Kubernetes' documentation, "Extended Resources":
+/// all of it may be given to pods.
+fn with_others(mut own: Value, known: &Value) -> Value {
+    for (name, amount) in known.as_object().into_iter().flatten() {
+        if own.get(name).is_none() {
+            own[name] = amount.clone();
+        }
+    }
+    own
 }
 
 /// No more pods than addresses: the network's own, the bridge's and the broadcast address are nobody's.
@@ -259,6 +271,14 @@ mod tests {
         assert_eq!(max_pods(Some("10.244.0.0/24")), 253);
         assert_eq!(max_pods(Some("10.244.0.0/30")), 1);
         assert_eq!(max_pods(None), MAX_PODS);
+    }
+
+    #[test]
+    fn what_others_advertise_stays() {
+        let known = json!({"cpu": "1", "example.com/dongle": "4"});
+        let all = with_others(resources(2_000, 2_048, 10), &known);
+        assert_eq!(all, json!({"cpu": "2000m", "memory": "2Ki", "pods": "10", "example.com/dongle": "4"}));
+        assert_eq!(with_others(json!({"cpu": "1"}), &Value::Null), json!({"cpu": "1"}));
     }
 
     #[test]
