@@ -129,8 +129,17 @@ async fn taint(kubectl: &Kubectl) {
     kubectl.ok(&["scale", "deployment/web", "--replicas=6"]);
     settled(kubectl);
     assert_eq!(places(kubectl).iter().filter(|node| *node == "node-3").count(), before, "nothing new comes, all stay");
+    let patient = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "patient"}, "spec": {
+        "nodeName": "node-3", "terminationGracePeriodSeconds": 1,
+        "tolerations": [{"key": "out", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3600}, {"key": "only", "operator": "Exists"}],
+        "containers": [{"name": "main", "image": "flotilla.dev/hello:latest"}]}});
+    kubectl.ok_with(&["create", "-f", "-"], &patient.to_string());
+    kubectl.ok(&["wait", "--for=condition=Ready", "pod/patient", "--timeout=60s"]);
     kubectl.ok(&["taint", "node", "node-3", "out=now:NoExecute"]);
     leaves(kubectl, "node-3", 6).await;
+    let marked = kubectl.ok(&["get", "pod", "patient", "-o", "jsonpath={.metadata.deletionTimestamp}"]);
+    assert_eq!(marked, "", "who tolerates it for an hour stays");
+    kubectl.ok(&["delete", "pod", "patient"]);
     assert_eq!(kubectl.ok(&["taint", "node", "node-3", "only-", "out-"]), "node/node-3 untainted\n");
 }
 
