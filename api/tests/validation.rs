@@ -329,7 +329,7 @@ fn configuration() {
     let secret = |fields: &str| format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: a}}\n{fields}\n");
     let map = |fields: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\n{fields}\n");
     check(&[
-        (map(&format!("data: {{a: {}}}", "x".repeat(1 << 20 | 1))), ": Too long: may not be more than 1048576 bytes"),
+        (map(&format!("data: {{a: {}}}", "x".repeat(1 << 20 | 1))), "[]: Too long: may not be more than 1048576 bytes"),
         (map("data: {..: x}"), "data[..]: Invalid value: \"..\": must not be '..'"),
         (secret("type: kubernetes.io/tls\ndata: {tls.crt: eA==}"), "data[tls.key]: Required value"),
         (
