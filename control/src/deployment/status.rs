@@ -127,8 +127,8 @@ impl Pass<'_> {
     fn note_failure(&mut self, now: Timestamp) {
         let failure =
             |set: &Stored<ReplicaSet>| condition::find(set.status.as_ref()?.conditions.as_ref(), FAILURE).cloned();
-        let sets = self.sets.new.into_iter().chain(self.sets.old.iter().copied());
-        let found = sets.filter_map(|set| failure(set)).next();
+        let mut sets = self.sets.new.into_iter().chain(self.sets.old.iter().copied());
+        let found = sets.find_map(failure);
         let conditions = &mut self.status().conditions;
         match found {
             Some(found) => {
