@@ -1,5 +1,7 @@
 //! What a request carries: bounded, and decoded as its content type says.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use flotilla_api::admit::{self, UnknownFields};
 use flotilla_api::field::{Errors, Path};
@@ -9,6 +11,7 @@ use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
 use super::patch::patch_type;
 use super::query::Query;
@@ -18,13 +21,20 @@ use crate::gate::{Ownership, WriteOptions};
 
 /// The longest name of a manager: upstream's bound.
 const MAX_MANAGER_BYTES: usize = 128;
+/// For sending a body: whoever is slower holds a seat that others wait for.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Reads a body whole.
 ///
 /// # Errors
-/// `RequestEntityTooLarge`, or `BadRequest` if the client hung up.
+/// `RequestEntityTooLarge`, `Timeout`, or `BadRequest` if the client hung up.
 pub async fn read(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+    let collected = collected.map_err(|_| {
+        let words = format!("the request's body did not come within {} s", BODY_TIMEOUT.as_secs());
+        Status::new(Reason::Timeout, words)
+    })?;
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Status::new(
             Reason::RequestEntityTooLarge,
