@@ -81,7 +81,7 @@ struct Turn {
     user: User,
     /// Of an answer that may go on.
     long: Option<Place>,
-    _seat: Option<Seat>,
+    seat: Option<Seat>,
 }
 
 /// One request, as far as it is understood without its body.
@@ -193,7 +193,7 @@ impl Rest {
             _ => Some(self.node.turnstile.enter(&user).await?),
         };
         let long = asked.is_long.then(|| self.node.turnstile.go_on(&user)).transpose()?;
-        Ok(Turn { user, long, _seat: seat })
+        Ok(Turn { user, long, seat })
     }
 
     /// What an identified request comes to, when it is its turn.
@@ -206,11 +206,15 @@ impl Rest {
         query: Query,
         body: Incoming,
     ) -> Answer {
-        let Turn { user, long, _seat } = turn?;
+        let Turn { user, long, mut seat } = turn?;
         let response = match asked.route.clone() {
             Route::Path(path) => self.plain(&user, &head, &query, &path).await?,
             Route::Resource(target) => {
                 self.gate().require_early(&user, &asked.action()).await?;
+                if target.subresource.as_deref() == Some("proxy") {
+                    // Somebody else answers, in their own time: it is counted among what goes on.
+                    drop(seat.take());
+                }
                 let accepts = Accepts::parse(&head.headers)?;
                 let kind = kind.ok_or_else(no_such_resource)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
@@ -224,6 +228,7 @@ impl Rest {
                 response
             }
         };
+        drop(seat);
         Ok(match long {
             Some(long) => answer::with(response, long),
             None => response,
