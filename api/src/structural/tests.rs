@@ -299,7 +299,7 @@ fn an_object_that_is_too_large_for_its_schema_is_refused_wherever_that_is_notice
     }}}}));
     let value = object(json!({"list": vec![5; 500_010], "z": "bad"}));
     let found = complaints(&structure, &value, None);
-    assert!(matches!(&*found, [one] if one.contains("too large for its schema")), "{found:?}");
+    assert!(found.iter().any(|words| words.contains("too large for its schema")), "{found:?}");
 }
 
 fn schemas() -> impl Strategy<Value = Value> {
