@@ -12,6 +12,7 @@ use flotilla_api::{Builtin, Reason, Status};
 use flotilla_control::event::Severity;
 use flotilla_control::pod::{self, Effect, Failure, Image, Observed, ProbeRecord, Probes};
 use jiff::Timestamp;
+use serde::Deserialize;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -200,7 +201,6 @@ impl Worker {
         let sources = self.local.sources();
         let kind = sources.gate.built_in(Builtin::Pod)?;
         let (namespace, name) = names(pod);
-        let new = serde_json::to_value(status).map_err(Status::internal)?;
         let options = WriteOptions::by(MANAGER);
         let published = sources
             .gate
@@ -208,7 +208,9 @@ impl Worker {
                 if object.pointer("/metadata/uid").and_then(|uid| uid.as_str()) != Some(&self.uid) {
                     return Err(Status::not_found("pods", name));
                 }
-                object["status"] = new.clone();
+                let newest = PodStatus::deserialize(&object["status"]).unwrap_or_default();
+                let status = pod::over(newest, status.clone());
+                object["status"] = serde_json::to_value(status).map_err(Status::internal)?;
                 Ok(())
             })
             .await;
