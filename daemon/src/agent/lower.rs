@@ -39,6 +39,7 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
         uid,
         hostname: spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect(),
         host_network: spec.host_network.unwrap_or(false),
+        host_ipc: spec.host_ipc.unwrap_or(false),
         dns: dns(&spec, &fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         host_aliases: spec
             .host_aliases
@@ -56,6 +57,29 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
         labels: BTreeMap::new(),
         limits: pod_limits(&spec),
     }
+}
+
+/// Why no node here runs a pod: what is to keep it apart from others, and cannot be had.
+pub fn refusal(spec: &PodSpec) -> Option<String> {
+    if let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
+        return Some(format!("no runtime for RuntimeClass {class:?} is configured"));
+    }
+    if spec.host_users == Some(false) {
+        return Some("user namespaces are not supported: hostUsers must not be false".into());
+    }
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let of_containers =
+        containers.filter_map(|container| container.security_context.as_ref()?.app_armor_profile.as_ref());
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let mut profiles = of_pod.into_iter().chain(of_containers);
+    let profile = profiles.find(|profile| profile.type_ == "Localhost")?;
+    Some(format!("AppArmor is not enforced: profile {:?} cannot be loaded", profile.localhost_profile))
+}
+
+/// What a pod asks for and does not get, in words.
+pub fn overlooked(spec: &PodSpec) -> Option<&'static str> {
+    let shares = spec.share_process_namespace == Some(true);
+    shares.then_some("shareProcessNamespace is not supported: each container sees its own processes only")
 }
 
 /// `/etc/resolv.conf` of a pod that does not take the host's as it is: the host's with what the pod adds to it, or with
@@ -449,6 +473,21 @@ mod tests {
         assert_eq!(lines(more), wanted);
         let own = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}});
         assert_eq!(lines(own), ["nameserver 1.1.1.1"]);
+    }
+
+    #[test]
+    fn what_a_pod_needs_to_be_kept_apart_is_not_dropped() {
+        let said = |value| refusal(&serde_json::from_value(value).unwrap()).unwrap_or_default();
+        let container = json!({"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}}});
+        for (spec, words) in [
+            (json!({"containers": [], "runtimeClassName": "gvisor"}), "no runtime for RuntimeClass \"gvisor\""),
+            (json!({"containers": [], "hostUsers": false}), "user namespaces are not supported"),
+            (json!({"containers": [container]}), "AppArmor is not enforced"),
+        ] {
+            assert!(said(spec.clone()).starts_with(words), "{spec}");
+        }
+        let profile = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        assert_eq!(said(json!({"containers": [], "hostUsers": true, "securityContext": profile})), "");
     }
 
     #[test]
