@@ -28,7 +28,6 @@ mod handshakes;
 mod lead;
 mod listen;
 mod members;
-mod metrics;
 mod node;
 mod peers;
 mod pods;

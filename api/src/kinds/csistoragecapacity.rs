@@ -18,7 +18,6 @@ impl BuiltIn for CSIStorageCapacity {
         plural: "csistoragecapacities",
         singular: "csistoragecapacity",
         schema: "io.k8s.api.storage.v1.CSIStorageCapacity",
-        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =

@@ -23,7 +23,6 @@ impl BuiltIn for PodDisruptionBudget {
         subresources: &["status"],
         generation: true,
         schema: "io.k8s.api.policy.v1.PodDisruptionBudget",
-        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

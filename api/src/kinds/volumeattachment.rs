@@ -20,7 +20,6 @@ impl BuiltIn for VolumeAttachment {
         scope: Scope::Cluster,
         subresources: &["status"],
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
-        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -161,10 +161,7 @@ fn catch_signals() -> io::Result<SignalFd> {
 }
 
 fn isolate(launch: &Launch) -> io::Result<()> {
-    let mut namespaces = CloneFlags::CLONE_NEWUTS;
-    if !launch.host_ipc {
-        namespaces |= CloneFlags::CLONE_NEWIPC;
-    }
+    let mut namespaces = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
     if !launch.host_network {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }
