@@ -440,3 +440,21 @@ fn remove_dir(path: &Path) -> Result<(), PodsError> {
         _ => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_sets_its_own_sysctls_only() {
+        let own = SandboxSpec::default();
+        let on_host = SandboxSpec { host_network: true, ..SandboxSpec::default() };
+        assert!(is_of_pod("net.ipv4.tcp_syncookies", &own) && !is_of_pod("net.ipv4.tcp_syncookies", &on_host));
+        for name in ["kernel.shmmax", "kernel.sem", "fs.mqueue.msg_max"] {
+            assert!(is_of_pod(name, &own), "{name}");
+        }
+        for name in ["kernel.core_pattern", "vm.overcommit_memory", "kernel.hostname", "fs.file-max"] {
+            assert!(!is_of_pod(name, &own), "{name}");
+        }
+    }
+}
