@@ -15,7 +15,7 @@ use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
 use crate::jsonpath::JsonPath;
 use crate::kinds::customresourcedefinition::{ESTABLISHED, is_true};
-use crate::kinds::{Behaviour, Kind, ScalePaths, Scope};
+use crate::kinds::{Behaviour, Deprecation, Kind, ScalePaths, Scope};
 use crate::names;
 use crate::structural::{self, Structure};
 
@@ -73,6 +73,8 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
         shared: spec.versions.len() > 1,
         scale,
         deprecation: deprecation(definition, version),
+        unconditional_update: false,
+        create_on_update: false,
         name_rule: names::dns_subdomain,
         builtin: None,
         stored_as: None,
@@ -81,10 +83,14 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
 }
 
 /// In the definition's words, or in upstream's.
-fn deprecation(definition: &CustomResourceDefinition, version: &CustomResourceDefinitionVersion) -> Option<String> {
+fn deprecation(
+    definition: &CustomResourceDefinition,
+    version: &CustomResourceDefinitionVersion,
+) -> Option<Deprecation> {
     let spec = &definition.spec;
     let words = || format!("{}/{} {} is deprecated", spec.group, version.name, spec.names.kind);
-    (version.deprecated == Some(true)).then(|| version.deprecation_warning.clone().unwrap_or_else(words))
+    let warning = || version.deprecation_warning.clone().unwrap_or_else(words);
+    (version.deprecated == Some(true)).then(|| Deprecation { warning: warning(), removed_release: String::new() })
 }
 
 fn structure(version: &CustomResourceDefinitionVersion) -> Option<Structure> {
@@ -287,7 +293,7 @@ mod tests {
         assert_eq!((kind.api_version().as_str(), kind.kind.as_str()), ("stable.example.com/v1", "Shirt"));
         assert!(kind.shared && kind.has_status() && kind.scale.is_some() && kind.deprecation.is_none());
         let beta = registry.served("stable.example.com", "v1beta1", "shirts").unwrap();
-        assert_eq!(beta.deprecation.as_deref(), Some("stable.example.com/v1beta1 Shirt is deprecated"));
+        assert_eq!(beta.deprecation.as_ref().unwrap().warning, "stable.example.com/v1beta1 Shirt is deprecated");
         assert_eq!(registry.by_name("shirts.v1beta1.stable.example.com").unwrap().version, "v1beta1");
         let mut rng = rand::rng();
         let object = json!({

@@ -8,6 +8,10 @@ use k8s_openapi::api::core::v1::{
     Container, EnvVar, EphemeralContainer, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume,
 };
 use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+
+use crate::admit::usage::requests_of_containers;
+use crate::kinds::pod::is_of_whole_pods;
 
 const DEFAULT_MODE: i32 = 0o644;
 const GRACE_SECONDS: i64 = 30;
@@ -71,7 +75,20 @@ pub(crate) fn pod_only(spec: &mut PodSpec) {
     set(&mut spec.enable_service_links, || true);
     let containers = spec.containers.iter_mut().chain(spec.init_containers.iter_mut().flatten());
     containers.filter_map(|c| c.resources.as_mut()).for_each(requests_from_limits);
+    requests_of_whole(spec);
     spec.resources.iter_mut().for_each(requests_from_limits);
+}
+
+/// A pod that is limited as a whole asks for what its containers ask for together.
+fn requests_of_whole(spec: &mut PodSpec) {
+    let together = requests_of_containers(spec);
+    let is_limited = |whole: &&mut ResourceRequirements| whole.limits.as_ref().is_some_and(|limits| !limits.is_empty());
+    let Some(whole) = spec.resources.as_mut().filter(is_limited) else { return };
+    let requests = whole.requests.get_or_insert_default();
+    for (name, amount) in together.into_iter().filter(|(name, _)| is_of_whole_pods(name)) {
+        requests.entry(name).or_insert_with(|| Quantity(amount.to_string()));
+    }
+    whole.requests.take_if(|requests| requests.is_empty());
 }
 
 /// What is limited but not requested is requested up to its limit.
@@ -110,7 +127,8 @@ fn container(container: &mut Container) {
     }
 }
 
-fn ephemeral_container(container: &mut EphemeralContainer) {
+/// The defaults of a container that is added to look into a pod.
+pub(crate) fn ephemeral_container(container: &mut EphemeralContainer) {
     pull_policy(&mut container.image_pull_policy, container.image.as_deref());
     set_text(&mut container.termination_message_path, "/dev/termination-log");
     set_text(&mut container.termination_message_policy, "File");
@@ -191,7 +209,21 @@ fn volume(volume: &mut Volume) {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+
+    #[test]
+    fn a_pod_that_is_limited_asks_for_what_its_containers_do_or_for_its_limit() {
+        let mut spec: PodSpec = serde_json::from_value(json!({
+            "resources": {"limits": {"cpu": "2", "memory": "1Gi"}},
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "250m"}}}, {"name": "b", "resources": {"limits": {"cpu": "500m"}}}],
+        }))
+        .unwrap();
+        pod_only(&mut spec);
+        let whole = serde_json::to_value(&spec.resources).unwrap();
+        assert_eq!(whole["requests"], json!({"cpu": "750m", "memory": "1Gi"}));
+    }
 
     #[test]
     fn only_a_tag_that_moves_is_always_pulled() {

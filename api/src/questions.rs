@@ -69,6 +69,8 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         shared: false,
         scale: None,
         deprecation: None,
+        unconditional_update: false,
+        create_on_update: false,
         name_rule: names::path_segment,
         builtin: None,
         stored_as: None,

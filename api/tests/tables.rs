@@ -89,6 +89,14 @@ fn a_pods_status_names_its_trouble() {
     }
     let leaving = row(pod(json!({"deletionTimestamp": HOUR_AGO}), json!({"phase": "Running"})));
     assert!(leaving.starts_with("web | 0/3 | Terminating | 0"), "{leaving}");
+    let ended = json!({"phase": "Succeeded", "containerStatuses": [
+        container("a", false, 0, json!({"terminated": {"exitCode": 0, "reason": "Completed"}}))]});
+    let held = row(pod(json!({"deletionTimestamp": HOUR_AGO}), ended));
+    assert!(held.starts_with("web | 0/3 | Completed | 0"), "{held}");
+    let mut retried = container("i", false, 3, json!({"waiting": {"reason": "CrashLoopBackOff"}}));
+    retried["lastState"] = json!({"terminated": {"exitCode": 1, "finishedAt": "2026-01-02T03:03:45Z"}});
+    let begun = row(pod(json!({}), json!({"phase": "Pending", "initContainerStatuses": [retried]})));
+    assert!(begun.starts_with("web | 0/3 | Init:CrashLoopBackOff | 3 (20s ago)"), "{begun}");
 }
 
 #[test]

@@ -26,6 +26,51 @@ fn check(table: &[(String, &str)]) {
 }
 
 #[test]
+fn policies_of_jobs() {
+    let job = |fields: &str| {
+        format!(
+            "{{apiVersion: batch/v1, kind: Job, metadata: {{name: a}}, spec: {{completions: 3, {fields}, template: \
+            {{spec: {{restartPolicy: Never, containers: [{{name: c, image: x}}]}}}}}}}}"
+        )
+    };
+    let codes = |codes: &str| job(&format!("podFailurePolicy: {{rules: [{{action: FailJob, onExitCodes: {codes}}}]}}"));
+    let values = "spec.podFailurePolicy.rules[0].onExitCodes.values";
+    let success = |rule: &str| job(&format!("completionMode: Indexed, successPolicy: {{rules: [{rule}]}}"));
+    check(&[
+        (
+            codes("{operator: In, values: [0]}"),
+            &format!("{values}[0]: Invalid value: 0: must not be 0 for the In operator"),
+        ),
+        (codes("{operator: In, values: [2, 1]}"), &format!("{values}: Invalid value: [2,1]: must be ordered")),
+        (
+            codes("{operator: In, values: [1], containerName: d}"),
+            "spec.podFailurePolicy.rules[0].onExitCodes.containerName: Invalid value: \"d\": must be one of the container or \
+             initContainer names in the pod template",
+        ),
+        (
+            job("podFailurePolicy: {rules: [{action: FailIndex, onPodConditions: [{type: DisruptionTarget}]}]}"),
+            "spec.podFailurePolicy.rules[0].action: Invalid value: \"FailIndex\": requires the backoffLimitPerIndex to be set",
+        ),
+        (
+            job("podReplacementPolicy: TerminatingOrFailed, podFailurePolicy: {rules: []}"),
+            "spec.podReplacementPolicy: Unsupported value: \"TerminatingOrFailed\": supported values: \"Failed\"",
+        ),
+        (
+            success("{succeededIndexes: '0,7'}"),
+            "spec.successPolicy.rules[0].succeededIndexes: Invalid value: \"0,7\": error parsing succeededIndexes: too \
+             large index: \"7\"",
+        ),
+        (
+            success("{succeededIndexes: 0-1, succeededCount: 3}"),
+            "spec.successPolicy.rules[0].succeededCount: Invalid value: 3: must be less than or equal to 2 (the number of \
+             indexes in the specified succeededIndexes field)",
+        ),
+    ]);
+    create(&codes("{operator: NotIn, values: [0, 3]}")).unwrap();
+    create(&success("{succeededCount: 2}")).unwrap();
+}
+
+#[test]
 fn containers() {
     check(&[
         (pod("{}"), "spec.containers: Required value"),
@@ -329,7 +374,7 @@ fn configuration() {
     let secret = |fields: &str| format!("apiVersion: v1\nkind: Secret\nmetadata: {{name: a}}\n{fields}\n");
     let map = |fields: &str| format!("apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: a}}\n{fields}\n");
     check(&[
-        (map(&format!("data: {{a: {}}}", "x".repeat(1 << 20 | 1))), ": Too long: may not be more than 1048576 bytes"),
+        (map(&format!("data: {{a: {}}}", "x".repeat(1 << 20 | 1))), "[]: Too long: may not be more than 1048576 bytes"),
         (map("data: {..: x}"), "data[..]: Invalid value: \"..\": must not be '..'"),
         (secret("type: kubernetes.io/tls\ndata: {tls.crt: eA==}"), "data[tls.key]: Required value"),
         (

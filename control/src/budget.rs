@@ -9,15 +9,20 @@ use std::collections::BTreeMap;
 use flotilla_api::Key;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use flotilla_api::k8s_openapi::api::policy::v1::{PodDisruptionBudget, PodDisruptionBudgetSpec};
-use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, OwnerReference, Time};
 use flotilla_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use jiff::Timestamp;
 
+use crate::event::{self, Teller};
 use crate::plan::{Context, Plan, change};
 use crate::view::{PodEntry, Stored, View};
 use crate::{keys, meta, pods, selector};
 
 const MANAGER: &str = "disruption-controller";
+/// Told once for each version of a budget.
+const UNMANAGED: &str = "Pods selected by this PodDisruptionBudget were found to be unmanaged. As a result, the status of \
+    the PDB cannot be calculated correctly, which may result in undefined behavior. To account for these pods please set \
+    \".spec.minAvailable\" field of the PDB to an integer value.";
 const ALLOWED: &str = "DisruptionAllowed";
 /// How long an eviction that was allowed may take to show in the pod.
 const EVICTION_SECONDS: i64 = 120;
@@ -59,7 +64,13 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
     status.disrupted_pods = (!leaving.is_empty()).then_some(leaving);
     set_condition(&mut status.conditions, &count, budget, cx.now);
     if next != budget.object {
-        plan.add(change(MANAGER).update(key.clone(), budget.revision, meta::encode(&next)));
+        let mut change = change(MANAGER).update(key.clone(), budget.revision, meta::encode(&next));
+        let known = budget.status.as_ref().and_then(|status| status.observed_generation);
+        if known != budget.metadata.generation && counts_by_controllers(&spec) && guarded.iter().any(is_unmanaged) {
+            let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
+            change = teller.warning(change, &event::reference(&budget.object), "UnmanagedPods", UNMANAGED);
+        }
+        plan.add(change);
     }
     plan
 }
@@ -81,6 +92,15 @@ fn still_leaving(
     leaving
 }
 
+/// Whether the number of pods that there should be is their controllers' word.
+fn counts_by_controllers(spec: &PodDisruptionBudgetSpec) -> bool {
+    spec.max_unavailable.is_some() || matches!(spec.min_available, Some(IntOrString::String(_)))
+}
+
+fn is_unmanaged(pod: &&PodEntry) -> bool {
+    meta::controller_of(&pod.metadata).is_none()
+}
+
 /// How many pods there should be, and how many of them must be healthy.
 fn expected(spec: &PodDisruptionBudgetSpec, guarded: &[&PodEntry], view: &View) -> Result<(i32, i32), String> {
     match (&spec.max_unavailable, &spec.min_available) {
@@ -97,23 +117,21 @@ fn expected(spec: &PodDisruptionBudgetSpec, guarded: &[&PodEntry], view: &View) 
     }
 }
 
-/// What the controllers of the pods want, all together.
+/// What the controllers of the pods want, all together; pods without one do not count.
 fn scale(guarded: &[&PodEntry], view: &View) -> Result<i32, String> {
     let mut wanted: BTreeMap<String, i32> = BTreeMap::new();
     for pod in guarded {
-        let (uid, replicas) = controller(pod, view)?;
-        wanted.insert(uid, replicas);
+        if let Some(owner) = meta::controller_of(&pod.metadata) {
+            let (uid, replicas) = wish(pod.key.namespace(), owner, view)?;
+            wanted.insert(uid, replicas);
+        }
     }
     Ok(wanted.values().sum())
 }
 
 /// Who decides how many pods there are of this one's sort, and how many that is: the Deployment rather than its set, since
 /// during a rollout there are two sets. A controller that is gone wants none.
-fn controller(pod: &PodEntry, view: &View) -> Result<(String, i32), String> {
-    let Some(owner) = meta::controller_of(&pod.metadata) else {
-        return Err(format!("found no controller ref for pod \"{}\"", pod.key.name()));
-    };
-    let namespace = pod.key.namespace();
+fn wish(namespace: &str, owner: &OwnerReference, view: &View) -> Result<(String, i32), String> {
     let wants = |uid: &str, replicas: Option<i32>| (uid.to_owned(), replicas.unwrap_or(1));
     let found = match owner.kind.as_str() {
         "ReplicaSet" => view.replica_set(&keys::replica_set(namespace, &owner.name)).map(|set| {

@@ -1,8 +1,9 @@
 //! What planners ask about pods, and how they make them.
 
 use flotilla_api::admit::Policies;
-use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodSpec, PodTemplateSpec};
+use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
+use flotilla_api::kinds::pod::first_status;
 use flotilla_api::{Change, Expect};
 use jiff::Timestamp;
 
@@ -98,11 +99,7 @@ pub(crate) fn from_template(
         owner_references: Some(vec![owner]),
         ..meta::mint(namespace, name, now, rng)
     };
-    let status = flotilla_api::k8s_openapi::api::core::v1::PodStatus {
-        phase: Some("Pending".into()),
-        qos_class: template.spec.as_ref().map(qos_class),
-        ..Default::default()
-    };
+    let status = first_status(template.spec.as_ref());
     let mut pod = Pod { metadata, spec: template.spec.clone(), status: Some(status) };
     account::admit(&mut pod, cx.view, &flotilla_api::names::suffix(rng));
     pod
@@ -149,53 +146,5 @@ impl Maker {
         let charged = self.policies.quotas.iter().filter(|quota| quota.charged);
         charged
             .fold(change, |change, quota| change.update(quota.key.clone(), quota.revision, meta::encode(&quota.object)))
-    }
-}
-
-/// The quality of service class that follows from requests and limits, as upstream defines it.
-pub(crate) fn qos_class(spec: &PodSpec) -> String {
-    use flotilla_api::quantity;
-    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
-    let amount = |map: Option<&std::collections::BTreeMap<String, _>>, name: &str| {
-        map.and_then(|map| map.get(name)).and_then(|q| quantity::cpu_millis(q).ok()).filter(|amount| *amount > 0)
-    };
-    let mut any = false;
-    let mut guaranteed = true;
-    for container in containers() {
-        let resources = container.resources.as_ref();
-        let requests = resources.and_then(|resources| resources.requests.as_ref());
-        let limits = resources.and_then(|resources| resources.limits.as_ref());
-        for name in ["cpu", "memory"] {
-            let (requested, limit) = (amount(requests, name), amount(limits, name));
-            any |= requested.is_some() || limit.is_some();
-            guaranteed &= limit.is_some() && requested.is_none_or(|requested| Some(requested) == limit);
-        }
-    }
-    match (any, guaranteed) {
-        (false, _) => "BestEffort",
-        (true, true) => "Guaranteed",
-        (true, false) => "Burstable",
-    }
-    .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    #[test]
-    fn quality_of_service() {
-        let table = [
-            (json!({}), "BestEffort"),
-            (json!({"requests": {"cpu": "1"}}), "Burstable"),
-            (json!({"limits": {"cpu": "1", "memory": "1Mi"}}), "Guaranteed"),
-            (json!({"limits": {"cpu": "1", "memory": "1Mi"}, "requests": {"cpu": "500m"}}), "Burstable"),
-        ];
-        for (resources, expected) in table {
-            let spec = serde_json::from_value(json!({"containers": [{"name": "a", "resources": resources}]})).unwrap();
-            assert_eq!(qos_class(&spec), expected, "{resources}");
-        }
     }
 }

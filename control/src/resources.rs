@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use flotilla_api::k8s_openapi::api::core::v1::{Container, PodSpec, ResourceRequirements};
 use flotilla_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use flotilla_api::kinds::pod::{is_of_whole_pods, resources_of_whole};
 use flotilla_api::quantity;
 
 /// Amounts of what a node offers or a pod asks for.
@@ -21,17 +22,17 @@ pub struct Resources {
 impl Resources {
     pub fn from_quantities(quantities: Option<&BTreeMap<String, Quantity>>) -> Self {
         let mut resources = Self::default();
-        for (name, amount) in quantities.into_iter().flatten() {
-            match name.as_str() {
-                "cpu" => resources.cpu_millis = quantity::cpu_millis(amount).unwrap_or(0).max(0),
-                "memory" => resources.memory_bytes = units(amount),
-                "pods" => resources.pods = units(amount),
-                _ => {
-                    resources.others.insert(name.clone(), units(amount));
-                }
-            }
-        }
+        quantities.into_iter().flatten().for_each(|(name, amount)| resources.set(name, amount));
         resources
+    }
+
+    fn set(&mut self, name: &str, amount: &Quantity) {
+        match name {
+            "cpu" => self.cpu_millis = quantity::cpu_millis(amount).unwrap_or(0).max(0),
+            "memory" => self.memory_bytes = units(amount),
+            "pods" => self.pods = units(amount),
+            _ => _ = self.others.insert(name.to_owned(), units(amount)),
+        }
     }
 
     pub fn add(&mut self, other: &Resources) {
@@ -62,12 +63,12 @@ fn units(amount: &Quantity) -> i64 {
 }
 
 /// What a pod asks of its node, as upstream counts it: the containers that run together, or the init
-/// container that asks for more while it runs, and the overhead.
+/// container that asks for more while it runs, or what the pod says of them all; and the overhead.
 pub fn requests(spec: &PodSpec) -> Resources {
     let mut together = Resources::default();
     let mut peak = Resources::default();
     for container in spec.init_containers.iter().flatten() {
-        let own = of_container(container);
+        let own = of(container);
         if container.restart_policy.as_deref() == Some("Always") {
             together.add(&own);
             peak.raise_to(&together);
@@ -78,34 +79,29 @@ pub fn requests(spec: &PodSpec) -> Resources {
         }
     }
     for container in &spec.containers {
-        together.add(&of_container(container));
+        together.add(&of(container));
     }
     together.raise_to(&peak);
+    let whole = asked(resources_of_whole(spec));
+    let whole = whole.iter().filter(|(name, _)| is_of_whole_pods(name));
+    whole.for_each(|(name, amount)| together.set(name, amount));
     together.add(&Resources::from_quantities(spec.overhead.as_ref()));
     together.pods = 1;
     together
 }
 
-/// A limit without a request is a request, as upstream defaults it.
-fn of_container(container: &Container) -> Resources {
-    let Some(ResourceRequirements { requests, limits, .. }) = &container.resources else {
-        return Resources::default();
-    };
-    let mut resources = Resources::from_quantities(limits.as_ref());
-    let requested = Resources::from_quantities(requests.as_ref());
-    for name in requests.iter().flatten().map(|(name, _)| name.as_str()) {
-        match name {
-            "cpu" => resources.cpu_millis = requested.cpu_millis,
-            "memory" => resources.memory_bytes = requested.memory_bytes,
-            name => {
-                let amount = requested.others.get(name).copied().unwrap_or(0);
-                resources.others.insert(name.to_owned(), amount);
-            }
-        }
-    }
-    resources.pods = 0;
-    resources.others.remove("pods");
-    resources
+/// What is asked for by name. A limit without a request is a request, as upstream defaults it.
+fn asked(resources: Option<&ResourceRequirements>) -> BTreeMap<String, Quantity> {
+    let limits = resources.and_then(|resources| resources.limits.clone());
+    let requests = resources.and_then(|resources| resources.requests.clone());
+    let mut asked = limits.unwrap_or_default();
+    asked.extend(requests.unwrap_or_default());
+    asked.remove("pods");
+    asked
+}
+
+fn of(container: &Container) -> Resources {
+    Resources::from_quantities(Some(&asked(container.resources.as_ref())))
 }
 
 #[cfg(test)]
@@ -136,6 +132,18 @@ mod tests {
         assert_eq!(requests.memory_bytes, 65 << 20);
         assert_eq!(requests.pods, 1);
         assert_eq!(requests.others["example.com/gpu"], 2);
+    }
+
+    #[test]
+    fn a_pod_speaks_for_its_containers() {
+        let spec = spec(json!({
+            "resources": {"requests": {"memory": "100Mi"}, "limits": {"cpu": "1"}},
+            "containers": [{"name": "a", "resources": {"requests": {"cpu": "4", "example.com/gpu": "1"}}}],
+            "overhead": {"memory": "1Mi"},
+        }));
+        let requests = requests(&spec);
+        assert_eq!((requests.cpu_millis, requests.memory_bytes), (1_000, 101 << 20));
+        assert_eq!(requests.others["example.com/gpu"], 1);
     }
 
     #[test]

@@ -32,6 +32,8 @@ const PAGE: usize = 1_000;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Work whose Change was overtaken is planned again after this, besides when the View changes.
 const RETRY: SignedDuration = SignedDuration::from_millis(20);
+/// How often a quorum is asked whether this node leads, after it did not say so.
+const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How often membership is looked at, besides when nodes come and go.
 const MEMBERSHIP_INTERVAL: Duration = Duration::from_secs(1);
 /// How often history is compacted, as a part of how long it is kept.
@@ -78,14 +80,42 @@ pub async fn run(
         tokio::select! {
             () = stop.cancelled() => return,
             () = deposed => info!(term, "this node no longer leads"),
-            ended = lead(&gate, &members, &trust, &settings, history, term) => {
-                if let Err(error) = ended {
-                    warn!(error = &error as &dyn std::error::Error, "planning starts over");
-                }
-                // What went wrong must not make this loop spin.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-            }
+            () = lead_on(&gate, &members, &trust, &settings, history, term) => {}
         }
+    }
+}
+
+/// Leads, and begins anew after whatever went wrong; never ends by itself.
+async fn lead_on(
+    gate: &Gate,
+    members: &Members,
+    trust: &Arc<Trust>,
+    settings: &Settings,
+    history: Duration,
+    term: u64,
+) {
+    loop {
+        confirmed(gate.store(), term).await;
+        if let Err(error) = lead(gate, members, trust, settings, history, term).await {
+            warn!(error = &error as &dyn std::error::Error, "planning starts over");
+        }
+        // What went wrong must not make this loop spin.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Waits until a quorum says that this node leads. One that was cut off goes on believing it, and can do nothing.
+async fn confirmed(store: &Store, term: u64) {
+    let mut told = false;
+    while let Err(error) = store.barrier().await {
+        if !std::mem::replace(&mut told, true) {
+            warn!(
+                term,
+                error = &error as &dyn std::error::Error,
+                "no quorum confirms that this node leads: planning waits"
+            );
+        }
+        tokio::time::sleep(CONFIRM_INTERVAL).await;
     }
 }
 

@@ -28,6 +28,7 @@ mod handshakes;
 mod lead;
 mod listen;
 mod members;
+mod metrics;
 mod node;
 mod peers;
 mod pods;

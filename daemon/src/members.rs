@@ -9,6 +9,7 @@ use std::time::Duration;
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::{Fingerprint, Listed, Net};
+use flotilla_raft::membership::MAX_REPLICAS;
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -51,6 +52,11 @@ impl From<&Member> for Listed {
 }
 
 impl Member {
+    /// One of whom the addresses were kept, and nothing else.
+    pub fn known(id: NodeId, name: &str) -> Self {
+        Self { id, name: name.to_owned(), key: None }
+    }
+
     fn of_node(node: &Value) -> Option<Self> {
         let annotations = node.pointer("/metadata/annotations")?;
         let id = annotations.get(ID_ANNOTATION)?.as_str()?.parse().ok()?;
@@ -157,7 +163,8 @@ impl Members {
         let status = store.status().borrow().clone();
         let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
         let of_this_epoch = |id: &&NodeId| roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch);
-        for id in wanted.difference(&replicas).filter(of_this_epoch) {
+        let room = MAX_REPLICAS.saturating_sub(replicas.len());
+        for id in wanted.difference(&replicas).filter(of_this_epoch).take(room) {
             info!(id, "a replica is added");
             store.add_replica(*id).await?;
         }

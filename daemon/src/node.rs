@@ -13,6 +13,7 @@ use crate::blobs::BlobPeers;
 use crate::config::Config;
 use crate::gate::Gate;
 use crate::members::Members;
+use crate::metrics::Metrics;
 use crate::streams::Streams;
 use crate::trust::Trust;
 use crate::turnstile::Turnstile;
@@ -24,6 +25,7 @@ pub struct Node {
     pub gate: Gate,
     pub turnstile: Turnstile,
     pub audit: Audit,
+    pub metrics: Arc<Metrics>,
     pub accounts: Accounts,
     pub net: Net,
     pub members: Members,

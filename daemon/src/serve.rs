@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
 use flotilla_net::{Alpn, Blobs, ClientAuth, Net, Silence};
-use flotilla_raft::{OpenError, Store};
+use flotilla_raft::{NodeId, OpenError, RefillError, Store, Transport};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,6 +27,7 @@ use crate::enrol::{self, Enrolment};
 use crate::gate::{Gate, Sealer, User};
 use crate::listen::Faces;
 use crate::members::{self, Member};
+use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::rest::Rest;
@@ -37,6 +38,8 @@ use crate::{VERSION, addresses, definitions, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two attempts to have a damaged replica taken out of the group.
+const REFILL_RETRY: Duration = Duration::from_secs(1);
 /// How long the store may take to find a leader before the daemon asks whether there is one.
 const READY_NOTICE: Duration = Duration::from_secs(5);
 
@@ -123,9 +126,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     }
     net.set_members(seed.iter().chain([&own]));
 
-    let transport = Arc::new(RaftTransport::new(net.clone()));
     let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
-    let store = Store::open(options, transport).await.map_err(cannot_open)?;
+    let store = open_store(options, &net, &own).await?;
     net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
 
     let tasks = TaskTracker::new();
@@ -157,12 +159,14 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
     let audit = open_audit(config, &tasks, stop)?;
+    let metrics = Arc::new(Metrics::new(&gate)?);
     let node = Node {
         config: config.clone(),
         accounts: accounts.clone(),
         gate,
         turnstile: Turnstile::default(),
         audit,
+        metrics,
         net: net.clone(),
         members: members.clone(),
         streams,
@@ -202,16 +206,48 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     Ok(Started { node, store, tasks })
 }
 
-/// Why the store cannot be opened. A damaged replica may have forgotten what it promised, so it must not vote again.
-fn cannot_open(error: OpenError) -> anyhow::Error {
-    let what = match &error {
-        OpenError::Disk(disk) if disk.is_damage() => {
-            "this node's replica is damaged and is not used; containers go on running. Delete this Node on another node, \
-             remove the data directory here, and join anew; if there is no other node, restore a backup"
-        }
-        _ => "the store cannot be opened",
+/// Opens this node's replica. A damaged one may have forgotten what it promised, so it must not vote again: it is made
+/// anew from the others.
+async fn open_store(options: flotilla_raft::Options, net: &Net, own: &Member) -> anyhow::Result<Store> {
+    let transport: Arc<dyn Transport> = Arc::new(RaftTransport::new(net.clone()));
+    let damage = match Store::open(options.clone(), transport.clone()).await {
+        Err(OpenError::Disk(damage)) if damage.is_damage() => damage,
+        opened => return opened.context("the store cannot be opened"),
     };
-    anyhow::Error::new(error).context(what)
+    // The members are in the replica; what is left of them is whose addresses were kept.
+    let known: Vec<Member> = net.peers().iter().map(|peer| Member::known(peer.id(), peer.name())).collect();
+    let others: Vec<NodeId> = known.iter().map(|member| member.id).filter(|id| *id != own.id).collect();
+    if others.is_empty() {
+        return Err(damage).context(
+            "this node's replica is damaged and is not used, and no other node is known; containers go on running. \
+             Restore a backup",
+        );
+    }
+    error!(
+        error = &damage as &dyn std::error::Error,
+        "this node's replica is damaged; it is made anew from the others"
+    );
+    net.set_members(known.iter().chain([own]));
+    let mut told = false;
+    while let Err(error) = flotilla_raft::refill(&options, &others, &transport).await {
+        if let RefillError::Superseded(epoch) = error {
+            bail!(left_behind(&format!("has a damaged replica that is not of its epoch {epoch}")));
+        }
+        if !std::mem::replace(&mut told, true) {
+            warn!(error = &error as &dyn std::error::Error, "waiting for a leader that lets go of the damaged replica");
+        }
+        tokio::time::sleep(REFILL_RETRY).await;
+    }
+    info!("the damaged replica is removed; the leader gives this node another");
+    Store::open(options, transport).await.context("the store cannot be opened")
+}
+
+/// What a node is told whose replica is not of the cluster's epoch any more.
+fn left_behind(how: &str) -> String {
+    format!(
+        "the cluster has gone on without this node, which {how}; to join anew, make a token on a node of the cluster, \
+         delete this Node there, remove the data directory here, and run 'flotilla up --join TOKEN'; containers go on running"
+    )
 }
 
 /// Opens the audit log, if one is configured.
@@ -285,12 +321,7 @@ async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
             return Ok(());
         }
         if let Some(epoch) = now.superseded_by {
-            bail!(
-                "the cluster has gone on without this node, which belongs to its epoch {} and not to {epoch}; to join anew, \
-                 make a token on a node of the cluster, delete this Node there, remove the data directory here, and run \
-                 'flotilla up --join TOKEN'; containers go on running",
-                now.epoch
-            );
+            bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
         }
         info!("waiting for a quorum of the cluster's voters");
     }

@@ -2,7 +2,8 @@
 //! its own.
 //!
 //! Decided by [`flotilla_control::fair`]; here requests wait for their turn. A request takes a seat before anything of its
-//! body is read, and gives it back when its answer begins. What then goes on for long, such as a watch, is counted apart.
+//! body is read, and gives it back when its answer begins. What then goes on for long, such as a watch, is counted apart;
+//! so is a session, which goes on after HTTP has ended.
 //!
 //! Invariant: a seat comes back however its request ends, and so does a place in the queue.
 
@@ -30,6 +31,10 @@ const MAX_WAIT: Duration = Duration::from_secs(15);
 const LONG_PER_USER: usize = 1_024;
 /// The same of each of the three.
 const LONG: usize = 16_384;
+/// Sessions of one user: commands, attaching, forwarded ports, proxied upgrades.
+const SESSIONS_PER_USER: usize = 256;
+/// The same of each of the three.
+const SESSIONS: usize = 1_024;
 /// When whoever was refused may come again.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -43,14 +48,15 @@ pub struct Turnstile {
 
 impl Default for Turnstile {
     fn default() -> Self {
-        let share = |seats_per_user, queue_per_user, long_per_user| {
+        let share = |seats_per_user, queue_per_user, long_per_user, sessions_per_user| {
             let bounds = Bounds { seats: SEATS, seats_per_user, queue_per_user, queue: QUEUE };
-            Arc::new(Share::new(bounds, long_per_user))
+            let (long, sessions) = (Tally::new(long_per_user, LONG), Tally::new(sessions_per_user, SESSIONS));
+            Arc::new(Share::new(bounds, long, sessions))
         };
         Self {
-            masters: share(SEATS, QUEUE, LONG),
-            nodes: share(SEATS, QUEUE, LONG),
-            users: share(SEATS_PER_USER, QUEUE_PER_USER, LONG_PER_USER),
+            masters: share(SEATS, QUEUE, LONG, SESSIONS),
+            nodes: share(SEATS, QUEUE, LONG, SESSIONS),
+            users: share(SEATS_PER_USER, QUEUE_PER_USER, LONG_PER_USER, SESSIONS_PER_USER),
         }
     }
 }
@@ -68,8 +74,16 @@ impl Turnstile {
     ///
     /// # Errors
     /// `TooManyRequests` if the user has too many.
-    pub fn go_on(&self, user: &User) -> Result<Long, Status> {
-        self.share(user).clone().go_on(&user.name)
+    pub fn go_on(&self, user: &User) -> Result<Place, Status> {
+        self.share(user).clone().place(&user.name, What::Answer)
+    }
+
+    /// Counts a session.
+    ///
+    /// # Errors
+    /// `TooManyRequests` if the user has too many.
+    pub fn open(&self, user: &User) -> Result<Place, Status> {
+        self.share(user).clone().place(&user.name, What::Session)
     }
 
     fn share(&self, user: &User) -> &Arc<Share> {
@@ -83,20 +97,68 @@ impl Turnstile {
 
 struct Share {
     state: Mutex<State>,
-    long_per_user: usize,
 }
 
 struct State {
     fair: Fair,
     called: HashMap<Ticket, oneshot::Sender<()>>,
-    long: HashMap<String, usize>,
-    long_total: usize,
+    long: Tally,
+    sessions: Tally,
+}
+
+impl State {
+    fn tally(&mut self, what: What) -> &mut Tally {
+        match what {
+            What::Answer => &mut self.long,
+            What::Session => &mut self.sessions,
+        }
+    }
+}
+
+/// What goes on.
+#[derive(Clone, Copy)]
+enum What {
+    Answer,
+    Session,
+}
+
+/// How many each user has of something, and all together.
+struct Tally {
+    of: HashMap<String, usize>,
+    total: usize,
+    most_of_user: usize,
+    most: usize,
+}
+
+impl Tally {
+    fn new(most_of_user: usize, most: usize) -> Self {
+        Self { of: HashMap::new(), total: 0, most_of_user, most }
+    }
+
+    /// One more, unless there are too many.
+    fn add(&mut self, user: &str) -> Result<(), Status> {
+        let of_user = self.of.get(user).copied().unwrap_or_default();
+        if of_user >= self.most_of_user || self.total >= self.most {
+            return Err(too_many());
+        }
+        self.total += 1;
+        self.of.insert(user.to_owned(), of_user + 1);
+        Ok(())
+    }
+
+    fn remove(&mut self, user: &str) {
+        self.total -= 1;
+        match self.of.get(user).copied().unwrap_or_default().saturating_sub(1) {
+            0 => _ = self.of.remove(user),
+            left => _ = self.of.insert(user.to_owned(), left),
+        }
+    }
 }
 
 impl Share {
-    fn new(bounds: Bounds, long_per_user: usize) -> Self {
-        let state = State { fair: Fair::new(bounds), called: HashMap::new(), long: HashMap::new(), long_total: 0 };
-        Self { state: Mutex::new(state), long_per_user }
+    fn new(bounds: Bounds, long: Tally, sessions: Tally) -> Self {
+        let state = State { fair: Fair::new(bounds), called: HashMap::new(), long, sessions };
+        Self { state: Mutex::new(state) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -122,17 +184,9 @@ impl Share {
         }
     }
 
-    fn go_on(self: Arc<Self>, user: &str) -> Result<Long, Status> {
-        {
-            let mut state = self.state();
-            let of_user = state.long.get(user).copied().unwrap_or_default();
-            if of_user >= self.long_per_user || state.long_total >= LONG {
-                return Err(too_many());
-            }
-            state.long_total += 1;
-            state.long.insert(user.to_owned(), of_user + 1);
-        }
-        Ok(Long { share: self, user: user.to_owned() })
+    fn place(self: Arc<Self>, user: &str, what: What) -> Result<Place, Status> {
+        self.state().tally(what).add(user)?;
+        Ok(Place { share: self, user: user.to_owned(), what })
     }
 
     fn leave(&self, user: &str) {
@@ -183,21 +237,16 @@ impl Drop for Seat {
     }
 }
 
-/// An answer that goes on, until dropped.
-pub struct Long {
+/// An answer or a session that goes on, until dropped.
+pub struct Place {
     share: Arc<Share>,
     user: String,
+    what: What,
 }
 
-impl Drop for Long {
+impl Drop for Place {
     fn drop(&mut self) {
-        let mut state = self.share.state();
-        state.long_total -= 1;
-        let left = state.long.get(&self.user).copied().unwrap_or_default().saturating_sub(1);
-        match left {
-            0 => _ = state.long.remove(&self.user),
-            left => _ = state.long.insert(self.user.clone(), left),
-        }
+        self.share.state().tally(self.what).remove(&self.user);
     }
 }
 
@@ -294,11 +343,21 @@ mod tests {
     #[test]
     fn answers_that_go_on_are_counted_apart() {
         let turnstile = Turnstile::default();
-        let long: Vec<Long> = (0..LONG_PER_USER).map(|_| turnstile.go_on(&user("a")).unwrap()).collect();
+        let long: Vec<Place> = (0..LONG_PER_USER).map(|_| turnstile.go_on(&user("a")).unwrap()).collect();
         assert!(turnstile.go_on(&user("a")).is_err());
         assert!(turnstile.go_on(&user("b")).is_ok() && turnstile.go_on(&User::root()).is_ok());
         drop(long);
         assert!(turnstile.go_on(&user("a")).is_ok());
-        assert!(turnstile.users.state().long.is_empty());
+        assert!(turnstile.users.state().long.of.is_empty());
+    }
+
+    #[test]
+    fn nobody_has_all_the_sessions() {
+        let turnstile = Turnstile::default();
+        let open: Vec<Place> = (0..SESSIONS_PER_USER).map(|_| turnstile.open(&user("a")).unwrap()).collect();
+        assert_eq!(turnstile.open(&user("a")).err().unwrap().reason, Reason::TooManyRequests);
+        assert!(turnstile.open(&user("b")).is_ok() && turnstile.go_on(&user("a")).is_ok());
+        drop(open);
+        assert_eq!(turnstile.users.state().sessions.total, 0);
     }
 }

@@ -15,7 +15,8 @@ use crate::{courier, frame, transport};
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: &[Target] = &[("entry", entry), ("message", message), ("record", record), ("frame", frames)];
+pub const TARGETS: &[Target] =
+    &[("entry", entry), ("message", message), ("record", record), ("frame", frames), ("backup", backup)];
 
 fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[u8]) {
     if let Ok(value) = codec::decode::<T>(input) {
@@ -51,6 +52,11 @@ fn message(input: &[u8]) {
 /// What the state holds.
 fn record(input: &[u8]) {
     crate::state::fuzz(input);
+}
+
+/// A whole backup file.
+fn backup(input: &[u8]) {
+    crate::backup::fuzz(input);
 }
 
 /// Any number of frames on one stream.

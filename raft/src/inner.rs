@@ -32,6 +32,8 @@ use crate::wire::{Refusal, listed};
 
 /// A replica that lacks at most this many entries is caught up.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// By so much an object may grow on a disk that is nearly full: many objects are marked before they are deleted.
+const DELETION_MARK_BYTES: usize = 512;
 /// A change of membership is given up waiting for after this time; it may still happen.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -95,10 +97,10 @@ impl Inner {
         self.space.is_low() || self.low_space.any_of(self.raft.voter_ids())
     }
 
-    /// Whether a Change leaves more bytes than it found.
+    /// Whether a Change leaves more bytes than it found, and than it takes to mark what is there as being deleted.
     fn grows(&self, change: &Change) -> bool {
         let state = self.machine.state();
-        let found = |key| state.get(key).ok().flatten().map_or(0, |kv| kv.value.len());
+        let found = |key| state.get(key).ok().flatten().map_or(0, |kv| kv.value.len() + DELETION_MARK_BYTES);
         let (mut before_bytes, mut after_bytes) = (0, 0);
         for write in &change.writes {
             before_bytes += found(write.key());
@@ -125,12 +127,16 @@ impl Inner {
         self.change_membership(ChangeMembers::AddNodes([(id, ())].into()), true).await
     }
 
+    /// Takes a replica out of the group. Once this is done, a membership without it is committed, and was when it was asked
+    /// for or later.
     pub async fn remove_replica_here(&self, id: NodeId) -> Result<(), Refusal> {
         self.leads()?;
         let _alone = self.absences.lock().await;
+        // Only a leader that still leads knows the last membership, and what it knows may not be committed yet.
+        self.read_index().await?;
         let view = self.view();
         if !view.voters.contains(&id) && !view.learners.contains(&id) {
-            return Ok(());
+            return self.membership_committed().await;
         }
         if id == self.id() {
             return self.leave(&view).await;
@@ -140,6 +146,14 @@ impl Inner {
             self.change_membership(ChangeMembers::ReplaceAllVoters(voters), true).await?;
         }
         self.change_membership(ChangeMembers::RemoveNodes([id].into()), false).await
+    }
+
+    /// Waits until the membership that this leader goes by is committed.
+    async fn membership_committed(&self) -> Result<(), Refusal> {
+        let at = self.raft.metrics().borrow_watched().membership_config.log_id().as_ref().map(|id| id.index());
+        let applied = self.raft.wait(Some(MEMBERSHIP_TIMEOUT));
+        let applied = applied.applied_index_at_least(at, "the membership").await;
+        applied.map(|_| ()).map_err(|_| Refusal::Unknown("the membership is not committed yet".into()))
     }
 
     /// A leader that is to go makes somebody else leader, who then removes it.

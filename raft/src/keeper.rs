@@ -6,11 +6,13 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::{MissedTickBehavior, interval};
 
+use crate::disk::DiskError;
 use crate::epoch::Epoch;
 use crate::inner::Inner;
 use crate::log::Log;
 use crate::machine::Machine;
 use crate::reads::Asker;
+use crate::refill::{self, Mark};
 use crate::runtime::{self, watch};
 use crate::space::Space;
 use crate::status::Status;
@@ -33,12 +35,18 @@ pub(crate) struct Sources {
 pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>) {
     let Sources { raft, log, machine, space, epoch } = from;
     let (mut metrics, mut standing) = (raft.metrics(), epoch.standing());
+    let mut trouble = machine.disk().trouble().watch();
     loop {
+        let found = trouble.borrow_and_update().clone();
+        if let Some(detail) = &found.damaged {
+            mark(&machine, detail, epoch.own()).await;
+        }
         let (revision, log_bytes) = (machine.hub().revision(), log.retained_bytes());
         let standing_now = *standing.borrow_and_update();
         let next =
             Status::from_metrics(&metrics.borrow_and_update(), standing_now, revision, log_bytes, space.is_low());
-        let next = Status { version: machine.state().version(), ..next };
+        let fatal = found.damaged.or(next.fatal).or(found.failed);
+        let next = Status { version: machine.state().version(), fatal, ..next };
         status.send_if_modified(|current| {
             let changed = *current != next;
             *current = next;
@@ -47,9 +55,19 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
         tokio::select! {
             biased;
             () = machine.closing().cancelled() => return,
+            changed = trouble.changed() => if changed.is_err() { return },
             changed = standing.changed() => if changed.is_err() { return },
             changed = metrics.changed() => if changed.is_err() { return },
         }
+    }
+}
+
+/// Sees to it that a damaged replica does not open again.
+async fn mark(machine: &Arc<Machine>, detail: &str, epoch: u64) {
+    let (marked, mark) = (machine.clone(), Mark { detail: detail.into(), epoch });
+    let marked = runtime::blocking(move || refill::mark(marked.root(), &mark, marked.disk())).await;
+    if let Err(error) = marked.map_err(DiskError::io(machine.root())).flatten() {
+        tracing::error!(error = &error as &dyn std::error::Error, "the damage cannot be noted");
     }
 }
 
@@ -92,10 +110,17 @@ async fn chores(inner: &Inner) {
     let mut ticks = ticks(CHORE_MS);
     loop {
         ticks.tick().await;
-        inner.space.look(inner.machine.disk(), &inner.options.dir);
+        tend_space(inner).await;
         bound_log(inner).await;
         bound_history(inner).await;
         versions::raise(inner).await;
+    }
+}
+
+async fn tend_space(inner: &Inner) {
+    let (space, disk) = (inner.space.clone(), inner.machine.disk().clone());
+    if let Err(error) = runtime::blocking(move || space.tend(&disk)).await {
+        tracing::warn!(%error, "the disk was not looked at");
     }
 }
 

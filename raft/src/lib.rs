@@ -34,6 +34,7 @@ mod options;
 mod outcome;
 mod reads;
 mod recover;
+mod refill;
 mod runtime;
 mod serve;
 #[cfg(test)]
@@ -58,6 +59,7 @@ pub use limits::{MAX_CHANGE_BYTES, MAX_KEY_BYTES, MAX_PRECONDITIONS, MAX_VALUE_B
 pub use options::Options;
 pub use outcome::Applied;
 pub use recover::{RecoverError, Remains, inspect, recover};
+pub use refill::{RefillError, refill};
 pub use space::SpaceFloor;
 pub use state::{HistoryBounds, ReadError};
 pub use status::Status;

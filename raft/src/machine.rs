@@ -184,7 +184,7 @@ impl RaftSnapshotBuilder<Types> for Builder {
     /// Flushes the state, so that the log before it may be purged, and names what it covers.
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let state = self.state.clone();
-        blocking(move || state.flush().map_err(|e| DiskError::damaged(state.path(), e))).await?;
+        blocking(move || state.flush().map_err(DiskError::db(state.path()))).await?;
         Ok(Snapshot { meta: self.meta.clone(), snapshot: SnapshotData::Flushed })
     }
 }

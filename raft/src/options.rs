@@ -55,7 +55,7 @@ impl Options {
             command_version: COMMAND_VERSION,
             history: HistoryBounds { max_revisions: 200_000, max_bytes: 256 * MIB, max_age_ms: 10 * MINUTE_MS },
             events: EventBounds { max_count: 10_000, max_age_ms: 60 * MINUTE_MS },
-            space_floor: SpaceFloor { min_bytes: 256 * MIB, min_percent: 1 },
+            space_floor: SpaceFloor { min_bytes: 256 * MIB, min_percent: 1, reserve_bytes: 64 * MIB },
             snapshot_entries: 10_000,
             log_bytes: 64 * MIB,
             log_keep_entries: 2_000,

@@ -42,17 +42,19 @@ impl std::fmt::Debug for SnapshotDir {
 }
 
 impl SnapshotDir {
-    /// Copies a state that nothing is being applied to, by hard links where possible.
+    /// Copies a state that nothing is being applied to, by hard links where possible, and reads the copy, so that what a
+    /// disk has damaged goes to nobody.
     pub fn checkpoint(root: &Path, state: &State, disk: &Disk) -> Result<Self, DiskError> {
         let staging = Staging { disk: disk.clone(), path: fresh(root, COPY_PREFIX), kept: false };
-        state.checkpoint(&staging.path).map_err(|e| DiskError::damaged(&staging.path, e))?;
+        state.checkpoint(&staging.path).map_err(DiskError::db(&staging.path))?;
+        disk.check(&staging.path).map_err(DiskError::db(&staging.path))?;
         Ok(Self::keep(staging, covered(state)))
     }
 
     /// Opens what was staged, to see that it is a state of this cluster and epoch that this build understands, and what it
     /// covers.
     pub fn verify(staging: Staging, cluster: &str, epoch: u64, understands: u32) -> Result<Self, DiskError> {
-        let state = State::open(&staging.path, cluster, &staging.disk)?.understanding(understands)?;
+        let state = State::open(&staging.path, cluster, &staging.disk.apart())?.understanding(understands)?;
         if state.epoch() != epoch {
             return Err(DiskError::damaged(&staging.path, format!("of epoch {}, not {epoch}", state.epoch())));
         }

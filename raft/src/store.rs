@@ -28,6 +28,7 @@ use crate::network::{LowSpace, Network};
 use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
+use crate::refill::{self, Mark};
 use crate::runtime::{self, watch};
 use crate::snapshot::Places;
 use crate::space::Space;
@@ -65,6 +66,20 @@ impl Store {
         if options.id == 0 {
             return Err(OpenError::ZeroId);
         }
+        let (dir, held) = (options.dir.clone(), disk.clone());
+        let opened = Self::assemble(disk, options, transport).await;
+        let Err(error) = opened else { return opened };
+        // Raft hides what its storage said.
+        let damage = held.trouble().found().damaged.map(|detail| DiskError::damaged(&dir, detail));
+        let error = damage.map_or(error, OpenError::Disk);
+        // What is refused can be opened again, or be removed, as soon as its owner hears of it.
+        if !held.released(RELEASE_WAIT).await {
+            tracing::warn!("the databases of a replica that was refused are still held");
+        }
+        Err(error)
+    }
+
+    async fn assemble(disk: Disk, options: Options, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
         let config = Arc::new(raft_config(&options)?);
         let Opened { log, machine, space, epoch } = open_disk(&options, disk).await?;
         let (low_space, versions) = (Arc::new(LowSpace::default()), Arc::new(Versions::new(options.command_version)));
@@ -321,17 +336,36 @@ async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
     let options = options.clone();
     let opened = runtime::blocking(move || {
         let dir = &options.dir;
+        refill::tidy(dir, &disk)?;
         disk.create_dir(dir).map_err(DiskError::io(dir))?;
-        let places = Places::find(dir, &disk)?;
-        places.tidy(dir, &disk)?;
-        let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), &disk)?;
-        let space = Arc::new(Space::new(options.space_floor));
-        space.look(&disk, dir);
-        let machine = Arc::new(Machine::open(dir, &places.state, &options.cluster, options.command_version, disk)?);
-        let epoch = Arc::new(Epoch::open(&log, &machine)?);
-        Ok::<_, DiskError>(Opened { log, machine, space, epoch })
+        if let Some(mark) = refill::read(dir, &disk)? {
+            return Err(DiskError::damaged(dir, mark.detail));
+        }
+        let mut epoch = 0;
+        let opened = open_databases(&options, &disk, &mut epoch);
+        if let Err(error) = &opened
+            && error.is_damage()
+        {
+            refill::mark(dir, &Mark { detail: error.to_string(), epoch }, &disk)?;
+        }
+        opened
     });
     Ok(opened.await.map_err(|e| OpenError::Raft(e.to_string()))??)
+}
+
+/// Opens both databases; `found` is the epoch that could be read of them, whatever else could not.
+fn open_databases(options: &Options, disk: &Disk, found: &mut u64) -> Result<Opened, DiskError> {
+    let dir = &options.dir;
+    let space = Arc::new(Space::new(options.space_floor, dir, disk));
+    let places = Places::find(dir, disk)?;
+    places.tidy(dir, disk)?;
+    let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), disk);
+    *found = log.as_ref().map_or(0, Log::epoch);
+    let machine = Machine::open(dir, &places.state, &options.cluster, options.command_version, disk.clone());
+    *found = machine.as_ref().map_or(0, |machine| machine.state().epoch()).max(*found);
+    let (log, machine) = (log?, Arc::new(machine?));
+    let epoch = Arc::new(Epoch::open(&log, &machine)?);
+    Ok(Opened { log, machine, space, epoch })
 }
 
 fn raft_config(options: &Options) -> Result<Config, OpenError> {

@@ -265,8 +265,8 @@ async fn a_full_disk_takes_only_what_frees_space() {
     let store = full.start(1).await;
     full.leader(&[1]).await;
     assert_eq!(store.propose(put("b", "1")).await, Err(ProposeError::NoSpace));
-    assert_eq!(store.propose(put("a", "12345")).await, Err(ProposeError::NoSpace));
-    insist(&store, put("a", "4321")).await;
+    assert_eq!(store.propose(put("a", &"x".repeat(600))).await, Err(ProposeError::NoSpace));
+    insist(&store, put("a", "4321, and a mark that it is being deleted")).await;
     insist(&store, Change::new("t", "t").delete(key("a"))).await;
     drop(store);
     full.stop_all().await;

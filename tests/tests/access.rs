@@ -149,7 +149,37 @@ async fn default_roles_decide_over_both_faces() {
     );
     assert_eq!(refused.json()["details"], json!({"name": "p", "kind": "pods"}));
 
+    scraped(&cluster).await;
     over_grpc(&cluster).await;
+}
+
+/// What all of the above came to is told to whoever is let in like upstream's Prometheus.
+async fn scraped(cluster: &Cluster) {
+    let prometheus = Caller::new(cluster, "node-1", "prometheus", &["system:monitoring"]);
+    let answer = prometheus.get("/metrics").await;
+    assert!(answer.code == 200 && answer.head.contains("content-type: text/plain; version=0.0.4"), "{answer:?}");
+    let number = |parts: &[&str]| {
+        let line = answer
+            .body
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .find(|line| parts.iter().all(|part| line.contains(part)));
+        line.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok())
+    };
+    for parts in [
+        vec!["apiserver_request_total{code=\"403\"", "resource=\"secrets\"", "scope=\"namespace\"", "verb=\"LIST\""],
+        vec!["apiserver_request_total{code=\"200\"", "resource=\"configmaps\"", "verb=\"WATCH\""],
+        vec!["apiserver_request_duration_seconds_count", "resource=\"configmaps\"", "verb=\"PUT\""],
+        vec!["apiserver_current_inflight_requests{request_kind=\"readOnly\"}"],
+        vec!["flotilla_store_commit_duration_seconds_count"],
+        vec!["flotilla_store_revision "],
+        vec!["flotilla_raft_is_leader "],
+        vec!["flotilla_store_size_bytes "],
+        vec!["process_resident_memory_bytes "],
+        vec!["process_open_fds "],
+    ] {
+        assert!(number(&parts).is_some_and(|number| number > 0.0), "{parts:?}\n{}", answer.body);
+    }
 }
 
 /// The other face asks the same gate.

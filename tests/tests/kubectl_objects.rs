@@ -133,6 +133,10 @@ fn keep_sets(kubectl: &Kubectl) {
     let member = kubectl.ok(&["get", "cm", "first", "-n", "sets", "-o", part_of]);
     assert_eq!(parent["metadata"]["labels"]["applyset.kubernetes.io/id"], json!(member));
     kubectl.ok(&["delete", "namespace", "sets"]);
+    let refused = kubectl.fails(&["delete", "namespace", "default"]);
+    let words =
+        "Error from server (Forbidden): namespaces \"default\" is forbidden: this namespace may not be deleted\n";
+    assert_eq!(refused, words);
     kubectl.ok(&["delete", "cm", "first"]);
 }
 

@@ -64,6 +64,15 @@ async fn the_kubectl_of_old_does_what_it_did() {
     );
 }
 
+/// What a command says that names an old version. It may be warned of that, and of nothing else.
+fn warned(kubectl: &Kubectl, arguments: &[&str], input: &str) -> String {
+    let said = kubectl.pipe(arguments, input);
+    let deprecated =
+        |line: &str| line.starts_with("Warning: extensions/v1beta1 ") && line.contains(" is deprecated in ");
+    assert!(said.code == Some(0) && said.err.lines().all(deprecated), "kubectl {arguments:?}: {said:?}");
+    said.out
+}
+
 fn look_around(kubectl: &Kubectl) {
     let version = kubectl.ok(&["version", "--short"]);
     assert!(version.contains("Client Version: v1.20") && version.contains("+flotilla."), "{version}");
@@ -84,13 +93,13 @@ fn deploy(kubectl: &Kubectl, nginx: &str) {
     };
     let file = kubectl.file("nginx.yaml", nginx);
     assert_eq!(
-        kubectl.ok(&["create", "--save-config", "-f", &file]),
+        warned(kubectl, &["create", "--save-config", "-f", &file], ""),
         "deployment.extensions/nginx-deployment created\n"
     );
     settled();
-    assert_eq!(kubectl.ok(&["apply", "-f", &file]), "deployment.extensions/nginx-deployment unchanged\n");
+    assert_eq!(warned(kubectl, &["apply", "-f", &file], ""), "deployment.extensions/nginx-deployment unchanged\n");
     let more = kubectl.file("nginx.yaml", &nginx.replace("replicas: 2", "replicas: 3"));
-    assert_eq!(kubectl.ok(&["apply", "-f", &more]), "deployment.extensions/nginx-deployment configured\n");
+    assert_eq!(warned(kubectl, &["apply", "-f", &more], ""), "deployment.extensions/nginx-deployment configured\n");
     settled();
     let bad = kubectl.pipe(&["create", "-f", "-"], &nginx.replace("replicas: 2", "replicants: 2"));
     assert!(bad.err.contains("unknown field \"replicants\""), "{bad:?}");
@@ -137,12 +146,12 @@ fn reach_into_pods(kubectl: &Kubectl, busybox: &str) {
 }
 
 fn other_manifests(kubectl: &Kubectl, busybox: &str) {
-    assert_eq!(kubectl.ok_with(&["apply", "-f", "-"], INGRESS), "ingress.extensions/site created\n");
+    assert_eq!(warned(kubectl, &["apply", "-f", "-"], INGRESS), "ingress.extensions/site created\n");
     let old = "jsonpath={.spec.backend.servicePort} {.spec.rules[0].http.paths[0].backend.serviceName}";
-    assert_eq!(kubectl.ok(&["get", "ingresses.v1beta1.extensions", "site", "-o", old]), "http site");
+    assert_eq!(warned(kubectl, &["get", "ingresses.v1beta1.extensions", "site", "-o", old], ""), "http site");
     let sets = json!({"apiVersion": "extensions/v1beta1", "kind": "DaemonSet", "metadata": {"name": "all"}, "spec": {
         "templateGeneration": 3, "template": {"metadata": {"labels": {"app": "all"}},
             "spec": {"containers": [{"name": "main", "image": busybox}]}}}});
-    assert_eq!(kubectl.ok_with(&["apply", "-f", "-"], &sets.to_string()), "daemonset.extensions/all created\n");
+    assert_eq!(warned(kubectl, &["apply", "-f", "-"], &sets.to_string()), "daemonset.extensions/all created\n");
     kubectl.ok(&["delete", "daemonset/all", "ingress/site"]);
 }

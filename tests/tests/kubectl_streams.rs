@@ -264,9 +264,19 @@ async fn killed_client(cluster: &Cluster, kubectl: &Kubectl, environment: &[(&st
         }
     };
     eventually(LIMIT, "the command runs", runs(true)).await;
+    let counted = |wanted: &'static str| {
+        move || async move {
+            let metrics = kubectl.ok(&["get", "--raw", "/metrics"]);
+            let mut lines = metrics.lines().filter(|line| line.starts_with("apiserver_longrunning_requests{"));
+            let line = lines.find(|line| line.contains("subresource=\"exec\"") && line.contains("verb=\"CONNECT\""));
+            if line.is_some_and(|line| line.ends_with(wanted)) { Ok(()) } else { Err(metrics) }
+        }
+    };
+    eventually(LIMIT, "the session is counted", counted(" 1")).await;
     client.kill().expect("it can be killed");
     client.wait().expect("it ends");
     eventually(LIMIT, "the command is gone", runs(false)).await;
+    eventually(LIMIT, "the session is over", counted(" 0")).await;
 }
 
 async fn attach(kubectl: &Kubectl, busybox: &str) {

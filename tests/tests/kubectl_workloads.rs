@@ -34,6 +34,7 @@ async fn work_is_rolled_out_moved_and_deleted() {
     roll_out_and_back(&kubectl);
     pause(&kubectl).await;
     taint(&kubectl).await;
+    advertise(&kubectl, &busybox).await;
     drain(&kubectl, &busybox).await;
     run(&kubectl, &busybox).await;
     follow_logs_of_many(&kubectl, &busybox);
@@ -128,9 +129,43 @@ async fn taint(kubectl: &Kubectl) {
     kubectl.ok(&["scale", "deployment/web", "--replicas=6"]);
     settled(kubectl);
     assert_eq!(places(kubectl).iter().filter(|node| *node == "node-3").count(), before, "nothing new comes, all stay");
+    let patient = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "patient"}, "spec": {
+        "nodeName": "node-3", "terminationGracePeriodSeconds": 1,
+        "tolerations": [{"key": "out", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 3600}, {"key": "only", "operator": "Exists"}],
+        "containers": [{"name": "main", "image": "flotilla.dev/hello:latest"}]}});
+    kubectl.ok_with(&["create", "-f", "-"], &patient.to_string());
+    kubectl.ok(&["wait", "--for=condition=Ready", "pod/patient", "--timeout=60s"]);
     kubectl.ok(&["taint", "node", "node-3", "out=now:NoExecute"]);
     leaves(kubectl, "node-3", 6).await;
+    let marked = kubectl.ok(&["get", "pod", "patient", "-o", "jsonpath={.metadata.deletionTimestamp}"]);
+    assert_eq!(marked, "", "who tolerates it for an hour stays");
+    kubectl.ok(&["delete", "pod", "patient"]);
     assert_eq!(kubectl.ok(&["taint", "node", "node-3", "only-", "out-"]), "node/node-3 untainted\n");
+}
+
+/// A node has one of something that only an administrator knows of: one pod gets it, the next waits for it.
+async fn advertise(kubectl: &Kubectl, busybox: &str) {
+    let patch = json!([{"op": "add", "path": "/status/capacity/example.com~1dongle", "value": "1"}]).to_string();
+    let said = kubectl.ok(&["patch", "node", "node-1", "--subresource=status", "--type=json", "-p", &patch]);
+    assert_eq!(said, "node/node-1 patched\n");
+    for name in ["has", "wants"] {
+        let pod = json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": {
+            "terminationGracePeriodSeconds": 1, "containers": [{"name": "main", "image": busybox,
+                "command": ["sleep", "1000"], "resources": {"limits": {"example.com/dongle": "1"}}}]}});
+        kubectl.ok_with(&["create", "-f", "-"], &pod.to_string());
+        if name == "has" {
+            kubectl.ok(&["wait", "--for=condition=Ready", "pod/has", "--timeout=60s"]);
+        }
+    }
+    let told = || async {
+        let message = kubectl.ok(&["get", "pod", "wants", "-o", "jsonpath={.status.conditions[0].message}"]);
+        if message.contains("example.com/dongle") { Ok(()) } else { Err(message) }
+    };
+    eventually(LIMIT, "the second pod says what it lacks", told).await;
+    assert!(kubectl.ok(&["describe", "node", "node-1"]).contains("example.com/dongle  1"));
+    kubectl.ok(&["delete", "pod", "has"]);
+    kubectl.ok(&["wait", "--for=condition=Ready", "pod/wants", "--timeout=60s"]);
+    kubectl.ok(&["delete", "pod", "wants"]);
 }
 
 async fn drain(kubectl: &Kubectl, busybox: &str) {

@@ -22,6 +22,9 @@ async fn a_leader_that_was_held_still_steps_down_and_nothing_is_lost() {
     cluster.dev.pause(&leader).unwrap();
     writer.wait_acknowledged(writer.acknowledged() + 200).await;
     let successor = new_leader(&cluster, &others[0], &leader).await;
+    // `STILL_SECONDS=60` for a longer time.
+    let still = std::env::var("STILL_SECONDS").map_or(0, |seconds| seconds.parse().expect("STILL_SECONDS is a number"));
+    tokio::time::sleep_until((paused + Duration::from_secs(still)).into()).await;
     cluster.dev.resume(&leader).unwrap();
     writer.wait_acknowledged(writer.acknowledged() + 200).await;
     let written = writer.stop().await;

@@ -162,7 +162,11 @@ async fn be_away_for_too_long(world: &World, truth: &[Seen], start: u64) {
             let answer = world.connect(node).await.ask(Method::GET, &path, None).await;
             let (status, answer) = answer.map_err(|error| error.to_string())?;
             let answer = String::from_utf8_lossy(&answer).into_owned();
-            if status == StatusCode::GONE && answer.contains("\"Expired\"") { Ok(()) } else { Err(answer) }
+            if status == StatusCode::OK && answer.contains("\"code\":410") && answer.contains("\"Expired\"") {
+                Ok(())
+            } else {
+                Err(answer)
+            }
         };
         eventually(LIMIT, "the beginning is forgotten", forgotten).await;
     }

@@ -24,9 +24,7 @@ const RESIZABLE: [&str; 2] = ["cpu", "memory"];
 pub(super) fn ephemeral_containers(old: &Value, new: &mut Value, errors: &mut Errors) {
     let (Some(before), Some(mut after)) = (spec(old), spec(new)) else { return };
     let path = Path::new("spec").child("ephemeralContainers");
-    for container in after.ephemeral_containers.iter_mut().flatten() {
-        default(container);
-    }
+    after.ephemeral_containers.iter_mut().flatten().for_each(defaults::ephemeral_container);
     let added = after.ephemeral_containers.unwrap_or_default();
     let kept = before.ephemeral_containers.as_deref().unwrap_or_default();
     for container in kept {
@@ -57,15 +55,6 @@ pub(super) fn ephemeral_containers(old: &Value, new: &mut Value, errors: &mut Er
         result["spec"]["ephemeralContainers"] = list;
     }
     *new = result;
-}
-
-fn default(container: &mut EphemeralContainer) {
-    defaults::set_text(&mut container.termination_message_path, "/dev/termination-log");
-    defaults::set_text(&mut container.termination_message_policy, "File");
-    let image = container.image.as_deref().unwrap_or_default();
-    let name = image.rsplit('/').next().unwrap_or_default();
-    let latest = !image.contains('@') && name.split_once(':').is_none_or(|(_, tag)| tag == "latest");
-    defaults::set_text(&mut container.image_pull_policy, if latest { "Always" } else { "IfNotPresent" });
 }
 
 fn check<'a>(

@@ -4,12 +4,13 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, Service};
+use k8s_openapi::api::core::v1::{Container, PersistentVolumeClaim, Pod, PodSpec, ResourceRequirements, Service};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
 use serde_json::Value;
 
 use crate::key::GroupResource;
+use crate::kinds::pod::{is_of_whole_pods, resources_of_whole};
 use crate::quantity::{Amount, Notation};
 
 /// Amounts by resource name.
@@ -50,17 +51,30 @@ fn one() -> Amount {
     Amount::units(1, Notation::Decimal)
 }
 
-/// What a pod asks for in all: its containers together, or the init container that asks for most.
+/// What a pod asks for in all: its containers together, or the init container that asks for most; or what the pod says.
 pub(super) fn requests(spec: &PodSpec) -> Amounts {
-    total(spec, |container| amounts(container.resources.as_ref().and_then(|r| r.requests.as_ref())))
+    total(spec, |resources| amounts(resources.and_then(|resources| resources.requests.as_ref())))
 }
 
 /// What a pod may take in all.
 pub(super) fn limits(spec: &PodSpec) -> Amounts {
-    total(spec, |container| amounts(container.resources.as_ref().and_then(|r| r.limits.as_ref())))
+    total(spec, |resources| amounts(resources.and_then(|resources| resources.limits.as_ref())))
 }
 
-fn total(spec: &PodSpec, of: impl Fn(&Container) -> Amounts) -> Amounts {
+fn total(spec: &PodSpec, read: impl Fn(Option<&ResourceRequirements>) -> Amounts) -> Amounts {
+    let mut sum = together(spec, &read);
+    sum.extend(read(resources_of_whole(spec)).into_iter().filter(|(name, _)| is_of_whole_pods(name)));
+    add(&mut sum, &amounts(spec.overhead.as_ref()));
+    sum
+}
+
+/// What the containers of a pod ask for together, whatever the pod says.
+pub(crate) fn requests_of_containers(spec: &PodSpec) -> Amounts {
+    together(spec, |resources| amounts(resources.and_then(|resources| resources.requests.as_ref())))
+}
+
+fn together(spec: &PodSpec, read: impl Fn(Option<&ResourceRequirements>) -> Amounts) -> Amounts {
+    let of = |container: &Container| read(container.resources.as_ref());
     let mut sum = Amounts::new();
     spec.containers.iter().for_each(|container| add(&mut sum, &of(container)));
     let (mut sidecars, mut starting) = (Amounts::new(), Amounts::new());
@@ -77,7 +91,6 @@ fn total(spec: &PodSpec, of: impl Fn(&Container) -> Amounts) -> Amounts {
     }
     add(&mut sum, &sidecars);
     raise(&mut sum, &starting);
-    add(&mut sum, &amounts(spec.overhead.as_ref()));
     sum
 }
 

@@ -20,6 +20,7 @@ impl BuiltIn for ClusterRole {
         scope: Scope::Cluster,
         schema: "io.k8s.api.rbac.v1.ClusterRole",
         name_rule: names::path_segment,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, columns::CREATED_AT];

@@ -21,6 +21,7 @@ impl BuiltIn for ClusterTrustBundle {
         selectable: &["spec.signerName"],
         schema: "io.k8s.api.certificates.v1.ClusterTrustBundle",
         name_rule: name,
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("SignerName")];

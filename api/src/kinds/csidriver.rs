@@ -21,6 +21,7 @@ impl BuiltIn for CSIDriver {
         scope: Scope::Cluster,
         generation: true,
         schema: "io.k8s.api.storage.v1.CSIDriver",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

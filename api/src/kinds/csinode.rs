@@ -24,6 +24,7 @@ impl BuiltIn for CSINode {
         scope: Scope::Cluster,
         subresources: &["status"],
         schema: "io.k8s.api.storage.v1.CSINode",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::number("Drivers"), columns::AGE];

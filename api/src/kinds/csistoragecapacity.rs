@@ -18,6 +18,7 @@ impl BuiltIn for CSIStorageCapacity {
         plural: "csistoragecapacities",
         singular: "csistoragecapacity",
         schema: "io.k8s.api.storage.v1.CSIStorageCapacity",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =

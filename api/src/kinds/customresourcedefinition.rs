@@ -50,6 +50,7 @@ impl BuiltIn for CustomResourceDefinition {
         subresources: &["status"],
         generation: true,
         schema: "io.k8s.apiextensions-apiserver.pkg.apis.apiextensions.v1.CustomResourceDefinition",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, columns::CREATED_AT];

@@ -19,6 +19,8 @@ impl BuiltIn for Endpoints {
         singular: "endpoints",
         short_names: &["ep"],
         schema: "io.k8s.api.core.v1.Endpoints",
+        deprecation: Some("v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice"),
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("Endpoints"), columns::AGE];

@@ -23,6 +23,7 @@ impl BuiltIn for Event {
         short_names: &["ev"],
         selectable: &["involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid", "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "reportingComponent", "source", "type"],
         schema: "io.k8s.api.core.v1.Event",
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

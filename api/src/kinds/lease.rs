@@ -17,6 +17,8 @@ impl BuiltIn for Lease {
         plural: "leases",
         singular: "lease",
         schema: "io.k8s.api.coordination.v1.Lease",
+        unconditional_update: false,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("Holder"), columns::AGE];

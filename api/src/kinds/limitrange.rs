@@ -18,6 +18,7 @@ impl BuiltIn for LimitRange {
         singular: "limitrange",
         short_names: &["limits"],
         schema: "io.k8s.api.core.v1.LimitRange",
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, columns::CREATED_AT];

@@ -148,6 +148,15 @@ pub enum Scope {
     Cluster,
 }
 
+/// What clients are told who use a version that is to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deprecation {
+    /// In upstream's words.
+    pub warning: String,
+    /// The release of Kubernetes that no longer has it, such as `1.16`; empty if that is not decided.
+    pub removed_release: String,
+}
+
 /// What a name of the kind must be like.
 pub type NameRule = fn(&str) -> Vec<String>;
 
@@ -174,6 +183,12 @@ pub struct Info {
     /// The type's name in the schema.
     pub schema: &'static str,
     pub name_rule: NameRule,
+    /// The warning that users of the kind are given, if it is to go one day.
+    pub deprecation: Option<&'static str>,
+    /// Whether an update that names no revision overwrites whatever there is.
+    pub unconditional_update: bool,
+    /// Whether an update of what is not there makes it.
+    pub create_on_update: bool,
 }
 
 impl Info {
@@ -192,6 +207,9 @@ impl Info {
         generation: false,
         schema: "",
         name_rule: names::dns_subdomain,
+        deprecation: None,
+        unconditional_update: true,
+        create_on_update: false,
     };
 }
 
@@ -287,8 +305,12 @@ pub struct Kind {
     pub shared: bool,
     /// Where a custom kind's objects keep what `scale` is about.
     pub scale: Option<ScalePaths>,
-    /// What clients are told who use this version, if it is to go.
-    pub deprecation: Option<String>,
+    /// Set if this version is to go.
+    pub deprecation: Option<Deprecation>,
+    /// Whether an update that names no revision overwrites whatever there is.
+    pub unconditional_update: bool,
+    /// Whether an update of what is not there makes it.
+    pub create_on_update: bool,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -318,7 +340,11 @@ impl Kind {
             structure: None,
             shared: false,
             scale: None,
-            deprecation: None,
+            deprecation: info
+                .deprecation
+                .map(|warning| Deprecation { warning: warning.to_owned(), removed_release: String::new() }),
+            unconditional_update: info.unconditional_update,
+            create_on_update: info.create_on_update,
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,

@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{self as core, ContainerStatus, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{
+    self as core, ContainerStatus, PodCondition, PodSpec, PodStatus, ResourceRequirements,
+};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
@@ -46,8 +49,7 @@ impl BuiltIn for Pod {
     }
 
     fn create(pod: &mut core::Pod) {
-        let qos_class = pod.spec.as_ref().map(qos_class).map(str::to_owned);
-        pod.status = Some(PodStatus { phase: Some("Pending".to_owned()), qos_class, ..PodStatus::default() });
+        pod.status = Some(first_status(pod.spec.as_ref()));
     }
 
     /// What its policies gave a pod stays with it, though a writer says nothing of it.
@@ -130,12 +132,18 @@ pub fn summarize(pod: &core::Pod, now: Timestamp) -> Summary {
             }
         }
     }
-    let restarts: i32 = match &initializing {
-        Some((_, _, restarts)) => *restarts,
-        None => counted.iter().map(|c| c.restart_count).sum(),
+    let restarted = match &initializing {
+        Some((_, _, begun)) => init[..*begun].iter().collect(),
+        None => counted.clone(),
     };
+    let restarts = restarted.iter().map(|c| c.restart_count).sum();
+    let ended = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
     if pod.metadata.deletion_timestamp.is_some() {
-        text = if status.reason.as_deref() == Some("NodeLost") { "Unknown" } else { "Terminating" }.to_owned();
+        match status.reason.as_deref() {
+            Some("NodeLost") => text = "Unknown".to_owned(),
+            _ if ended => {}
+            _ => text = "Terminating".to_owned(),
+        }
     }
     Summary {
         status: text,
@@ -143,7 +151,7 @@ pub fn summarize(pod: &core::Pod, now: Timestamp) -> Summary {
         ready: counted.iter().filter(|c| c.ready && is_up(c)).count(),
         containers: spec.containers.len() + sidecars.len(),
         restarts,
-        restarts_cell: restarts_cell(restarts, &counted, now),
+        restarts_cell: restarts_cell(restarts, &restarted, now),
     }
 }
 
@@ -174,12 +182,11 @@ fn is_up(status: &ContainerStatus) -> bool {
     status.state.as_ref().is_some_and(|state| state.running.is_some())
 }
 
-/// Status, message and restarts while init containers are at work; `None` once they are done.
-fn initializing(spec: &PodSpec, init: &[ContainerStatus], sidecars: &[&str]) -> Option<(String, String, i32)> {
+/// Status and message while init containers are at work, and how many of them have begun; `None` once they are done.
+fn initializing(spec: &PodSpec, init: &[ContainerStatus], sidecars: &[&str]) -> Option<(String, String, usize)> {
     let total = spec.init_containers.as_ref().map_or(0, Vec::len);
-    let mut restarts = 0;
     for (index, container) in init.iter().enumerate() {
-        restarts += container.restart_count;
+        let begun = index + 1;
         let state = container.state.clone().unwrap_or_default();
         let is_sidecar = sidecars.contains(&container.name.as_str());
         if let Some(ended) = &state.terminated {
@@ -187,15 +194,15 @@ fn initializing(spec: &PodSpec, init: &[ContainerStatus], sidecars: &[&str]) -> 
                 continue;
             }
             let text = ended_words(ended.reason.as_deref(), ended.exit_code, ended.signal);
-            return Some((format!("Init:{text}"), ended.message.clone().unwrap_or_default(), restarts));
+            return Some((format!("Init:{text}"), ended.message.clone().unwrap_or_default(), begun));
         }
         if is_sidecar && container.started == Some(true) {
             continue;
         }
         let waiting = state.waiting.filter(|w| w.reason.as_deref().is_some_and(|r| r != "PodInitializing"));
         return Some(match waiting {
-            Some(w) => (format!("Init:{}", w.reason.unwrap_or_default()), w.message.unwrap_or_default(), restarts),
-            None => (format!("Init:{index}/{total}"), String::new(), restarts),
+            Some(w) => (format!("Init:{}", w.reason.unwrap_or_default()), w.message.unwrap_or_default(), begun),
+            None => (format!("Init:{index}/{total}"), String::new(), begun),
         });
     }
     None
@@ -236,18 +243,52 @@ fn readiness_gates(pod: &core::Pod) -> String {
     if gates.is_empty() { NONE.to_owned() } else { format!("{passed}/{}", gates.len()) }
 }
 
-/// The quality-of-service class that requests and limits of cpu and memory give a pod.
+/// What a pod says of itself before anybody else does.
+pub fn first_status(spec: Option<&PodSpec>) -> PodStatus {
+    let gated = spec.is_some_and(|spec| spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()));
+    let condition = || PodCondition {
+        type_: "PodScheduled".to_owned(),
+        status: "False".to_owned(),
+        reason: Some("SchedulingGated".to_owned()),
+        message: Some("Scheduling is blocked due to non-empty scheduling gates".to_owned()),
+        ..PodCondition::default()
+    };
+    PodStatus {
+        phase: Some("Pending".to_owned()),
+        qos_class: spec.map(qos_class).map(str::to_owned),
+        conditions: gated.then(|| vec![condition()]),
+        ..PodStatus::default()
+    }
+}
+
+/// Whether the resource is one that a pod may name for all of its containers together.
+pub fn is_of_whole_pods(resource: &str) -> bool {
+    matches!(resource, "cpu" | "memory") || resource.starts_with("hugepages-")
+}
+
+/// What the pod as a whole asks for and may take; `None` if only its containers say so.
+pub fn resources_of_whole(spec: &PodSpec) -> Option<&ResourceRequirements> {
+    let named = |map: &Option<BTreeMap<String, Quantity>>| map.iter().flatten().any(|(name, _)| is_of_whole_pods(name));
+    spec.resources.as_ref().filter(|whole| named(&whole.requests) || named(&whole.limits))
+}
+
+/// The quality-of-service class that requests and limits of cpu and memory give a pod: those of the pod as a whole, or
+/// those of each container.
 pub fn qos_class(spec: &PodSpec) -> &'static str {
     let (mut any, mut guaranteed) = (false, true);
-    for container in spec.containers.iter().chain(spec.init_containers.iter().flatten()) {
-        let resources = container.resources.clone().unwrap_or_default();
-        let amounts = |map: Option<BTreeMap<_, k8s_openapi::apimachinery::pkg::api::resource::Quantity>>, name: &str| {
-            let amount = map.and_then(|map| Amount::parse(&map.get(name)?.0).ok());
-            amount.filter(|amount| !amount.is_zero())
-        };
+    let containers = || spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let parts: Vec<Option<&ResourceRequirements>> = match resources_of_whole(spec) {
+        Some(whole) => vec![Some(whole)],
+        None => containers().map(|container| container.resources.as_ref()).collect(),
+    };
+    let amount = |map: Option<&BTreeMap<String, Quantity>>, name: &str| {
+        let amount = map.and_then(|map| Amount::parse(&map.get(name)?.0).ok());
+        amount.filter(|amount| !amount.is_zero())
+    };
+    for resources in parts {
         for name in ["cpu", "memory"] {
-            let limit = amounts(resources.limits.clone(), name);
-            let request = amounts(resources.requests.clone(), name);
+            let limit = amount(resources.and_then(|resources| resources.limits.as_ref()), name);
+            let request = amount(resources.and_then(|resources| resources.requests.as_ref()), name);
             any |= limit.is_some() || request.is_some();
             guaranteed &= limit.is_some() && request.is_none_or(|request| Some(request) == limit);
         }

@@ -27,6 +27,7 @@ impl BuiltIn for PodCertificateRequest {
         subresources: &["status"],
         selectable: &["spec.nodeName", "spec.podName", "spec.signerName"],
         schema: "io.k8s.api.certificates.v1.PodCertificateRequest",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

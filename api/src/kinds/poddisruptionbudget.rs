@@ -23,6 +23,7 @@ impl BuiltIn for PodDisruptionBudget {
         subresources: &["status"],
         generation: true,
         schema: "io.k8s.api.policy.v1.PodDisruptionBudget",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

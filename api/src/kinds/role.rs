@@ -19,6 +19,7 @@ impl BuiltIn for Role {
         singular: "role",
         schema: "io.k8s.api.rbac.v1.Role",
         name_rule: names::path_segment,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, columns::CREATED_AT];

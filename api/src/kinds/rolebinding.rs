@@ -19,6 +19,7 @@ impl BuiltIn for RoleBinding {
         singular: "rolebinding",
         schema: "io.k8s.api.rbac.v1.RoleBinding",
         name_rule: names::path_segment,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = columns::BINDING;

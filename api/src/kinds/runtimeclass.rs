@@ -19,6 +19,7 @@ impl BuiltIn for RuntimeClass {
         singular: "runtimeclass",
         scope: Scope::Cluster,
         schema: "io.k8s.api.node.v1.RuntimeClass",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("Handler"), columns::AGE];

@@ -88,13 +88,8 @@ fn validate_type(secret: &core::Secret, data: &BTreeMap<String, ByteString>, err
         "kubernetes.io/basic-auth" if !data.contains_key("username") && !data.contains_key("password") => {
             ["username", "password"].into_iter().for_each(need);
         }
-        "kubernetes.io/dockerconfigjson" => match data.get(".dockerconfigjson") {
-            None => need(".dockerconfigjson"),
-            Some(json) if serde_json::from_slice::<serde_json::Value>(&json.0).is_err() => {
-                errors.invalid(&path.key(".dockerconfigjson"), "<secret contents redacted>", "must be JSON");
-            }
-            Some(_) => {}
-        },
+        "kubernetes.io/dockerconfigjson" => need_json(".dockerconfigjson", data, &path, errors),
+        "kubernetes.io/dockercfg" => need_json(".dockercfg", data, &path, errors),
         "kubernetes.io/service-account-token" => {
             let annotations = secret.metadata.annotations.as_ref();
             let account = annotations.and_then(|a| a.get("kubernetes.io/service-account.name"));
@@ -104,5 +99,15 @@ fn validate_type(secret: &core::Secret, data: &BTreeMap<String, ByteString>, err
             }
         }
         _ => {}
+    }
+}
+
+fn need_json(key: &str, data: &BTreeMap<String, ByteString>, path: &Path, errors: &mut Errors) {
+    match data.get(key) {
+        None => errors.required(&path.key(key), ""),
+        Some(json) if serde_json::from_slice::<serde_json::Value>(&json.0).is_err() => {
+            errors.invalid(&path.key(key), "<secret contents redacted>", "must be JSON");
+        }
+        Some(_) => {}
     }
 }

@@ -30,6 +30,7 @@ impl BuiltIn for Service {
         selectable: &["spec.clusterIP", "spec.type"],
         schema: "io.k8s.api.core.v1.Service",
         name_rule: names::dns_1035_label,
+        create_on_update: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[
@@ -58,7 +59,7 @@ impl BuiltIn for Service {
         if is_reachable_from_outside(spec) {
             set_text(&mut spec.external_traffic_policy, "Cluster");
         }
-        if spec.type_.as_deref() == Some("LoadBalancer") {
+        if is_load_balancer(spec) {
             set(&mut spec.allocate_load_balancer_node_ports, || true);
         }
         if spec.type_.as_deref() != Some("ExternalName") {
@@ -77,6 +78,7 @@ impl BuiltIn for Service {
         if needs_cluster_ip(before) && !needs_cluster_ip(after) && before.cluster_ip == after.cluster_ip {
             forget_addresses(after);
         }
+        forget_what_the_type_has_no_use_for(before, after);
         if !needs_cluster_ip(before) || !needs_cluster_ip(after) {
             return;
         }
@@ -85,8 +87,7 @@ impl BuiltIn for Service {
             after.cluster_ips.clone_from(&before.cluster_ips);
         }
         default_addresses(after);
-        let opens = |spec: &ServiceSpec| matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"));
-        if opens(before) && opens(after) {
+        if opens_node_ports(before) && opens_node_ports(after) {
             keep_node_ports(before.ports.as_deref().unwrap_or_default(), after.ports.as_deref_mut().unwrap_or_default());
         }
     }
@@ -156,6 +157,49 @@ fn forget_addresses(spec: &mut ServiceSpec) {
     spec.ip_families = None;
     spec.ip_family_policy = None;
     spec.internal_traffic_policy = None;
+}
+
+/// What the old type needed and the new one has no use for goes, unless the writer has changed it.
+fn forget_what_the_type_has_no_use_for(before: &ServiceSpec, after: &mut ServiceSpec) {
+    if opens_node_ports(before) && !opens_node_ports(after) {
+        let ports = |spec: &ServiceSpec| -> BTreeSet<i32> { spec.ports.iter().flatten().filter_map(|p| p.node_port).collect() };
+        if ports(after).is_subset(&ports(before)) {
+            after.ports.iter_mut().flatten().for_each(|port| port.node_port = None);
+        }
+    }
+    if needs_health_check(before)
+        && !needs_health_check(after)
+        && before.health_check_node_port == after.health_check_node_port
+    {
+        after.health_check_node_port = None;
+    }
+    if is_load_balancer(before) && !is_load_balancer(after) {
+        if before.allocate_load_balancer_node_ports == after.allocate_load_balancer_node_ports {
+            after.allocate_load_balancer_node_ports = None;
+        }
+        if before.load_balancer_class == after.load_balancer_class {
+            after.load_balancer_class = None;
+        }
+    }
+    if is_reachable_from_outside(before)
+        && !is_reachable_from_outside(after)
+        && before.external_traffic_policy == after.external_traffic_policy
+    {
+        after.external_traffic_policy = None;
+    }
+}
+
+fn opens_node_ports(spec: &ServiceSpec) -> bool {
+    matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
+}
+
+fn is_load_balancer(spec: &ServiceSpec) -> bool {
+    spec.type_.as_deref() == Some("LoadBalancer")
+}
+
+/// Whether nodes answer for the Service at a port of their own.
+fn needs_health_check(spec: &ServiceSpec) -> bool {
+    is_load_balancer(spec) && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 
 fn keep_node_ports(before: &[ServicePort], after: &mut [ServicePort]) {

@@ -20,6 +20,7 @@ impl BuiltIn for VolumeAttachment {
         scope: Scope::Cluster,
         subresources: &["status"],
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
+        unconditional_update: false,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

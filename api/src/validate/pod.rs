@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Pod, PodSecurityContext, PodSpec};
+use k8s_openapi::api::core::v1::{Affinity, NodeSelectorTerm, Pod, PodSecurityContext, PodSpec, Toleration};
+use serde_json::json;
 
 use super::container::{self, PodContext, Stage};
 use super::{metadata, name, non_negative, one_of, resources, scheduling, volume};
@@ -207,12 +208,16 @@ pub(crate) fn update(old: &Pod, new: &Pod, errors: &mut Errors) {
     let (Some(before), Some(after)) = (&old.spec, &new.spec) else { return };
     let path = Path::new("spec");
     deadline(before, after, &path, errors);
-    let kept = before.tolerations.as_deref().unwrap_or_default();
-    let tolerations = after.tolerations.as_deref().unwrap_or_default();
     let mut allowed = after.clone();
     allowed.active_deadline_seconds = before.active_deadline_seconds;
-    if kept.iter().all(|toleration| tolerations.contains(toleration)) {
-        allowed.tolerations.clone_from(&before.tolerations);
+    tolerations(before, after, &path, errors);
+    allowed.tolerations.clone_from(&before.tolerations);
+    gates(before, after, &path, errors);
+    allowed.scheduling_gates.clone_from(&before.scheduling_gates);
+    if before.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty()) {
+        narrowed(before, after, &path, errors);
+        allowed.node_selector.clone_from(&before.node_selector);
+        keep_node_affinity(before, &mut allowed);
     }
     let grace = (before.termination_grace_period_seconds, after.termination_grace_period_seconds);
     if grace.0.is_some_and(|seconds| seconds < 0) && grace.1 == Some(1) {
@@ -225,6 +230,76 @@ pub(crate) fn update(old: &Pod, new: &Pod, errors: &mut Errors) {
     );
     if &allowed != before {
         errors.forbidden(&path, UPDATE);
+    }
+}
+
+/// Tolerations are added; one that is there changes in its seconds only.
+fn tolerations(before: &PodSpec, after: &PodSpec, path: &Path, errors: &mut Errors) {
+    let wanted = || after.tolerations.iter().flatten();
+    let stays = |old: &Toleration| {
+        wanted().any(|new| Toleration { toleration_seconds: new.toleration_seconds, ..old.clone() } == *new)
+    };
+    if !before.tolerations.iter().flatten().all(stays) {
+        let detail = "existing toleration can not be modified except its tolerationSeconds";
+        errors.forbidden(&path.child("tolerations"), detail);
+    }
+}
+
+/// Gates are taken away, never added.
+fn gates(before: &PodSpec, after: &PodSpec, path: &Path, errors: &mut Errors) {
+    let known: BTreeSet<&str> = before.scheduling_gates.iter().flatten().map(|gate| gate.name.as_str()).collect();
+    let gates = after.scheduling_gates.iter().flatten().enumerate();
+    for (index, gate) in gates.filter(|(_, gate)| !known.contains(gate.name.as_str())) {
+        let path = path.child("schedulingGates").index(index).child("name");
+        let detail = format_args!("only deletion is allowed, but found new scheduling gate '{}'", gate.name);
+        errors.forbidden(&path, detail);
+    }
+}
+
+/// The nodes that a gated pod may go to become fewer, never others.
+fn narrowed(before: &PodSpec, after: &PodSpec, path: &Path, errors: &mut Errors) {
+    let selector = after.node_selector.clone().unwrap_or_default();
+    if before.node_selector.iter().flatten().any(|(key, value)| selector.get(key) != Some(value)) {
+        let detail = "only additions to spec.nodeSelector are allowed (no mutations or deletions)";
+        errors.invalid(&path.child("nodeSelector"), json!(selector), detail);
+    }
+    let (old, new) = (required_terms(before), required_terms(after));
+    if old.is_empty() {
+        return;
+    }
+    let required = "requiredDuringSchedulingIgnoredDuringExecution";
+    let path = path.child("affinity").child("nodeAffinity").child(required).child("nodeSelectorTerms");
+    if old.len() != new.len() {
+        let detail = "no additions/deletions to non-empty NodeSelectorTerms list are allowed";
+        return errors.invalid(&path, json!(new), detail);
+    }
+    let terms = old.iter().zip(new).enumerate();
+    for (index, (_, new)) in terms.filter(|(_, (old, new))| !only_adds(old, new)) {
+        errors.invalid(&path.index(index), json!(new), "only additions are allowed (no mutations or deletions)");
+    }
+}
+
+fn required_terms(spec: &PodSpec) -> &[NodeSelectorTerm] {
+    let affinity = spec.affinity.as_ref().and_then(|affinity| affinity.node_affinity.as_ref());
+    let required = affinity.and_then(|node| node.required_during_scheduling_ignored_during_execution.as_ref());
+    required.map(|required| required.node_selector_terms.as_slice()).unwrap_or_default()
+}
+
+/// Whether a term only demands more. One without demands matches no node, and so stays.
+fn only_adds(old: &NodeSelectorTerm, new: &NodeSelectorTerm) -> bool {
+    let parts = [(&old.match_expressions, &new.match_expressions), (&old.match_fields, &new.match_fields)]
+        .map(|(old, new)| (old.as_deref().unwrap_or_default(), new.as_deref().unwrap_or_default()));
+    let was_empty = parts.iter().all(|(old, _)| old.is_empty());
+    parts.iter().all(|(old, new)| if was_empty { new.is_empty() } else { new.starts_with(old) })
+}
+
+fn keep_node_affinity(before: &PodSpec, after: &mut PodSpec) {
+    let old = before.affinity.as_ref().and_then(|affinity| affinity.node_affinity.clone());
+    if after.affinity.is_some() || old.is_some() {
+        after.affinity.get_or_insert_default().node_affinity = old;
+    }
+    if before.affinity.is_none() && after.affinity == Some(Affinity::default()) {
+        after.affinity = None;
     }
 }
 

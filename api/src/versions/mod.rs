@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
-use crate::kinds::{Builtin, Kind};
+use crate::kinds::{Builtin, Deprecation, Kind};
 use crate::schema;
 
 mod autoscaler;
@@ -79,41 +79,57 @@ pub fn version_of(stored: &Arc<Kind>, group: &str, version: &str, conversion: Co
 /// The versions of built-in kinds that are served beside the stored one; those that the data knows no type of have the
 /// stored one's.
 pub(crate) fn versions(stored: impl Fn(Builtin) -> Option<Arc<Kind>>) -> Vec<Kind> {
-    let made = VERSIONS.iter().filter_map(|(group, version, builtin, conversion)| {
+    let made = VERSIONS.iter().filter_map(|(group, version, builtin, conversion, lifecycle)| {
         let stored = stored(*builtin)?;
         let kind = version_of(&stored, group, version, *conversion);
+        let deprecation = lifecycle.map(|lifecycle| deprecation(&kind, lifecycle));
         let own = schema::name_of(group, version, &kind.kind);
-        Some(Kind { schema: schema::get(&own).map(|_| own).or(kind.schema.clone()), ..kind })
+        Some(Kind { schema: schema::get(&own).map(|_| own).or(kind.schema.clone()), deprecation, ..kind })
     });
     made.collect()
 }
 
+/// Upstream's warning to who uses a version of old.
+fn deprecation(kind: &Kind, (deprecated, removed): (u8, u8)) -> Deprecation {
+    let warning = format!(
+        "{} {} is deprecated in v1.{deprecated}+, unavailable in v1.{removed}+; use {} {}",
+        kind.api_version(),
+        kind.kind,
+        kind.stored().api_version(),
+        kind.stored().kind
+    );
+    Deprecation { warning, removed_release: format!("1.{removed}") }
+}
+
 const RBAC: &str = "rbac.authorization.k8s.io";
 
-const VERSIONS: &[(&str, &str, Builtin, Conversion)] = &[
-    ("events.k8s.io", "v1", Builtin::Event, event::V1),
-    ("autoscaling", "v1", Builtin::HorizontalPodAutoscaler, autoscaler::V1),
-    ("apps", "v1beta2", Builtin::Deployment, Conversion::NONE),
-    ("apps", "v1beta2", Builtin::DaemonSet, Conversion::NONE),
-    ("apps", "v1beta2", Builtin::ReplicaSet, Conversion::NONE),
-    ("apps", "v1beta2", Builtin::StatefulSet, Conversion::NONE),
-    ("apps", "v1beta2", Builtin::ControllerRevision, Conversion::NONE),
-    ("apps", "v1beta1", Builtin::Deployment, workload::APPS_V1BETA1_DEPLOYMENT),
-    ("apps", "v1beta1", Builtin::StatefulSet, workload::APPS_V1BETA1_STATEFUL_SET),
-    ("apps", "v1beta1", Builtin::ControllerRevision, Conversion::NONE),
-    ("batch", "v1beta1", Builtin::CronJob, Conversion::NONE),
-    ("policy", "v1beta1", Builtin::PodDisruptionBudget, budget::V1BETA1),
-    ("networking.k8s.io", "v1beta1", Builtin::Ingress, ingress::V1BETA1),
-    ("networking.k8s.io", "v1beta1", Builtin::IngressClass, Conversion::NONE),
-    (RBAC, "v1beta1", Builtin::Role, Conversion::NONE),
-    (RBAC, "v1beta1", Builtin::RoleBinding, Conversion::NONE),
-    (RBAC, "v1beta1", Builtin::ClusterRole, Conversion::NONE),
-    (RBAC, "v1beta1", Builtin::ClusterRoleBinding, Conversion::NONE),
-    ("extensions", "v1beta1", Builtin::Deployment, workload::EXTENSIONS_DEPLOYMENT),
-    ("extensions", "v1beta1", Builtin::DaemonSet, workload::EXTENSIONS_DAEMON_SET),
-    ("extensions", "v1beta1", Builtin::ReplicaSet, workload::EXTENSIONS_REPLICA_SET),
-    ("extensions", "v1beta1", Builtin::Ingress, ingress::V1BETA1),
-    ("extensions", "v1beta1", Builtin::NetworkPolicy, Conversion::NONE),
+/// In which minor releases of Kubernetes a version was deprecated, and removed.
+type Lifecycle = Option<(u8, u8)>;
+
+const VERSIONS: &[(&str, &str, Builtin, Conversion, Lifecycle)] = &[
+    ("events.k8s.io", "v1", Builtin::Event, event::V1, None),
+    ("autoscaling", "v1", Builtin::HorizontalPodAutoscaler, autoscaler::V1, None),
+    ("apps", "v1beta2", Builtin::Deployment, Conversion::NONE, Some((9, 16))),
+    ("apps", "v1beta2", Builtin::DaemonSet, Conversion::NONE, Some((9, 16))),
+    ("apps", "v1beta2", Builtin::ReplicaSet, Conversion::NONE, Some((9, 16))),
+    ("apps", "v1beta2", Builtin::StatefulSet, Conversion::NONE, Some((9, 16))),
+    ("apps", "v1beta2", Builtin::ControllerRevision, Conversion::NONE, Some((9, 16))),
+    ("apps", "v1beta1", Builtin::Deployment, workload::APPS_V1BETA1_DEPLOYMENT, Some((8, 16))),
+    ("apps", "v1beta1", Builtin::StatefulSet, workload::APPS_V1BETA1_STATEFUL_SET, Some((8, 16))),
+    ("apps", "v1beta1", Builtin::ControllerRevision, Conversion::NONE, Some((8, 16))),
+    ("batch", "v1beta1", Builtin::CronJob, Conversion::NONE, Some((21, 25))),
+    ("policy", "v1beta1", Builtin::PodDisruptionBudget, budget::V1BETA1, Some((21, 25))),
+    ("networking.k8s.io", "v1beta1", Builtin::Ingress, ingress::V1BETA1, Some((19, 22))),
+    ("networking.k8s.io", "v1beta1", Builtin::IngressClass, Conversion::NONE, Some((19, 22))),
+    (RBAC, "v1beta1", Builtin::Role, Conversion::NONE, Some((17, 22))),
+    (RBAC, "v1beta1", Builtin::RoleBinding, Conversion::NONE, Some((17, 22))),
+    (RBAC, "v1beta1", Builtin::ClusterRole, Conversion::NONE, Some((17, 22))),
+    (RBAC, "v1beta1", Builtin::ClusterRoleBinding, Conversion::NONE, Some((17, 22))),
+    ("extensions", "v1beta1", Builtin::Deployment, workload::EXTENSIONS_DEPLOYMENT, Some((8, 16))),
+    ("extensions", "v1beta1", Builtin::DaemonSet, workload::EXTENSIONS_DAEMON_SET, Some((8, 16))),
+    ("extensions", "v1beta1", Builtin::ReplicaSet, workload::EXTENSIONS_REPLICA_SET, Some((8, 16))),
+    ("extensions", "v1beta1", Builtin::Ingress, ingress::V1BETA1, Some((14, 22))),
+    ("extensions", "v1beta1", Builtin::NetworkPolicy, Conversion::NONE, Some((9, 16))),
 ];
 
 /// A field that is an object, made if there is none; `None` if it is something else.
@@ -142,4 +158,47 @@ fn rename(map: &mut Map<String, Value>, from: &str, to: &str) {
 /// Whether a field says nothing: absent, null, or an object without fields.
 fn is_empty(map: &Map<String, Value>, field: &str) -> bool {
     map.get(field).is_none_or(|value| value.is_null() || value.as_object().is_some_and(Map::is_empty))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::Registry;
+
+    #[test]
+    fn a_version_of_old_says_what_is_used_instead() {
+        let registry = Registry::builtin();
+        let table = [
+            (
+                ("extensions", "v1beta1", "deployments"),
+                "extensions/v1beta1 Deployment is deprecated in v1.8+, unavailable in v1.16+; use apps/v1 Deployment",
+                "1.16",
+            ),
+            (
+                ("extensions", "v1beta1", "ingresses"),
+                "extensions/v1beta1 Ingress is deprecated in v1.14+, unavailable in v1.22+; use networking.k8s.io/v1 \
+                 Ingress",
+                "1.22",
+            ),
+            (
+                ("policy", "v1beta1", "poddisruptionbudgets"),
+                "policy/v1beta1 PodDisruptionBudget is deprecated in v1.21+, unavailable in v1.25+; use policy/v1 \
+                 PodDisruptionBudget",
+                "1.25",
+            ),
+            (
+                ("", "v1", "endpoints"),
+                "v1 Endpoints is deprecated in v1.33+; use discovery.k8s.io/v1 EndpointSlice",
+                "",
+            ),
+        ];
+        for ((group, version, resource), warning, removed) in table {
+            let deprecation = registry.served(group, version, resource).unwrap().deprecation.clone().unwrap();
+            assert_eq!((deprecation.warning.as_str(), deprecation.removed_release.as_str()), (warning, removed));
+        }
+        for (group, version, resource) in
+            [("apps", "v1", "deployments"), ("autoscaling", "v1", "horizontalpodautoscalers")]
+        {
+            assert_eq!(registry.served(group, version, resource).unwrap().deprecation, None);
+        }
+    }
 }

@@ -1,15 +1,17 @@
 //! What a Deployment says about itself: numbers, and whether it is available and getting on.
 
-use flotilla_api::k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus};
+use flotilla_api::k8s_openapi::api::apps::v1::{DeploymentCondition, DeploymentStatus, ReplicaSet};
 use jiff::Timestamp;
 
 use super::{Pass, replicas, rollout, sets};
 use crate::condition::{self, Condition};
 use crate::meta;
 use crate::plan::{Context, Plan};
+use crate::view::Stored;
 
 const PROGRESSING: &str = "Progressing";
 const AVAILABLE: &str = "Available";
+const FAILURE: &str = "ReplicaFailure";
 const COMPLETE: &str = "NewReplicaSetAvailable";
 pub(super) const FOUND: &str = "FoundNewReplicaSet";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
@@ -34,10 +36,7 @@ impl Pass<'_> {
     pub(super) fn note_progress(&mut self, status: &str, reason: &str, message: &str, now: Timestamp) {
         let conditions = &mut self.status().conditions;
         condition::set(conditions, PROGRESSING, status, reason, message, now);
-        let progress = conditions.iter_mut().flatten().find(|condition| condition.kind() == PROGRESSING);
-        if let Some(progress) = progress {
-            progress.last_update_time = Some(meta::seconds(now));
-        }
+        touch(conditions, PROGRESSING, now);
     }
 
     /// Whether the rollout took longer than it may.
@@ -82,6 +81,7 @@ impl Pass<'_> {
         let before = self.deployment.status.clone().unwrap_or_default();
         self.count();
         self.judge_availability(cx.now);
+        self.note_failure(cx.now);
         let paused = self.spec.paused == Some(true);
         let judged = !paused && self.created.is_none() && !meta::is_deleting(&self.deployment.metadata);
         if self.deadline_seconds().is_none() {
@@ -119,10 +119,25 @@ impl Pass<'_> {
             false => ("False", "MinimumReplicasUnavailable", "Deployment does not have minimum availability."),
         };
         if condition::set(&mut status.conditions, AVAILABLE, word, reason, message, now) {
-            let conditions = status.conditions.iter_mut().flatten();
-            conditions.filter(|condition| condition.kind() == AVAILABLE).for_each(|condition| {
-                condition.last_update_time = Some(meta::seconds(now));
-            });
+            touch(&mut status.conditions, AVAILABLE, now);
+        }
+    }
+
+    /// What keeps a set from making its pods keeps the Deployment; the current set's word goes before the others'.
+    fn note_failure(&mut self, now: Timestamp) {
+        let failure =
+            |set: &Stored<ReplicaSet>| condition::find(set.status.as_ref()?.conditions.as_ref(), FAILURE).cloned();
+        let mut sets = self.sets.new.into_iter().chain(self.sets.old.iter().copied());
+        let found = sets.find_map(failure);
+        let conditions = &mut self.status().conditions;
+        match found {
+            Some(found) => {
+                let (reason, message) = (found.reason.unwrap_or_default(), found.message.unwrap_or_default());
+                if condition::set(conditions, FAILURE, "True", &reason, &message, now) {
+                    touch(conditions, FAILURE, now);
+                }
+            }
+            None => condition::remove(conditions, FAILURE),
         }
     }
 
@@ -171,4 +186,10 @@ impl Pass<'_> {
             self.note_progress("False", TIMED_OUT, &format!("{name} has timed out progressing."), cx.now);
         }
     }
+}
+
+/// Notes that a condition was written now.
+fn touch(conditions: &mut Option<Vec<DeploymentCondition>>, kind: &str, now: Timestamp) {
+    let written = conditions.iter_mut().flatten().filter(|condition| condition.kind() == kind);
+    written.for_each(|condition| condition.last_update_time = Some(meta::seconds(now)));
 }

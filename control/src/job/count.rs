@@ -1,9 +1,13 @@
 //! Counting pods that have ended, each once.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use flotilla_api::Change;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use jiff::Timestamp;
 
+use super::finish::Outcome;
+use super::policy::{self, Action};
 use super::{MANAGER, Pass, count, create, indexes, is_tracked, untrack};
 use crate::plan::change;
 use crate::view::PodEntry;
@@ -33,11 +37,11 @@ pub(super) struct Counting {
 
 impl Pass<'_> {
     pub(super) fn count(&mut self) -> Counting {
-        let waits = self.spec.pod_replacement_policy.as_deref() == Some("Failed");
+        let waits = self.waits_for_ends();
         let tracked = self.pods.iter().copied().filter(|pod| is_tracked(&pod.metadata));
         let ended: Vec<(&PodEntry, Verdict)> = tracked.filter_map(|pod| Some((pod, verdict(pod, waits)?))).collect();
         let batch = &ended[..ended.len().min(COUNTED_PER_CHANGE)];
-        let failed = batch.iter().filter(|(_, verdict)| *verdict == Verdict::Failed).count();
+        let failed = batch.iter().filter(|(pod, verdict)| self.take_failure(pod, *verdict)).count();
         let succeeded = batch.iter().filter(|(_, verdict)| *verdict == Verdict::Succeeded).map(|(pod, _)| *pod);
         let succeeded: Vec<&PodEntry> = succeeded.collect();
         if self.is_indexed() {
@@ -60,16 +64,41 @@ impl Pass<'_> {
         Counting { change: counting, is_complete: batch.len() == ended.len() }
     }
 
+    /// Whether a pod that ended counts as a failure; notes what else follows from it.
+    fn take_failure(&mut self, pod: &PodEntry, verdict: Verdict) -> bool {
+        let Some(action) = self.judge(pod, verdict) else { return false };
+        let is_last_try = self.spec.backoff_limit_per_index.is_some_and(|limit| create::failures_before(pod) >= limit);
+        match action {
+            Action::FailJob(why) => _ = self.failure.get_or_insert(Outcome::failure("PodFailurePolicy", why)),
+            Action::Count if !is_last_try => {}
+            _ => self.failed_indexes.extend(create::index_of(pod)),
+        }
+        true
+    }
+
+    /// What follows from the end of a pod: the policy's word if it has one; `None` if the end is no failure of the Job.
+    fn judge(&self, pod: &PodEntry, verdict: Verdict) -> Option<Action> {
+        let policy = self.spec.pod_failure_policy.as_ref().filter(|_| pods::is_failed(pod));
+        match (verdict, policy::of_failure(policy, pod)) {
+            (Verdict::Succeeded, _) | (_, Some(Action::Ignore)) | (Verdict::Disrupted, None) => None,
+            (_, Some(action)) => Some(action),
+            (Verdict::Failed, None) => Some(Action::Count),
+        }
+    }
+
     fn count_indexes(&mut self, succeeded: &[&PodEntry]) {
         let completions = self.completions().unwrap_or(0);
         let mut done = self.completed_indexes();
         done.extend(succeeded.iter().filter_map(|pod| create::index_of(pod)).filter(|index| *index < completions));
+        self.failed_indexes.retain(|index| *index < completions && !done.contains(index));
+        let failed = self.spec.backoff_limit_per_index.map(|_| indexes::format(&self.failed_indexes));
         let status = self.status();
         status.succeeded = Some(count(done.len())).filter(|number| *number > 0);
         status.completed_indexes = Some(indexes::format(&done)).filter(|text| !text.is_empty());
+        status.failed_indexes = failed;
     }
 
-    pub(super) fn completed_indexes(&self) -> std::collections::BTreeSet<usize> {
+    pub(super) fn completed_indexes(&self) -> BTreeSet<usize> {
         let text = self.next.status.as_ref().and_then(|status| status.completed_indexes.as_deref());
         indexes::parse(text.unwrap_or_default(), self.completions().unwrap_or(0))
     }
@@ -81,25 +110,60 @@ impl Pass<'_> {
             ended.map(|pod| finished_at(pod))
         };
         let success = times(Verdict::Succeeded).max();
-        let failures: Vec<Timestamp> =
-            times(Verdict::Failed).filter(|at| success.is_none_or(|time| *at > time)).collect();
-        let last = failures.iter().max()?;
-        let doublings = (failures.len() - 1).min(10);
-        let delay = (RETRY_FIRST_SECONDS << doublings).min(RETRY_LAST_SECONDS);
-        Some(meta::plus_seconds(*last, delay))
+        retry_after(times(Verdict::Failed).filter(|at| success.is_none_or(|time| *at > time)))
     }
+
+    /// What became of the tries at each index that has failed.
+    pub(super) fn tries(&self) -> BTreeMap<usize, Tries> {
+        let mut ends: BTreeMap<usize, Vec<Timestamp>> = BTreeMap::new();
+        let mut tries: BTreeMap<usize, Tries> = BTreeMap::new();
+        for pod in &self.pods {
+            let (Some(index), Some(verdict)) = (create::index_of(pod), verdict(pod, self.waits_for_ends())) else {
+                continue;
+            };
+            let failures = create::failures_before(pod) + i32::from(self.judge(pod, verdict).is_some());
+            let known = tries.entry(index).or_default();
+            known.failures = known.failures.max(failures);
+            if verdict == Verdict::Failed {
+                ends.entry(index).or_default().push(finished_at(pod));
+            }
+        }
+        for (index, ends) in ends {
+            tries.entry(index).or_default().retry_at = retry_after(ends.into_iter());
+        }
+        tries
+    }
+}
+
+/// What became of the pods of one index.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Tries {
+    pub failures: i32,
+    pub retry_at: Option<Timestamp>,
+}
+
+/// When to try again after failures at these times.
+fn retry_after(failures: impl Iterator<Item = Timestamp>) -> Option<Timestamp> {
+    let (number, last) = failures.fold((0_usize, None), |(number, last), at| (number + 1, last.max(Some(at))));
+    let doublings = number.saturating_sub(1).min(10);
+    let delay = (RETRY_FIRST_SECONDS << doublings).min(RETRY_LAST_SECONDS);
+    Some(meta::plus_seconds(last?, delay))
 }
 
 /// What the pod's end means; `None` while it may still run. A pod that was told to go counts at once,
 /// unless its Job `waits` for the end.
-fn verdict(pod: &Pod, waits: bool) -> Option<Verdict> {
+fn verdict(pod: &PodEntry, waits: bool) -> Option<Verdict> {
     let disrupted = || pods::condition(pod, "DisruptionTarget").is_some_and(|condition| condition.status == "True");
-    let lost = || pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost");
     if pods::is_succeeded(pod) {
         return Some(Verdict::Succeeded);
     }
     let over = pods::is_failed(pod) || (meta::is_deleting(&pod.metadata) && !waits);
-    over.then(|| if disrupted() || lost() { Verdict::Disrupted } else { Verdict::Failed })
+    over.then(|| if disrupted() || is_lost(pod) { Verdict::Disrupted } else { Verdict::Failed })
+}
+
+/// Whether the pod's node is lost, so that nobody knows how the pod does.
+pub(super) fn is_lost(pod: &PodEntry) -> bool {
+    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost")
 }
 
 /// When the last container ended; when the pod was made if none did.

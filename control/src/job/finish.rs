@@ -3,7 +3,7 @@
 use flotilla_api::k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
 use jiff::Timestamp;
 
-use super::{MANAGER, Pass, is_tracked, untrack};
+use super::{MANAGER, Pass, count, is_tracked, policy, untrack};
 use crate::plan::{Context, Plan, change};
 use crate::view::{PodEntry, Stored};
 use crate::{condition, deletion, meta, pods};
@@ -11,11 +11,22 @@ use crate::{condition, deletion, meta, pods};
 /// Upstream's default of `spec.backoffLimit`.
 const DEFAULT_BACKOFF_LIMIT: i32 = 6;
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Outcome {
-    Complete,
-    BackoffLimit,
-    Deadline,
+/// How a Job ends, as its conditions say it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub is_success: bool,
+    reason: String,
+    message: String,
+}
+
+impl Outcome {
+    fn success(reason: &str, message: impl Into<String>) -> Self {
+        Self { is_success: true, reason: reason.to_owned(), message: message.into() }
+    }
+
+    pub(super) fn failure(reason: &str, message: impl Into<String>) -> Self {
+        Self { is_success: false, reason: reason.to_owned(), message: message.into() }
+    }
 }
 
 fn finished_condition(job: &Job) -> Option<&JobCondition> {
@@ -52,25 +63,47 @@ impl Pass<'_> {
         if let Some(begun) = self.begun() {
             return Some(begun);
         }
+        if let Some(failure) = &self.failure {
+            return Some(failure.clone());
+        }
         if self.exceeds_backoff_limit() {
-            return Some(Outcome::BackoffLimit);
+            return Some(Outcome::failure("BackoffLimitExceeded", "Job has reached the specified backoff limit"));
+        }
+        if let Some(ended) = self.outcome_of_indexes() {
+            return Some(ended);
         }
         if self.is_complete() {
-            return Some(Outcome::Complete);
+            return Some(Outcome::success("CompletionsReached", "Reached expected number of succeeded pods"));
         }
-        self.exceeds_deadline(now, plan).then_some(Outcome::Deadline)
+        let late = || Outcome::failure("DeadlineExceeded", "Job was active longer than specified deadline");
+        self.exceeds_deadline(now, plan).then(late)
     }
 
     fn begun(&self) -> Option<Outcome> {
         let conditions = self.job.status.as_ref()?.conditions.as_ref()?;
         let set = |kind: &str| condition::find(Some(conditions), kind).filter(|condition| condition.status == "True");
-        if set("SuccessCriteriaMet").is_some() {
-            return Some(Outcome::Complete);
+        let (is_success, intent) = match set("SuccessCriteriaMet") {
+            Some(intent) => (true, intent),
+            None => (false, set("FailureTarget")?),
+        };
+        let text = |text: &Option<String>| text.clone().unwrap_or_default();
+        Some(Outcome { is_success, reason: text(&intent.reason), message: text(&intent.message) })
+    }
+
+    /// How the Job ends by what became of its indexes.
+    fn outcome_of_indexes(&self) -> Option<Outcome> {
+        let completions = self.completions().filter(|_| self.is_indexed())?;
+        let failed = self.failed_indexes.len();
+        if self.spec.max_failed_indexes.is_some_and(|max| usize::try_from(max).is_ok_and(|max| failed > max)) {
+            let message = "Job has exceeded the specified maximal number of failed indexes";
+            return Some(Outcome::failure("MaxFailedIndexesExceeded", message));
         }
-        match set("FailureTarget")?.reason.as_deref() {
-            Some("DeadlineExceeded") => Some(Outcome::Deadline),
-            _ => Some(Outcome::BackoffLimit),
+        let policy = self.spec.success_policy.as_ref();
+        if let Some(rule) = policy::of_success(policy, &self.completed_indexes(), completions) {
+            return Some(Outcome::success("SuccessPolicy", format!("Matched rules at index {rule}")));
         }
+        let over = failed > 0 && failed + self.succeeded() >= completions;
+        over.then(|| Outcome::failure("FailedIndexes", "Job has failed indexes"))
     }
 
     fn is_complete(&self) -> bool {
@@ -104,25 +137,22 @@ impl Pass<'_> {
     }
 
     /// First the intent, while pods still have to go; then the end.
-    pub(super) fn note_outcome(&mut self, outcome: &Outcome, now: Timestamp) {
-        let (reason, message) = outcome.words();
-        let (intent, end) = match outcome {
-            Outcome::Complete => ("SuccessCriteriaMet", "Complete"),
-            Outcome::BackoffLimit | Outcome::Deadline => ("FailureTarget", "Failed"),
-        };
-        let over = self.active.is_empty();
+    pub(super) fn note_outcome(&mut self, outcome: &Outcome, is_counted: bool, now: Timestamp) {
+        let Outcome { is_success, reason, message } = outcome;
+        let (intent, end) = if *is_success { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
+        // Whether a pod on a lost node has ended nobody can say; the end does not wait for it.
+        let over = is_counted && self.active.is_empty() && self.terminating().all(count::is_lost);
         let conditions = &mut self.status().conditions;
         condition::set(conditions, intent, "True", reason, message, now);
         if !over {
             return;
         }
         condition::set(conditions, end, "True", reason, message, now);
-        match outcome {
-            Outcome::Complete => {
-                self.status().completion_time = Some(meta::seconds(now));
-                self.told.push((false, "Completed", "Job completed".into()));
-            }
-            Outcome::BackoffLimit | Outcome::Deadline => self.told.push((true, reason, message.into())),
+        if *is_success {
+            self.status().completion_time = Some(meta::seconds(now));
+            self.told.push((false, "Completed".into(), "Job completed".into()));
+        } else {
+            self.told.push((true, reason.clone(), message.clone()));
         }
     }
 }

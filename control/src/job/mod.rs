@@ -5,12 +5,15 @@
 //!
 //! Invariant: a pod is counted if and only if its finalizer is taken away by the Change that counts it.
 //! Invariant: a pod lost to its node is replaced and is no failure of the Job.
-//! Invariant: a finished Job creates no pod.
+//! Invariant: a finished Job creates no pod, and has none that still ends, unless its node is lost.
 
 mod count;
 mod create;
 mod finish;
 mod indexes;
+mod policy;
+
+use std::collections::BTreeSet;
 
 use flotilla_api::k8s_openapi::api::batch::v1::{Job, JobSpec};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -63,6 +66,13 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
     plan
 }
 
+/// What the end of a pod that its Job ends is for the Job.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Counted {
+    No,
+    AsFailed,
+}
+
 /// One look at one Job.
 struct Pass<'a> {
     job: &'a Stored<Job>,
@@ -72,13 +82,39 @@ struct Pass<'a> {
     active: Vec<&'a PodEntry>,
     /// The Job as it shall be.
     next: Job,
-    told: Vec<(bool, &'static str, String)>,
+    /// What has failed the Job in this look.
+    failure: Option<Outcome>,
+    /// Indexes that are not tried again.
+    failed_indexes: BTreeSet<usize>,
+    /// Events: whether each is a warning, its reason, its message.
+    told: Vec<(bool, String, String)>,
 }
 
 impl<'a> Pass<'a> {
     fn new(job: &'a Stored<Job>, spec: &'a JobSpec, pods: Vec<&'a PodEntry>) -> Self {
         let active = pods.iter().copied().filter(|pod| pods::is_active(pod)).collect();
-        Self { job, spec, pods, active, next: job.object.clone(), told: Vec::new() }
+        let next = job.object.clone();
+        let mut pass =
+            Self { job, spec, pods, active, next, failure: None, failed_indexes: BTreeSet::new(), told: Vec::new() };
+        let failed = job.status.as_ref().and_then(|status| status.failed_indexes.as_deref()).unwrap_or_default();
+        pass.failed_indexes = indexes::parse(failed, pass.completions().unwrap_or(0));
+        pass
+    }
+
+    /// Whether a pod is replaced only when it has ended, not when it is told to go.
+    fn waits_for_ends(&self) -> bool {
+        self.spec.pod_replacement_policy.as_deref() == Some("Failed")
+    }
+
+    /// Pods that were told to go and have not ended.
+    fn terminating(&self) -> impl Iterator<Item = &'a PodEntry> {
+        let pods = self.pods.iter().copied();
+        pods.filter(|pod| meta::is_deleting(&pod.metadata) && !pods::is_finished(pod))
+    }
+
+    /// Of these, those whose end is waited for before they are replaced.
+    fn awaited(&self) -> impl Iterator<Item = &'a PodEntry> {
+        self.terminating().filter(|_| self.waits_for_ends())
     }
 
     fn parallelism(&self) -> usize {
@@ -113,12 +149,14 @@ impl<'a> Pass<'a> {
         let outcome = self.outcome(cx.now, plan);
         let remaining = match &outcome {
             Some(outcome) => {
-                self.delete_pods(self.active.len(), cx, plan);
-                self.note_outcome(outcome, cx.now);
+                // Pods that a failed Job ends have failed with it: they keep their finalizer until they are counted.
+                let counted = if outcome.is_success { Counted::No } else { Counted::AsFailed };
+                self.delete_pods(self.active.clone(), counted, cx, plan);
+                self.note_outcome(outcome, counting.is_complete, cx.now);
                 0
             }
             None if suspended => {
-                self.delete_pods(self.active.len(), cx, plan);
+                self.delete_pods(self.active.clone(), Counted::No, cx, plan);
                 0
             }
             None if counting.is_complete => self.manage(cx, plan),
@@ -135,27 +173,43 @@ impl<'a> Pass<'a> {
             // Without a number, the first success ends the Job: the others may finish, none is added.
             None if self.succeeded() > 0 => self.active.len(),
             None => self.parallelism(),
-            Some(completions) => self.parallelism().min(completions.saturating_sub(self.succeeded())),
-        };
-        let active = self.active.len();
-        if active > wanted {
-            self.delete_pods(active - wanted, cx, plan);
-        } else if active < wanted {
-            let missing = (wanted - active).min(BURST_PODS);
-            match self.retry_at() {
-                Some(at) if at > cx.now => plan.wake(at),
-                _ => self.create_pods(missing, cx, plan),
+            Some(completions) => {
+                let over = self.succeeded() + self.failed_indexes.len();
+                self.parallelism().min(completions.saturating_sub(over))
             }
+        };
+        let mut excess = preference::least_missed(&self.active);
+        excess.sort_by_key(|pod| self.is_useful(pod));
+        let useful = self.active.iter().filter(|pod| self.is_useful(pod)).count();
+        let staying = useful.min(wanted);
+        excess.truncate(self.active.len() - staying);
+        if !excess.is_empty() {
+            self.delete_pods(excess, Counted::No, cx, plan);
         }
-        active.min(wanted)
+        let missing = wanted.saturating_sub(staying + self.awaited().count()).min(BURST_PODS);
+        // Where each index has a limit of its own, each waits by itself.
+        let wait = self.retry_at().filter(|at| *at > cx.now && self.spec.backoff_limit_per_index.is_none());
+        match wait {
+            _ if missing == 0 => {}
+            Some(at) => plan.wake(at),
+            None => self.create_pods(missing, cx, plan),
+        }
+        staying
     }
 
-    /// Tells so many running pods to go. They are not counted: nobody but this Job ended them.
-    fn delete_pods(&self, excess: usize, cx: &mut Context<'_>, plan: &mut Plan) {
+    /// Whether a running pod works at an index that is still to be done, or the Job has no indexes.
+    fn is_useful(&self, pod: &PodEntry) -> bool {
+        !self.is_indexed() || create::index_of(pod).is_some_and(|index| Some(index) < self.completions())
+    }
+
+    /// Tells running pods to go.
+    fn delete_pods(&self, pods: Vec<&PodEntry>, counted: Counted, cx: &mut Context<'_>, plan: &mut Plan) {
         let about = event::reference(&self.job.object);
-        for pod in preference::least_missed(&self.active).into_iter().take(excess.min(BURST_PODS)) {
+        for pod in pods.into_iter().take(BURST_PODS) {
             let mut next = pod.object.clone();
-            meta::remove_finalizer(&mut next.metadata, TRACKING);
+            if counted == Counted::No {
+                meta::remove_finalizer(&mut next.metadata, TRACKING);
+            }
             let change = match deletion::of_pod(&next, None, cx.now) {
                 Deletion::Remove => change(MANAGER).remove(pod.key.clone(), pod.revision),
                 Deletion::Mark(marked) => change(MANAGER).update(pod.key.clone(), pod.revision, meta::encode(&*marked)),
@@ -176,10 +230,10 @@ impl<'a> Pass<'a> {
         if suspended && known != Some(true) {
             condition::set(&mut self.status().conditions, "Suspended", "True", "JobSuspended", "Job suspended", now);
             self.status().start_time = None;
-            self.told.push((false, "Suspended", "Job suspended".into()));
+            self.told.push((false, "Suspended".into(), "Job suspended".into()));
         } else if !suspended && known == Some(true) {
             condition::set(&mut self.status().conditions, "Suspended", "False", "JobResumed", "Job resumed", now);
-            self.told.push((false, "Resumed", "Job resumed".into()));
+            self.told.push((false, "Resumed".into(), "Job resumed".into()));
         }
         if !suspended {
             self.status().start_time.get_or_insert_with(|| meta::seconds(now));
@@ -190,8 +244,7 @@ impl<'a> Pass<'a> {
     /// count when they are there.
     fn note_active(&mut self, remaining: usize) {
         let ready = self.active.iter().filter(|pod| pods::is_ready(pod)).count().min(remaining);
-        let ends = |pod: &&&PodEntry| meta::is_deleting(&pod.metadata) && !pods::is_finished(pod);
-        let terminating = self.pods.iter().filter(ends).count();
+        let terminating = self.terminating().count();
         let status = self.status();
         status.active = Some(count(remaining)).filter(|number| *number > 0);
         status.ready = Some(count(ready));
@@ -217,15 +270,4 @@ impl<'a> Pass<'a> {
 
 fn count(number: usize) -> i32 {
     i32::try_from(number).unwrap_or(i32::MAX)
-}
-
-/// What ended the Job, for its conditions.
-impl Outcome {
-    fn words(&self) -> (&'static str, &'static str) {
-        match self {
-            Outcome::Complete => ("CompletionsReached", "Reached expected number of succeeded pods"),
-            Outcome::BackoffLimit => ("BackoffLimitExceeded", "Job has reached the specified backoff limit"),
-            Outcome::Deadline => ("DeadlineExceeded", "Job was active longer than specified deadline"),
-        }
-    }
 }

@@ -80,8 +80,12 @@ fn leaves_at(pod: &Pod, node: &Node, default_seconds: u32) -> Option<Timestamp> 
             [] => Some(0),
             covering => covering.iter().filter_map(|toleration| toleration.toleration_seconds).min(),
         };
-        let since = taint.time_added.as_ref().map_or(Timestamp::MIN, |time| time.0);
-        seconds.map(|seconds| meta::plus_seconds(since, seconds.max(0)))
+        match (seconds?.max(0), &taint.time_added) {
+            (seconds, Some(since)) => Some(meta::plus_seconds(since.0, seconds)),
+            (0, None) => Some(Timestamp::MIN),
+            // It is given a time soon; see [`super::health`].
+            (_, None) => None,
+        }
     };
     no_execute(node).filter_map(deadline).min()
 }
@@ -168,5 +172,11 @@ mod tests {
             {"operator": "Exists", "tolerationSeconds": 60}]);
         assert_eq!(leaves_at(&pod(limited), &node, 0), at("2026-01-01T00:01:00Z"));
         assert_eq!(leaves_at(&pod(json!([{"operator": "Exists"}])), &node, 0), None);
+        // As a person adds it.
+        let undated = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
+        let undated: Node = serde_json::from_value(undated).unwrap();
+        let limited = json!([{"operator": "Exists", "tolerationSeconds": 60}]);
+        assert_eq!(leaves_at(&pod(limited), &undated, 0), None);
+        assert_eq!(leaves_at(&pod(json!([])), &undated, 0), Some(Timestamp::MIN));
     }
 }

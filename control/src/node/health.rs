@@ -1,6 +1,6 @@
 //! What heartbeats and the node's own word make of it: its Ready condition, its taints, its range.
 //!
-//! Invariant: taints that this planner does not manage are never touched.
+//! Invariant: of taints that this planner does not manage, only the time is written that whoever added them left out.
 //! Invariant: when more than half of three or more nodes are silent, the fault may be ours: pods are
 //! told to leave one node at a time, and the time of the last taint, which is stored, is the clock.
 
@@ -63,6 +63,11 @@ fn is_managed(taint: &Taint) -> bool {
     matches!(taint.key.as_str(), NOT_READY | UNREACHABLE | UNSCHEDULABLE)
 }
 
+/// Whether pods that stay for a while cannot know since when.
+fn lacks_time(taint: &Taint) -> bool {
+    taint.effect == "NoExecute" && taint.time_added.is_none()
+}
+
 /// Whether the taint tells pods to leave because the node is silent.
 fn moves_pods(taint: &Taint) -> bool {
     taint.key == UNREACHABLE && taint.effect == "NoExecute"
@@ -82,6 +87,7 @@ pub(crate) fn plan(cx: &mut Context<'_>) -> Plan {
         let mut node = entry.object.clone();
         judge(&mut node, cx);
         sync_taints(&mut node, cx.now, &mut leave);
+        date_taints(&mut node, cx.now);
         if node.spec.as_ref().is_none_or(|spec| spec.pod_cidr.is_none())
             && let Some(range) = ranges.next()
         {
@@ -111,7 +117,8 @@ fn is_in_order(node: &Node, cx: &Context<'_>) -> bool {
     let taints = || spec.iter().flat_map(|spec| spec.taints.iter().flatten()).filter(|taint| is_managed(taint));
     let has = |(key, effect): &(&str, &str)| taints().any(|taint| taint.key == *key && taint.effect == *effect);
     let tainted = taints().count() == wanted.len() && wanted.iter().all(has);
-    judged && tainted && spec.is_some_and(|spec| spec.pod_cidr.is_some())
+    let dated = spec.iter().flat_map(|spec| spec.taints.iter().flatten()).all(|taint| !lacks_time(taint));
+    judged && tainted && dated && spec.is_some_and(|spec| spec.pod_cidr.is_some())
 }
 
 /// Sets the Ready condition from the heartbeats.
@@ -168,6 +175,12 @@ fn sync_taints(node: &mut Node, now: Timestamp, leave: &mut Leave) {
         }
     }
     spec.taints = (!taints.is_empty()).then_some(taints);
+}
+
+/// What people add has no time: it counts from now.
+fn date_taints(node: &mut Node, now: Timestamp) {
+    let taints = node.spec.iter_mut().flat_map(|spec| spec.taints.iter_mut().flatten());
+    taints.filter(|taint| lacks_time(taint)).for_each(|taint| taint.time_added = Some(meta::seconds(now)));
 }
 
 /// How many nodes may still be told to let their pods go.

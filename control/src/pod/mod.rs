@@ -27,6 +27,7 @@ use jiff::Timestamp;
 pub use effect::{Effect, StopReason};
 pub use observed::{Attempt, AttemptState, Exit, ExitCause, Failure, Image, Observed, Sandbox, SandboxState};
 pub use probes::{ProbeKind, ProbeRecord, Probes};
+pub use status::over;
 pub use stop::teardown;
 
 use crate::{meta, pods};

@@ -1,12 +1,13 @@
 //! What a pod says about itself, in kubelet's words.
 //!
-//! Invariant: conditions that others set (disruption, readiness gates) are kept.
+//! Invariant: conditions that others set (disruption, readiness gates) are kept, also those set since the node looked.
 //! Invariant: nothing observed has changed ⇒ the status has not.
 
 use flotilla_api::k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition,
     PodIP, PodStatus, ResourceRequirements,
 };
+use flotilla_api::kinds::pod::qos_class;
 
 use super::observed::SandboxState;
 use super::track::{State, Track, terminated};
@@ -37,7 +38,7 @@ pub(super) fn of(life: &Life<'_>) -> PodStatus {
         None => (status.reason, status.message) = (None, None),
     }
     status.start_time.get_or_insert_with(|| meta::seconds(life.now));
-    status.qos_class.get_or_insert_with(|| pods::qos_class(life.spec));
+    status.qos_class.get_or_insert_with(|| qos_class(life.spec).to_owned());
     status.observed_generation = life.pod.metadata.generation;
     addresses(life, &mut status);
     conditions(life, &mut status);
@@ -45,20 +46,40 @@ pub(super) fn of(life: &Life<'_>) -> PodStatus {
     status
 }
 
+/// The conditions that a pod's node decides; all others are somebody else's.
+const OWN_CONDITIONS: [&str; 5] =
+    ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled"];
+
+/// A node's own word over a status that others may have written to since the node looked.
+pub fn over(newest: PodStatus, own: PodStatus) -> PodStatus {
+    let is_own = |condition: &PodCondition| OWN_CONDITIONS.contains(&condition.type_.as_str());
+    let others = newest.conditions.into_iter().flatten().filter(|condition| !is_own(condition));
+    let conditions: Vec<_> = others.chain(own.conditions.into_iter().flatten().filter(is_own)).collect();
+    PodStatus {
+        conditions: Some(conditions),
+        nominated_node_name: newest.nominated_node_name,
+        resource_claim_statuses: newest.resource_claim_statuses,
+        extended_resource_claim_status: newest.extended_resource_claim_status,
+        ..own
+    }
+}
+
 fn addresses(life: &Life<'_>, status: &mut PodStatus) {
     if let Some(ip) = &life.observed.host_ip {
         status.host_ip = Some(ip.clone());
         status.host_ips = Some(vec![HostIP { ip: ip.clone() }]);
+    }
+    // What has ended keeps the address that it had; one that is being made keeps none of an older sandbox.
+    if life.end.is_some() {
+        return;
     }
     let own = life.observed.sandbox.as_ref().filter(|sandbox| sandbox.state == SandboxState::Ready);
     let own = own.and_then(|sandbox| match life.spec.host_network {
         Some(true) => life.observed.host_ip.clone(),
         _ => sandbox.ip.clone(),
     });
-    // What has ended has no address any more; one that is being made keeps none of an older sandbox.
-    let ip = own.filter(|_| life.end.is_none());
-    status.pod_ips = ip.clone().map(|ip| vec![PodIP { ip }]);
-    status.pod_ip = ip;
+    status.pod_ips = own.clone().map(|ip| vec![PodIP { ip }]);
+    status.pod_ip = own;
 }
 
 fn phase(life: &Life<'_>) -> &'static str {
@@ -228,4 +249,23 @@ fn closed_gate<'a>(life: &Life<'a>) -> Option<&'a str> {
     let open = |kind: &str| pods::condition(life.pod, kind).is_some_and(|PodCondition { status, .. }| status == "True");
     let gates = life.spec.readiness_gates.iter().flatten().map(|gate| gate.condition_type.as_str());
     gates.into_iter().find(|gate| !open(gate))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn what_others_said_meanwhile_stays() {
+        let status = |value: serde_json::Value| serde_json::from_value::<PodStatus>(value).unwrap();
+        let newest = status(json!({"phase": "Pending", "nominatedNodeName": "n2", "conditions": [
+            {"type": "Ready", "status": "False"}, {"type": "lb/open", "status": "True"}]}));
+        let own = status(json!({"phase": "Running", "conditions": [
+            {"type": "Ready", "status": "True"}, {"type": "gone", "status": "True"}]}));
+        let wanted = status(json!({"phase": "Running", "nominatedNodeName": "n2", "conditions": [
+            {"type": "lb/open", "status": "True"}, {"type": "Ready", "status": "True"}]}));
+        assert_eq!(over(newest, own), wanted);
+    }
 }

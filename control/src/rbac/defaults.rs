@@ -16,6 +16,7 @@ use super::GROUP;
 pub(super) const AUTO_UPDATE: &str = "rbac.authorization.kubernetes.io/autoupdate";
 
 const READ: &str = "get list watch";
+const READ_UPDATE: &str = "get list patch update watch";
 const WRITE: &str = "create delete deletecollection patch update";
 const ALL_VERBS: &str = "create delete deletecollection get list patch update watch";
 
@@ -100,6 +101,7 @@ const ROLES: &[Short] = &[
             On(WRITE, "policy", "poddisruptionbudgets"),
             On(WRITE, "networking.k8s.io", "ingresses networkpolicies"),
             On(ALL_VERBS, "coordination.k8s.io", "leases"),
+            On(WRITE, "resource.k8s.io", "resourceclaims resourceclaimtemplates"),
         ],
     ),
     part(
@@ -137,6 +139,7 @@ const ROLES: &[Short] = &[
             ),
             On(READ, "policy", "poddisruptionbudgets poddisruptionbudgets/status"),
             On(READ, "networking.k8s.io", "ingresses ingresses/status networkpolicies"),
+            On(READ, "resource.k8s.io", "resourceclaims resourceclaims/status resourceclaimtemplates"),
         ],
     ),
     role(
@@ -177,10 +180,12 @@ const ROLES: &[Short] = &[
         "system:certificates.k8s.io:legacy-unknown-approver",
         &[One("approve", "certificates.k8s.io", "signers", "kubernetes.io/legacy-unknown")],
     ),
+    role("system:cluster-trust-bundle-discovery", &[On(READ, "certificates.k8s.io", "clustertrustbundles")]),
     role(
         "system:discovery",
         &[Paths("/api /api/* /apis /apis/* /healthz /livez /openapi /openapi/* /readyz /version /version/")],
     ),
+    role("system:heapster", &[On(READ, "core", "events namespaces nodes pods"), On(READ, "extensions", "deployments")]),
     role("system:kube-aggregator", &[On(READ, "core", "endpoints services")]),
     role(
         "system:kube-controller-manager",
@@ -204,7 +209,7 @@ const ROLES: &[Short] = &[
         &[
             EVENTS,
             On("create", "coordination.k8s.io", "leases"),
-            One("get update", "coordination.k8s.io", "leases", "kube-scheduler"),
+            One("get list update watch", "coordination.k8s.io", "leases", "kube-scheduler"),
             On(READ, "core", "nodes"),
             On("delete get list watch", "core", "pods"),
             On("create", "core", "bindings pods/binding"),
@@ -217,9 +222,15 @@ const ROLES: &[Short] = &[
             On("create", "authentication.k8s.io", "tokenreviews"),
             On("create", "authorization.k8s.io", "subjectaccessreviews"),
             On(READ, "storage.k8s.io", "csinodes"),
+            On(READ, "storage.k8s.io", "volumeattachments"),
             On(READ, "core", "namespaces"),
             On(READ, "storage.k8s.io", "csidrivers"),
             On(READ, "storage.k8s.io", "csistoragecapacities"),
+            On(READ, "resource.k8s.io", "deviceclasses"),
+            On(READ_UPDATE, "resource.k8s.io", "resourceclaims"),
+            On(READ_UPDATE, "resource.k8s.io", "resourceclaims/status"),
+            On(READ_UPDATE, "core", "pods/finalizers"),
+            On(READ, "resource.k8s.io", "resourceslices"),
         ],
     ),
     role(
@@ -228,6 +239,7 @@ const ROLES: &[Short] = &[
             On(READ, "core", "nodes"),
             On("proxy", "core", "nodes"),
             On("*", "core", "nodes/log nodes/metrics nodes/proxy nodes/stats"),
+            On("*", "core", "nodes/configz nodes/healthz nodes/pods"),
         ],
     ),
     role("system:monitoring", &[Paths("/healthz /healthz/* /livez /livez/* /metrics /metrics/slis /readyz /readyz/*")]),
@@ -243,6 +255,7 @@ const ROLES: &[Short] = &[
             On("list watch", "core", "endpoints services"),
             On(READ, "core", "nodes"),
             EVENTS,
+            On("list watch", "networking.k8s.io", "servicecidrs"),
             On("list watch", "discovery.k8s.io", "endpointslices"),
         ],
     ),
@@ -257,13 +270,18 @@ const ROLES: &[Short] = &[
         ],
     ),
     role("system:public-info-viewer", &[Paths("/healthz /livez /readyz /version /version/")]),
-    role("system:service-account-issuer-discovery", &[Paths("/.well-known/openid-configuration /openid/v1/jwks")]),
+    role(
+        "system:service-account-issuer-discovery",
+        &[Paths(
+            "/.well-known/openid-configuration /.well-known/openid-configuration/ /openid/v1/jwks /openid/v1/jwks/",
+        )],
+    ),
     role(
         "system:volume-scheduler",
         &[
-            On("get list patch update watch", "core", "persistentvolumes"),
+            On(READ_UPDATE, "core", "persistentvolumes"),
             On(READ, "storage.k8s.io", "storageclasses"),
-            On("get list patch update watch", "core", "persistentvolumeclaims"),
+            On(READ_UPDATE, "core", "persistentvolumeclaims"),
         ],
     ),
 ];
@@ -292,6 +310,10 @@ const NODE: &[Grants] = &[
     On(READ, "storage.k8s.io", "csidrivers"),
     On("create delete get patch update", "storage.k8s.io", "csinodes"),
     On(READ, "node.k8s.io", "runtimeclasses"),
+    On("get", "resource.k8s.io", "resourceclaims"),
+    On("deletecollection", "resource.k8s.io", "resourceslices"),
+    On(READ, "certificates.k8s.io", "clustertrustbundles"),
+    On("get", "core", "serviceaccounts"),
 ];
 
 /// A binding, its role, and the kinds and names of its subjects.
@@ -316,6 +338,11 @@ const BINDINGS: &[Binding] = &[
     (
         "system:service-account-issuer-discovery",
         "system:service-account-issuer-discovery",
+        &[("Group", "system:serviceaccounts")],
+    ),
+    (
+        "system:cluster-trust-bundle-discovery",
+        "system:cluster-trust-bundle-discovery",
         &[("Group", "system:serviceaccounts")],
     ),
     // Nodes are judged by the Node authorizer; whoever wants more binds it.

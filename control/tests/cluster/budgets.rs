@@ -70,17 +70,36 @@ fn an_allowed_eviction_counts_until_it_shows() {
 }
 
 #[test]
-fn pods_without_a_controller_cannot_be_counted_in_percent() {
+fn a_pod_without_a_controller_does_not_switch_a_budget_off() {
     let mut sim = Sim::with_nodes(3, 1);
+    sim.put_json("apps", "deployments", deployment("web", 3, "a"));
     let mut pod = template("web", "a");
     pod["metadata"]["name"] = "lone".into();
     sim.put_json("", "pods", pod);
     sim.put_json("policy", "poddisruptionbudgets", budget(json!({"maxUnavailable": 1})));
     sim.run();
+    sim.assert_settled();
+    assert_eq!(numbers(&sim), [3, 4, 2, 2]);
+    assert_eq!(sim.events("UnmanagedPods").len(), 1);
+}
+
+#[test]
+fn pods_of_a_controller_without_a_scale_cannot_be_counted_in_percent() {
+    let mut sim = Sim::with_nodes(3, 1);
+    let mut pod = template("web", "a");
+    pod["metadata"]["name"] = "p".into();
+    pod["metadata"]["ownerReferences"] =
+        json!([{"apiVersion": "batch/v1", "kind": "Job", "name": "j", "uid": "u", "controller": true}]);
+    let job =
+        json!({"metadata": {"name": "j", "uid": "u"}, "spec": {"managedBy": "x/y", "template": template("web", "a")}});
+    sim.put_json("batch", "jobs", job);
+    sim.put_json("", "pods", pod);
+    sim.put_json("policy", "poddisruptionbudgets", budget(json!({"maxUnavailable": 1})));
+    sim.settle();
     let value: Value = sim.get(&keys::budget("default", "b"));
     let failed = condition(&value, "DisruptionAllowed");
     assert_eq!((&failed["status"], &failed["reason"]), (&json!("False"), &json!("SyncFailed")));
-    assert_eq!(failed["message"], "found no controller ref for pod \"lone\"");
+    assert_eq!(failed["message"], "job does not implement the scale subresource");
     assert_eq!(status(&sim)["disruptionsAllowed"], 0);
 }
 

@@ -214,3 +214,133 @@ fn restarts_in_place_count_towards_the_limit() {
     assert_eq!(condition(&raw(&sim), "Failed")["reason"], "BackoffLimitExceeded");
     assert!(sim.active().is_empty());
 }
+
+fn indexed(completions: i32, parallelism: i32, fields: Value) -> Value {
+    let mut value = job(completions, parallelism);
+    value["spec"]["completionMode"] = "Indexed".into();
+    value["spec"].as_object_mut().unwrap().extend(fields.as_object().unwrap().clone());
+    value
+}
+
+fn index(pod: &Pod) -> &str {
+    &pod.metadata.annotations.as_ref().unwrap()["batch.kubernetes.io/job-completion-index"]
+}
+
+/// Lets the time pass that failed pods are not tried again in.
+fn run_on(sim: &mut Sim, fate: fn(&Pod) -> Option<&'static str>) {
+    for _ in 0..4 {
+        sim.run_with(fate);
+        sim.advance(60);
+    }
+    sim.run_with(fate);
+    sim.assert_settled();
+}
+
+#[test]
+fn an_index_that_fails_too_often_fails_the_job_when_the_others_are_done() {
+    let mut sim = Sim::with_nodes(12, 2);
+    put(&mut sim, indexed(4, 2, json!({"backoffLimitPerIndex": 1, "backoffLimit": i32::MAX})));
+    run_on(&mut sim, |pod| Some(if index(pod) == "1" { "Failed" } else { "Succeeded" }));
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.failed_indexes.as_deref(), status.completed_indexes.as_deref()), (Some("1"), Some("0,2,3")));
+    assert_eq!((status.succeeded, status.failed), (Some(3), Some(2)));
+    assert_eq!(condition(&raw(&sim), "Failed")["reason"], "FailedIndexes");
+}
+
+#[test]
+fn too_many_failed_indexes_end_the_job() {
+    let mut sim = Sim::with_nodes(13, 2);
+    put(&mut sim, indexed(9, 1, json!({"backoffLimitPerIndex": 0, "maxFailedIndexes": 1})));
+    run_on(&mut sim, |_| Some("Failed"));
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.failed_indexes.as_deref(), status.failed), (Some("0,1"), Some(2)));
+    assert_eq!(condition(&raw(&sim), "Failed")["reason"], "MaxFailedIndexesExceeded");
+}
+
+#[test]
+fn a_failure_policy_ends_a_job_or_overlooks_a_failure() {
+    let rule = |action: &str| {
+        json!({"podReplacementPolicy": "Failed", "backoffLimit": 0,
+            "podFailurePolicy": {"rules": [{"action": action, "onExitCodes": {"operator": "In", "values": [1]}}]}})
+    };
+    let mut sim = Sim::with_nodes(14, 1);
+    put(&mut sim, indexed(3, 1, rule("FailJob")));
+    run_on(&mut sim, |_| Some("Failed"));
+    let failed = condition(&raw(&sim), "Failed").clone();
+    assert_eq!(failed["reason"], "PodFailurePolicy");
+    let words = failed["message"].as_str().unwrap();
+    assert!(words.ends_with("failed with exit code 1 matching FailJob rule at index 0"), "{words}");
+    assert_eq!(sim.pods().len(), 1);
+
+    let mut sim = Sim::with_nodes(15, 1);
+    put(&mut sim, indexed(1, 1, rule("Ignore")));
+    sim.run_with(|_| Some("Failed"));
+    assert_eq!(sim.job("j").status.unwrap().failed, None);
+    sim.advance(60);
+    sim.run_with(succeed);
+    sim.assert_settled();
+    assert_eq!(condition(&raw(&sim), "Complete")["status"], "True");
+}
+
+#[test]
+fn a_success_policy_ends_a_job_early() {
+    let mut sim = Sim::with_nodes(16, 2);
+    put(&mut sim, indexed(9, 3, json!({"successPolicy": {"rules": [{"succeededIndexes": "0"}]}})));
+    sim.run_with(|pod| (index(pod) == "0").then_some("Succeeded"));
+    sim.assert_settled();
+    assert_eq!(condition(&raw(&sim), "Complete")["reason"], "SuccessPolicy");
+    assert_eq!(condition(&raw(&sim), "SuccessCriteriaMet")["message"], "Matched rules at index 0");
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed, status.active), (Some(1), None, None));
+}
+
+#[test]
+fn a_pod_is_replaced_when_it_has_ended_if_the_job_says_so() {
+    for (policy, beside) in [("Failed", 1), ("TerminatingOrFailed", 2)] {
+        let mut sim = Sim::with_nodes(17, 1);
+        put(&mut sim, indexed(1, 1, json!({"podReplacementPolicy": policy})));
+        sim.run();
+        let key = keys::pod("default", sim.pods()[0].metadata.name.as_deref().unwrap());
+        let now = sim.now.to_string();
+        sim.edit(&key, |pod| pod["metadata"]["deletionTimestamp"] = now.into());
+        sim.settle();
+        sim.advance(20);
+        sim.settle();
+        assert_eq!(sim.pods().len(), beside, "{policy}");
+        sim.run();
+        sim.advance(60);
+        sim.run_with(succeed);
+        sim.assert_settled();
+        assert_eq!(condition(&raw(&sim), "Complete")["status"], "True", "{policy}");
+    }
+}
+
+#[test]
+fn a_job_has_failed_when_its_pods_have_ended_and_they_failed_with_it() {
+    let mut sim = Sim::with_nodes(18, 1);
+    let mut value = job(2, 2);
+    value["spec"]["activeDeadlineSeconds"] = 60.into();
+    put(&mut sim, value);
+    sim.run();
+    sim.advance(60);
+    sim.settle();
+    assert_eq!(condition(&raw(&sim), "FailureTarget")["reason"], "DeadlineExceeded");
+    assert!(condition(&raw(&sim), "Failed").is_null(), "its pods still end");
+    assert_eq!(sim.job("j").status.unwrap().terminating, Some(2));
+    sim.run();
+    sim.assert_settled();
+    assert_eq!(condition(&raw(&sim), "Failed")["status"], "True");
+    assert_eq!(sim.job("j").status.unwrap().failed, Some(2));
+}
+
+#[test]
+fn a_smaller_job_keeps_the_pods_of_its_indexes() {
+    let mut sim = Sim::with_nodes(19, 2);
+    put(&mut sim, indexed(5, 5, json!({})));
+    sim.run();
+    put(&mut sim, indexed(2, 2, json!({})));
+    sim.run();
+    let mut left: Vec<String> = sim.active().iter().map(|pod| index(pod).to_owned()).collect();
+    left.sort();
+    assert_eq!(left, ["0", "1"]);
+}

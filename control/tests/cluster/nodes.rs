@@ -4,7 +4,7 @@ use flotilla_api::k8s_openapi::api::core::v1::Node;
 use flotilla_control::{Liveness, keys, readiness_of};
 use serde_json::{Value, json};
 
-use crate::sim::{Sim, condition, deployment};
+use crate::sim::{Sim, condition, deployment, template};
 
 fn taints(sim: &Sim, name: &str) -> Vec<String> {
     let node: Node = sim.get(&keys::node(name));
@@ -39,6 +39,25 @@ fn a_dead_nodes_work_moves_and_no_name_runs_twice() {
     assert_eq!(readiness_of(&node), Some("True"));
     assert!(taints(&sim, "n2").is_empty());
     assert_eq!(sim.pods().len(), 6, "the stale ones are gone");
+}
+
+#[test]
+fn a_toleration_counts_from_when_a_person_added_the_taint() {
+    let mut sim = Sim::with_nodes(2, 2);
+    let mut spec = template("web", "a")["spec"].clone();
+    spec["nodeName"] = json!("n1");
+    spec["tolerations"] = json!([{"key": "out", "operator": "Exists", "tolerationSeconds": 60}]);
+    sim.put_json("", "pods", json!({"metadata": {"name": "patient"}, "spec": spec}));
+    sim.run();
+    sim.edit(&keys::node("n1"), |node| node["spec"]["taints"] = json!([{"key": "out", "effect": "NoExecute"}]));
+    sim.run();
+    sim.assert_settled();
+    sim.advance(59);
+    sim.run();
+    assert_eq!(sim.events("TaintManagerEviction").len(), 0);
+    sim.advance(1);
+    sim.run();
+    assert_eq!(sim.events("TaintManagerEviction").len(), 1);
 }
 
 #[test]

@@ -120,9 +120,8 @@ impl Carrier {
         for secret in secrets {
             let found = self.local.sources().secret(namespace, &secret.name).await;
             let values = found.map_err(|error| Trouble::new("ErrImagePull")(error.0))?.unwrap_or_default();
-            if let Some(credentials) =
-                values.get(".dockerconfigjson").and_then(|json| docker_credentials(json, reference))
-            {
+            let found = [".dockerconfigjson", ".dockercfg"].into_iter().filter_map(|key| values.get(key));
+            if let Some(credentials) = found.filter_map(|json| docker_credentials(json, reference)).next() {
                 return Ok(Some(credentials));
             }
         }
@@ -137,8 +136,12 @@ impl Carrier {
             None => {}
         }
         let trouble = Trouble::new("FailedCreatePodSandBox");
+        let pod = self.pod()?;
+        if let Some(why) = pod.spec.as_ref().and_then(lower::refusal) {
+            return Err(trouble(why));
+        }
         let _turn = self.local.turn().await;
-        pods.create_sandbox(lower::sandbox(self.pod()?)).await.map_err(|error| trouble(chain(&error)))?;
+        pods.create_sandbox(lower::sandbox(pod)).await.map_err(|error| trouble(chain(&error)))?;
         Ok(())
     }
 
@@ -346,7 +349,7 @@ pub fn remove_remains(local: &Local, uid: &str) {
     }
 }
 
-/// What a `.dockerconfigjson` says for the registry of an image.
+/// What a `.dockerconfigjson`, or a `.dockercfg` of old, says for the registry of an image.
 fn docker_credentials(json: &[u8], reference: &str) -> Option<Credentials> {
     use base64::Engine;
     let config: serde_json::Value = serde_json::from_slice(json).ok()?;
@@ -360,7 +363,7 @@ fn docker_credentials(json: &[u8], reference: &str) -> Option<Credentials> {
     };
     let bare =
         |name: &str| name.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/').to_owned();
-    let auths = config.get("auths")?.as_object()?;
+    let auths = config.get("auths").unwrap_or(&config).as_object()?;
     let (_, auth) = auths.iter().find(|(name, _)| names.iter().any(|known| bare(known) == bare(name)))?;
     let text = |field: &str| auth.get(field).and_then(|value| value.as_str()).map(str::to_owned);
     if let (Some(username), Some(password)) = (text("username"), text("password")) {
@@ -387,6 +390,7 @@ mod tests {
             Some(Credentials::Basic { username: username.into(), password: password.into() })
         };
         assert_eq!(docker_credentials(json, "r.example/x:1"), basic("u", "p:w"));
+        assert_eq!(docker_credentials(br#"{"r.example": {"auth": "dTpwOnc="}}"#, "r.example/x:1"), basic("u", "p:w"));
         assert_eq!(docker_credentials(json, "nginx"), basic("a", "b"));
         assert_eq!(docker_credentials(json, "other.example/x"), None);
         assert_eq!(docker_credentials(b"not json", "nginx"), None);

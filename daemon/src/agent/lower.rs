@@ -2,7 +2,7 @@
 //!
 //! Defined by the Kubernetes API reference (`Container`, `SecurityContext`) and the OCI image specification.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -10,6 +10,7 @@ use flotilla_api::k8s_openapi::api::core::v1::{
     Container, Pod, PodSecurityContext, PodSpec, ResourceRequirements, SeccompProfile, SecurityContext,
 };
 use flotilla_api::k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use flotilla_api::kinds::pod::{qos_class, resources_of_whole};
 use flotilla_api::quantity;
 use flotilla_runtime::cgroup::Limits;
 use flotilla_runtime::images::Image;
@@ -21,6 +22,8 @@ use super::source::{SourceError, expand};
 /// What upstream gives a container that asks for no CPU.
 const MIN_CPU_SHARES: u64 = 2;
 const CPU_PERIOD_US: u64 = 100_000;
+/// Name servers that resolvers look at.
+const MAX_NAMESERVERS: usize = 3;
 /// Processes of a pod that says nothing else; as many as systemd gives a service by default here.
 const DEFAULT_PIDS: i64 = 4_096;
 
@@ -36,7 +39,8 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
         uid,
         hostname: spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect(),
         host_network: spec.host_network.unwrap_or(false),
-        dns: dns(&spec),
+        host_ipc: spec.host_ipc.unwrap_or(false),
+        dns: dns(&spec, &fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         host_aliases: spec
             .host_aliases
             .iter()
@@ -55,27 +59,64 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
     }
 }
 
-/// `/etc/resolv.conf` of a pod that does not take the host's.
-fn dns(spec: &PodSpec) -> Vec<String> {
-    let config = spec.dns_config.clone().unwrap_or_default();
-    let mut lines = Vec::new();
-    lines.extend(config.nameservers.iter().flatten().map(|server| format!("nameserver {server}")));
-    if let Some(searches) = config.searches.filter(|searches| !searches.is_empty()) {
-        lines.push(format!("search {}", searches.join(" ")));
+/// Why no node here runs a pod: what is to keep it apart from others, and cannot be had.
+pub fn refusal(spec: &PodSpec) -> Option<String> {
+    if let Some(class) = spec.runtime_class_name.as_deref().filter(|class| !class.is_empty()) {
+        return Some(format!("no runtime for RuntimeClass {class:?} is configured"));
     }
-    let options: Vec<String> = config
-        .options
-        .iter()
-        .flatten()
-        .filter_map(|option| {
-            let name = option.name.clone()?;
-            Some(option.value.as_ref().map_or(name.clone(), |value| format!("{name}:{value}")))
+    if spec.host_users == Some(false) {
+        return Some("user namespaces are not supported: hostUsers must not be false".into());
+    }
+    let containers = spec.containers.iter().chain(spec.init_containers.iter().flatten());
+    let of_containers =
+        containers.filter_map(|container| container.security_context.as_ref()?.app_armor_profile.as_ref());
+    let of_pod = spec.security_context.as_ref().and_then(|context| context.app_armor_profile.as_ref());
+    let mut profiles = of_pod.into_iter().chain(of_containers);
+    let profile = profiles.find(|profile| profile.type_ == "Localhost")?;
+    Some(format!("AppArmor is not enforced: profile {:?} cannot be loaded", profile.localhost_profile))
+}
+
+/// What a pod asks for and does not get, in words.
+pub fn overlooked(spec: &PodSpec) -> Option<&'static str> {
+    let shares = spec.share_process_namespace == Some(true);
+    shares.then_some("shareProcessNamespace is not supported: each container sees its own processes only")
+}
+
+/// `/etc/resolv.conf` of a pod that does not take the host's as it is: the host's with what the pod adds to it, or with
+/// the policy `None` the pod's word alone.
+fn dns(spec: &PodSpec, host: &str) -> Vec<String> {
+    let Some(config) = &spec.dns_config else { return Vec::new() };
+    let host = if spec.dns_policy.as_deref() == Some("None") { "" } else { host };
+    let of_host = |keyword: &'static str| {
+        host.lines().filter_map(move |line| {
+            let mut words = line.split_whitespace();
+            (words.next() == Some(keyword)).then(|| words.map(str::to_owned).collect::<Vec<_>>())
         })
-        .collect();
-    if !options.is_empty() {
-        lines.push(format!("options {}", options.join(" ")));
-    }
+    };
+    let mut servers: Vec<String> = of_host("nameserver").filter_map(|words| words.into_iter().next()).collect();
+    servers.extend(config.nameservers.iter().flatten().cloned());
+    let mut searches = of_host("search").next_back().unwrap_or_default();
+    searches.extend(config.searches.iter().flatten().cloned());
+    let options = config.options.iter().flatten().filter_map(|option| {
+        let name = option.name.clone()?;
+        Some(option.value.as_ref().map_or(name.clone(), |value| format!("{name}:{value}")))
+    });
+    let options = of_host("options").next_back().unwrap_or_default().into_iter().chain(options);
+    let name = |option: &String| option.split(':').next().unwrap_or_default().to_owned();
+    // The last word on an option holds.
+    let options: BTreeMap<String, String> = options.map(|option| (name(&option), option)).collect();
+    let mut lines: Vec<String> =
+        distinct(servers).take(MAX_NAMESERVERS).map(|server| format!("nameserver {server}")).collect();
+    let words = [("search", distinct(searches).collect()), ("options", options.into_values().collect::<Vec<_>>())];
+    lines.extend(
+        words.into_iter().filter(|(_, list)| !list.is_empty()).map(|(word, list)| format!("{word} {}", list.join(" "))),
+    );
     lines
+}
+
+fn distinct(list: Vec<String>) -> impl Iterator<Item = String> {
+    let mut seen = BTreeSet::new();
+    list.into_iter().filter(move |one| seen.insert(one.clone()))
 }
 
 fn ports(spec: &PodSpec) -> Vec<PortMapping> {
@@ -96,20 +137,27 @@ fn ports(spec: &PodSpec) -> Vec<PortMapping> {
         .collect()
 }
 
-/// The pod's own group is as large as its containers together, if each of them is bounded.
+/// The pod's own group is as large as the pod says, or as its containers together if each of them is bounded.
 pub fn pod_limits(spec: &PodSpec) -> Limits {
+    let whole = resources_of_whole(spec);
+    let whole_limits = limits(whole);
+    let names = |map: Option<&BTreeMap<String, Quantity>>, name: &str| map.is_some_and(|map| map.contains_key(name));
+    let asks_cpu =
+        whole.is_some_and(|whole| names(whole.requests.as_ref(), "cpu") || names(whole.limits.as_ref(), "cpu"));
     let each: Vec<Limits> = spec.containers.iter().map(|container| limits(container.resources.as_ref())).collect();
     let sum = |get: fn(&Limits) -> Option<i64>| each.iter().map(get).sum::<Option<i64>>().filter(|sum| *sum > 0);
     Limits {
-        cpu_shares: Some(each.iter().filter_map(|limits| limits.cpu_shares).sum::<u64>().max(MIN_CPU_SHARES)),
-        cpu_quota_us: sum(|limits| limits.cpu_quota_us),
+        cpu_shares: whole_limits
+            .cpu_shares
+            .filter(|_| asks_cpu)
+            .or_else(|| Some(each.iter().filter_map(|limits| limits.cpu_shares).sum::<u64>().max(MIN_CPU_SHARES))),
+        cpu_quota_us: whole_limits.cpu_quota_us.or_else(|| sum(|limits| limits.cpu_quota_us)),
         cpu_period_us: Some(CPU_PERIOD_US),
         // Init containers run alone and may need more than the others together: each is bounded by itself.
-        memory_bytes: if spec.init_containers.iter().flatten().next().is_some() {
-            None
-        } else {
-            sum(|l| l.memory_bytes)
-        },
+        memory_bytes: whole_limits.memory_bytes.or_else(|| match &spec.init_containers {
+            Some(init) if !init.is_empty() => None,
+            _ => sum(|limits| limits.memory_bytes),
+        }),
         pids: Some(DEFAULT_PIDS),
     }
 }
@@ -267,16 +315,11 @@ fn seccomp(profile: Option<&SeccompProfile>) -> Seccomp {
 
 /// Upstream's scores: who asked for least goes first when memory runs out.
 fn oom_score(spec: &PodSpec, container: &Container) -> i32 {
-    let resources = |container: &Container| container.resources.clone().unwrap_or_default();
-    let guaranteed = spec.containers.iter().all(|container| {
-        let (limits, requests) = (resources(container).limits.unwrap_or_default(), resources(container).requests);
-        let requests = requests.unwrap_or_else(|| limits.clone());
-        ["cpu", "memory"].iter().all(|name| limits.contains_key(*name) && limits.get(*name) == requests.get(*name))
-    });
-    if guaranteed {
+    if qos_class(spec) == "Guaranteed" {
         return -997;
     }
-    let request = resources(container).requests.and_then(|requests| requests.get("memory").cloned());
+    let resources = container.resources.clone().unwrap_or_default();
+    let request = resources.requests.and_then(|requests| requests.get("memory").cloned());
     let (_, capacity) = crate::usage::capacity();
     match request.and_then(|request| quantity::bytes(&request).ok()) {
         Some(bytes) if capacity > 0 => (1_000 - (1_000 * bytes as i128 / i128::from(capacity)) as i32).clamp(3, 999),
@@ -401,6 +444,50 @@ mod tests {
             (limits.cpu_shares, limits.cpu_quota_us, limits.memory_bytes),
             (Some(256), Some(150_000), Some(64 << 20))
         );
+    }
+
+    #[test]
+    fn a_pod_says_what_its_containers_may_take_together() {
+        let spec = serde_json::from_value(json!({
+            "resources": {"limits": {"cpu": "1", "memory": "100Mi"}, "requests": {"cpu": "500m"}},
+            "initContainers": [{"name": "i"}],
+            "containers": [{"name": "x"}, {"name": "y", "resources": {"limits": {"memory": "64Mi"}}}],
+        }));
+        let limits = pod_limits(&spec.unwrap());
+        let numbers = (limits.cpu_shares, limits.cpu_quota_us, limits.memory_bytes);
+        assert_eq!(numbers, (Some(512), Some(100_000), Some(100 << 20)));
+    }
+
+    #[test]
+    fn a_pod_adds_to_the_hosts_resolver() {
+        let lines = |value| {
+            dns(&serde_json::from_value(value).unwrap(), "# x\nnameserver 9.9.9.9\nsearch lan\noptions edns0 ndots:1\n")
+        };
+        assert_eq!(lines(json!({"containers": []})), [""; 0], "the host's as it is");
+        let config = json!({"options": [{"name": "ndots", "value": "2"}, {"name": "rotate"}]});
+        let tuned = json!({"containers": [], "dnsPolicy": "ClusterFirst", "dnsConfig": config});
+        assert_eq!(lines(tuned), ["nameserver 9.9.9.9", "search lan", "options edns0 ndots:2 rotate"]);
+        let config = json!({"nameservers": ["9.9.9.9", "1.1.1.1"], "searches": ["lan", "a.b"]});
+        let more = json!({"containers": [], "dnsConfig": config});
+        let wanted = ["nameserver 9.9.9.9", "nameserver 1.1.1.1", "search lan a.b", "options edns0 ndots:1"];
+        assert_eq!(lines(more), wanted);
+        let own = json!({"containers": [], "dnsPolicy": "None", "dnsConfig": {"nameservers": ["1.1.1.1"]}});
+        assert_eq!(lines(own), ["nameserver 1.1.1.1"]);
+    }
+
+    #[test]
+    fn what_a_pod_needs_to_be_kept_apart_is_not_dropped() {
+        let said = |value| refusal(&serde_json::from_value(value).unwrap()).unwrap_or_default();
+        let container = json!({"name": "c", "securityContext": {"appArmorProfile": {"type": "Localhost", "localhostProfile": "p"}}});
+        for (spec, words) in [
+            (json!({"containers": [], "runtimeClassName": "gvisor"}), "no runtime for RuntimeClass \"gvisor\""),
+            (json!({"containers": [], "hostUsers": false}), "user namespaces are not supported"),
+            (json!({"containers": [container]}), "AppArmor is not enforced"),
+        ] {
+            assert!(said(spec.clone()).starts_with(words), "{spec}");
+        }
+        let profile = json!({"appArmorProfile": {"type": "RuntimeDefault"}});
+        assert_eq!(said(json!({"containers": [], "hostUsers": true, "securityContext": profile})), "");
     }
 
     #[test]

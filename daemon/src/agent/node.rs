@@ -1,12 +1,14 @@
 //! What this node says about itself: capacity, addresses, versions, readiness; and its use, with each heartbeat.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Builtin, Key, Status, object};
 use flotilla_raft::WatchItem;
 use jiff::Timestamp;
+use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
 
@@ -129,14 +131,16 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
     let kind = node.gate.built_in(Builtin::Node)?;
     let options = WriteOptions::by(MANAGER);
     let now = Timestamp::now();
+    let disk_bytes = disk_bytes(&node.config.data_dir);
     node.gate
         .update(&user, &kind, ("", node.members.own_name()), Subresource::Status, &options, |object| {
             let mut status = object.get("status").cloned().unwrap_or_else(|| json!({}));
             let (cpu_millis, memory_bytes) = usage::capacity();
             let allocatable = memory_bytes.saturating_sub(RESERVED_MEMORY_BYTES);
             let pods = max_pods(object.pointer("/spec/podCIDR").and_then(Value::as_str));
-            status["capacity"] = resources(cpu_millis, memory_bytes, pods);
-            status["allocatable"] = resources(cpu_millis, allocatable, pods);
+            let known = status["capacity"].take();
+            status["capacity"] = with_others(resources(cpu_millis, memory_bytes, disk_bytes, pods), &known);
+            status["allocatable"] = with_others(resources(cpu_millis, allocatable, disk_bytes, pods), &known);
             status["addresses"] = listed(&addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
@@ -150,8 +154,29 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
         .map(|_| ())
 }
 
-fn resources(cpu_millis: u64, memory_bytes: u64, pods: u32) -> Value {
-    json!({"cpu": format!("{cpu_millis}m"), "memory": format!("{}Ki", memory_bytes / 1024), "pods": pods.to_string()})
+fn resources(cpu_millis: u64, memory_bytes: u64, disk_bytes: u64, pods: u32) -> Value {
+    json!({
+        "cpu": format!("{cpu_millis}m"),
+        "memory": format!("{}Ki", memory_bytes / 1024),
+        "ephemeral-storage": format!("{}Ki", disk_bytes / 1024),
+        "pods": pods.to_string(),
+    })
+}
+
+/// The size of the file system that images, logs and volumes are on; 0 if it does not say.
+fn disk_bytes(directory: &Path) -> u64 {
+    statvfs(directory).map_or(0, |disk| disk.blocks() * disk.fragment_size())
+}
+
+/// Keeps what others advertise on the node, such as devices. Defined by Kubernetes' documentation, "Extended Resources":
+/// all of it may be given to pods.
+fn with_others(mut own: Value, known: &Value) -> Value {
+    for (name, amount) in known.as_object().into_iter().flatten() {
+        if own.get(name).is_none() {
+            own[name] = amount.clone();
+        }
+    }
+    own
 }
 
 /// No more pods than addresses: the network's own, the bridge's and the broadcast address are nobody's.
@@ -259,6 +284,18 @@ mod tests {
         assert_eq!(max_pods(Some("10.244.0.0/24")), 253);
         assert_eq!(max_pods(Some("10.244.0.0/30")), 1);
         assert_eq!(max_pods(None), MAX_PODS);
+    }
+
+    #[test]
+    fn what_others_advertise_stays() {
+        let known = json!({"cpu": "1", "example.com/dongle": "4"});
+        let all = with_others(resources(2_000, 2_048, 4_096, 10), &known);
+        assert_eq!(
+            all,
+            json!({"cpu": "2000m", "memory": "2Ki", "ephemeral-storage": "4Ki", "pods": "10", "example.com/dongle": "4"})
+        );
+        assert_eq!(with_others(json!({"cpu": "1"}), &Value::Null), json!({"cpu": "1"}));
+        assert!(disk_bytes(Path::new("/")) > 0);
     }
 
     #[test]

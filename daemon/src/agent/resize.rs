@@ -36,7 +36,8 @@ pub struct Resizes {
 struct Refusal {
     limits: Limits,
     why: String,
-    retry_at: Instant,
+    /// `None` once that time has come.
+    retry_at: Option<Instant>,
 }
 
 /// A running container, what it is to have, and whether that is known to be what it has.
@@ -50,7 +51,7 @@ struct Wanted {
 impl Resizes {
     /// Waits until a change is done or is to be tried again; for ever when there is none.
     pub async fn next(&mut self) {
-        let retry_at = self.refused.values().map(|refusal| refusal.retry_at).min();
+        let retry_at = self.refused.values().filter_map(|refusal| refusal.retry_at).min();
         let retry = async move {
             match retry_at {
                 Some(at) => tokio::time::sleep_until(at).await,
@@ -62,8 +63,10 @@ impl Resizes {
                 Ok(done) => self.take(done),
                 Err(error) => debug!(%error, "a resize failed"),
             },
-            // One that is under way sets its own time again.
-            () = retry, if self.running.is_empty() => {}
+            () = retry => {
+                let now = Instant::now();
+                self.refused.values_mut().for_each(|refusal| _ = refusal.retry_at.take_if(|at| *at <= now));
+            }
         }
     }
 
@@ -76,7 +79,7 @@ impl Resizes {
         if self.refused.get(&key).is_none_or(|before| before.limits != limits) {
             self.failures.push(format!("cannot resize container {key}: {why}"));
         }
-        self.refused.insert(key, Refusal { limits, why, retry_at: Instant::now() + RETRY });
+        self.refused.insert(key, Refusal { limits, why, retry_at: Some(Instant::now() + RETRY) });
     }
 
     /// Begins the next change that is needed; what could not be done before, in words.
@@ -84,10 +87,9 @@ impl Resizes {
         let all = wanted(local, uid, pod, &self.given);
         self.given.retain(|key, _| all.iter().any(|wanted| wanted.key == *key));
         self.refused.retain(|key, _| all.iter().any(|wanted| wanted.key == *key && !wanted.is_given));
-        let now = Instant::now();
         let waits = |wanted: &Wanted| {
             let refusal = self.refused.get(&wanted.key);
-            refusal.is_some_and(|refusal| refusal.limits == wanted.limits && refusal.retry_at > now)
+            refusal.is_some_and(|refusal| refusal.limits == wanted.limits && refusal.retry_at.is_some())
         };
         let next = all.iter().find(|wanted| !wanted.is_given && !waits(wanted));
         if self.running.is_empty()
@@ -138,4 +140,24 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     words
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_refusal_wakes_once_and_is_told_once() {
+        let mut resizes = Resizes::default();
+        let refused = || ("main-0".to_owned(), Limits::default(), Err("too little".to_owned()));
+        resizes.take(refused());
+        assert!(resizes.next().now_or_never().is_none(), "not at once");
+        resizes.refused.values_mut().for_each(|refusal| refusal.retry_at = Some(Instant::now()));
+        resizes.next().await;
+        assert!(resizes.next().now_or_never().is_none(), "whoever looks decides whether it is tried");
+        resizes.take(refused());
+        assert_eq!(resizes.failures, ["cannot resize container main-0: too little"]);
+    }
 }

@@ -12,6 +12,7 @@ use flotilla_api::{Builtin, Reason, Status};
 use flotilla_control::event::Severity;
 use flotilla_control::pod::{self, Effect, Failure, Image, Observed, ProbeRecord, Probes};
 use jiff::Timestamp;
+use serde::Deserialize;
 use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use super::events::Teller;
 use super::local::Local;
 use super::memory::{Fact, Memory};
 use super::resize::Resizes;
-use super::{news, observe};
+use super::{lower, news, observe};
 use crate::gate::{DeleteOptions, WriteOptions};
 
 const MANAGER: &str = "flotilla-agent";
@@ -200,7 +201,6 @@ impl Worker {
         let sources = self.local.sources();
         let kind = sources.gate.built_in(Builtin::Pod)?;
         let (namespace, name) = names(pod);
-        let new = serde_json::to_value(status).map_err(Status::internal)?;
         let options = WriteOptions::by(MANAGER);
         let published = sources
             .gate
@@ -208,7 +208,9 @@ impl Worker {
                 if object.pointer("/metadata/uid").and_then(|uid| uid.as_str()) != Some(&self.uid) {
                     return Err(Status::not_found("pods", name));
                 }
-                object["status"] = new.clone();
+                let newest = PodStatus::deserialize(&object["status"]).unwrap_or_default();
+                let status = pod::over(newest, status.clone());
+                object["status"] = serde_json::to_value(status).map_err(Status::internal)?;
                 Ok(())
             })
             .await;
@@ -249,6 +251,12 @@ impl Worker {
             }
             let key = |name: &str, attempt: u32| flotilla_runtime::state::container_key(name, attempt);
             match &effect {
+                Effect::CreateSandbox => {
+                    let spec = self.last.as_ref().and_then(|pod| pod.spec.as_ref());
+                    if let Some(words) = spec.and_then(lower::overlooked) {
+                        self.tell(Severity::Warning, "Unsupported", words);
+                    }
+                }
                 Effect::PullImage { image, .. } => {
                     self.images.insert(image.clone(), Image::Pulling);
                     self.tell(Severity::Normal, "Pulling", &format!("Pulling image \"{image}\""));

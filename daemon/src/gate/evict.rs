@@ -64,6 +64,7 @@ impl Gate {
             false => None,
         };
         Ok(match budget {
+            Some((_, budget)) if is_let_go(&budget, &before) => Decision::Write(change, deleted),
             None => Decision::Write(change, deleted),
             Some((kv, budget)) => Decision::Write(spend(change, &kv, budget, key, Timestamp::now())?, deleted),
         })
@@ -95,6 +96,20 @@ impl Gate {
 fn needs_budget(pod: &Value) -> bool {
     pod.pointer("/metadata/deletionTimestamp").is_none()
         && !matches!(text(pod, "/status/phase"), "Succeeded" | "Failed" | "Pending" | "")
+}
+
+/// Whether a budget lets a pod go without spending anything: one that is not ready counts for nothing, and it may go if
+/// enough others are healthy, or whatever they are under `AlwaysAllow`.
+fn is_let_go(budget: &PodDisruptionBudget, pod: &Value) -> bool {
+    let conditions = pod["status"]["conditions"].as_array().map(Vec::as_slice).unwrap_or_default();
+    if conditions.iter().any(|condition| condition["type"] == "Ready" && condition["status"] == "True") {
+        return false;
+    }
+    let policy = budget.spec.as_ref().and_then(|spec| spec.unhealthy_pod_eviction_policy.as_deref());
+    let (healthy, desired) = budget.status.as_ref().map_or((0, 0), |status| {
+        (status.current_healthy.unwrap_or_default(), status.desired_healthy.unwrap_or_default())
+    });
+    policy == Some("AlwaysAllow") || (desired > 0 && healthy >= desired)
 }
 
 /// Takes one disruption from a budget, in the Change that ends the pod.
@@ -166,6 +181,32 @@ mod tests {
         assert_eq!((spent.reason, spent.retry_after_seconds), (Reason::TooManyRequests, None));
         assert_eq!(spent.causes[0].message, "The disruption budget b needs 2 healthy pods and has 2 currently");
         assert_eq!(try_spend(budget(1, 1)).unwrap_err().retry_after_seconds, Some(RETRY_SECONDS));
+    }
+
+    #[test]
+    fn a_pod_that_is_not_ready_goes_if_the_others_are_or_always() {
+        let pod = |ready: &str| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        let of = |policy: Option<&str>, healthy: i32| {
+            let mut budget = budget(0, 2);
+            budget.spec.get_or_insert_default().unhealthy_pod_eviction_policy = policy.map(str::to_owned);
+            budget.status.as_mut().unwrap().current_healthy = Some(healthy);
+            budget
+        };
+        let table = [
+            (None, 2, "False", true),
+            (None, 1, "False", false),
+            (Some("IfHealthyBudget"), 2, "False", true),
+            (Some("IfHealthyBudget"), 1, "False", false),
+            (Some("AlwaysAllow"), 0, "False", true),
+            (Some("AlwaysAllow"), 0, "True", false),
+            (None, 2, "True", false),
+        ];
+        for (policy, healthy, ready, goes) in table {
+            assert_eq!(is_let_go(&of(policy, healthy), &pod(ready)), goes, "{policy:?} {healthy} {ready}");
+        }
+        let mut none = budget(0, 2);
+        none.status.as_mut().unwrap().desired_healthy = Some(0);
+        assert!(!is_let_go(&none, &pod("False")));
     }
 
     #[test]

@@ -32,11 +32,13 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
-use flotilla_api::{Builtin, Key, Kind, Registry, Status};
+use flotilla_api::{Builtin, Cause, Key, Kind, Reason, Registry, Status};
 use flotilla_raft::{KeyValue, ProposeError, ReadError, Store};
+use prometheus::Histogram;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use crate::metrics;
 use policies::Policies;
 use renderings::Renderings;
 use roles::Roles;
@@ -169,6 +171,8 @@ pub struct Gate {
     roles: Roles,
     parents: Arc<Parents>,
     policies: Arc<Policies>,
+    /// How long what was decided here took to commit.
+    commits: Histogram,
 }
 
 impl Gate {
@@ -181,7 +185,12 @@ impl Gate {
             roles: Roles::default(),
             parents: Arc::default(),
             policies: Arc::default(),
+            commits: metrics::commits(),
         }
+    }
+
+    pub fn commits(&self) -> &Histogram {
+        &self.commits
     }
 
     pub fn store(&self) -> &Store {
@@ -261,17 +270,27 @@ fn splice(kv: &KeyValue) -> Result<Vec<u8>, Status> {
 }
 
 pub(crate) fn read_status(error: ReadError) -> Status {
-    use flotilla_api::Reason;
     match error {
-        ReadError::Compacted { .. } => Status::new(Reason::Expired, error),
-        ReadError::Future { .. } => Status { retry_after_seconds: Some(1), ..Status::new(Reason::Timeout, error) },
+        // Both in upstream's words: clients look for them.
+        ReadError::Compacted { wanted, oldest } => {
+            Status::new(Reason::Expired, format!("too old resource version: {wanted} ({oldest})"))
+        }
+        ReadError::Future { wanted, current } => {
+            let message = format!("Timeout: Too large resource version: {wanted}, current: {current}");
+            let cause = Cause {
+                reason: "ResourceVersionTooLarge".into(),
+                message: "Too large resource version".into(),
+                field: String::new(),
+            };
+            let status = Status::new(Reason::Timeout, message);
+            Status { causes: vec![cause], retry_after_seconds: Some(1), ..status }
+        }
         ReadError::Damaged(_) => Status::internal(error),
         _ => Status { retry_after_seconds: Some(1), ..Status::new(Reason::ServiceUnavailable, error) },
     }
 }
 
 pub(crate) fn propose_status(error: ProposeError) -> Status {
-    use flotilla_api::Reason;
     match &error {
         ProposeError::Conflict(_) | ProposeError::StaleTerm { .. } => Status::new(Reason::Conflict, error),
         ProposeError::Invalid(_) => Status::new(Reason::RequestEntityTooLarge, error),

@@ -6,7 +6,7 @@
 use flotilla_api::admit::{self, Quota, usage};
 use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Pod};
 use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
-use flotilla_api::{Builtin, Change, GroupResource, Key, Kind, Status};
+use flotilla_api::{Builtin, Change, GroupResource, Key, Kind, Reason, Status};
 use flotilla_raft::Range;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -39,6 +39,7 @@ impl Gate {
         change: Change,
     ) -> Result<Change, Status> {
         let collection = kind.collection();
+        self.check_default_class(&collection, key, object)?;
         let Some(mut policies) = self.policies(&collection, key.namespace())? else { return Ok(change) };
         policies.admit(&collection, object)?;
         policies.charge(&collection, None, object)?;
@@ -58,6 +59,7 @@ impl Gate {
         change: Change,
     ) -> Result<Change, Status> {
         let collection = kind.collection();
+        self.check_default_class(&collection, key, new)?;
         let is_resized = kind.builtin == Some(Builtin::Pod)
             && old["spec"] != new["spec"]
             && usage::of(&collection, old) != usage::of(&collection, new);
@@ -72,6 +74,20 @@ impl Gate {
         }
         policies.charge(&collection, Some(old), new)?;
         policies.write(change).map_err(Status::internal)
+    }
+
+    /// Of the PriorityClasses one at most is for pods that name none.
+    fn check_default_class(&self, collection: &GroupResource, key: &Key, object: &Value) -> Result<(), Status> {
+        if *collection != Builtin::PriorityClass.collection() || object["globalDefault"] != true {
+            return Ok(());
+        }
+        let classes: Vec<PriorityClass> =
+            self.policy(&self.policies.classes, Builtin::PriorityClass, "", |_, _, class| class)?;
+        let mut defaults = classes.iter().filter(|class| class.global_default == Some(true));
+        let other = defaults.find_map(|class| class.metadata.name.as_deref().filter(|name| *name != key.name()));
+        let Some(other) = other else { return Ok(()) };
+        let why = format!("PriorityClass {other} is already marked as default. Only one default can exist");
+        Err(Status::new(Reason::Forbidden, format!("{collection} \"{}\" is forbidden: {why}", key.name())))
     }
 
     /// `None` for what no policy is about.

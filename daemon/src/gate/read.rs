@@ -202,7 +202,10 @@ impl Gate {
     }
 
     /// Waits until this replica can list as asked; the revision to list at, unless any that it has will do.
-    async fn reach(&self, at: At) -> Result<Option<u64>, Status> {
+    ///
+    /// # Errors
+    /// `Timeout` for a revision that is not reached in time, or why the store cannot be read.
+    pub async fn reach(&self, at: At) -> Result<Option<u64>, Status> {
         match at {
             At::Latest => self.barrier().await.map(|_| None),
             At::NotOlderThan(revision) => self.store.reach(revision).await.map_err(read_status).map(|_| None),

@@ -8,6 +8,8 @@
 //! after the request began.
 //! Invariant: a request that nobody overtakes asks for at most one barrier, unless it builds on what it wrote itself.
 
+use std::time::Instant;
+
 use flotilla_api::{Change, Kind, Reason, Status};
 use flotilla_raft::ProposeError;
 
@@ -100,8 +102,12 @@ impl Gate {
                 Decision::Keep(answer) => return Ok((answer, None)),
                 Decision::Refuse(status) => return Err(status),
             };
+            let began = Instant::now();
             match self.store.propose(change).await {
-                Ok(applied) => return Ok((answer, Some(applied.revision))),
+                Ok(applied) => {
+                    self.commits.observe(began.elapsed().as_secs_f64());
+                    return Ok((answer, Some(applied.revision)));
+                }
                 Err(ProposeError::Conflict(conflict)) => {
                     self.learn_from(&conflict).await?;
                     pause(attempt).await;

@@ -2,7 +2,7 @@
 
 use flotilla_api::admit::{self, Create, Subresource, UnknownFields};
 use flotilla_api::managed::{self, Writer};
-use flotilla_api::{Builtin, Change, Expect, Key, Kind, Reason, Status};
+use flotilla_api::{Builtin, Cause, Change, Expect, Key, Kind, Reason, Status};
 use serde_json::Value;
 
 use super::authorize::Attempt;
@@ -298,15 +298,19 @@ impl Gate {
         let found = self.parent(&self.parents.namespaces, &namespace)?;
         let found = found.ok_or_else(|| Status::not_found("namespaces", key.namespace()))?;
         if found.is_ending {
-            return Err(Status::new(
-                Reason::Forbidden,
-                format!(
-                    "{} \"{}\" is forbidden: unable to create new content in namespace {} because it is being terminated",
-                    key.collection(),
-                    key.name(),
-                    key.namespace()
-                ),
-            ));
+            let message = format!(
+                "{} \"{}\" is forbidden: unable to create new content in namespace {} because it is being terminated",
+                key.collection(),
+                key.name(),
+                key.namespace()
+            );
+            // Upstream's controllers look for it.
+            let cause = Cause {
+                reason: "NamespaceTerminating".into(),
+                message: format!("namespace {} is being terminated", key.namespace()),
+                field: "metadata.namespace".into(),
+            };
+            return Err(Status { causes: vec![cause], ..Status::new(Reason::Forbidden, message) });
         }
         Ok(change.require(namespace, Expect::ModRevision(found.revision)))
     }

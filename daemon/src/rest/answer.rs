@@ -1,6 +1,7 @@
 //! Answers: bodies in the form that was asked for, and failures as `metav1.Status`.
 
 use std::io::Write as _;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use flate2::Compression;
@@ -52,8 +53,18 @@ pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
 
 /// JSON, compressed if it is long and the client takes that.
 pub async fn json(code: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Response<Body> {
+    compressible(code, headers, JSON, body).await
+}
+
+/// An answer of bytes that compress well, which is done if they are many and the client takes that.
+pub async fn compressible(
+    code: StatusCode,
+    headers: &HeaderMap,
+    content_type: &'static str,
+    body: Vec<u8>,
+) -> Response<Body> {
     if body.len() < COMPRESS_FROM_BYTES || !accepts_gzip(headers) {
-        return bytes(code, JSON, body);
+        return bytes(code, content_type, body);
     }
     // Megabytes take longer than a worker may be kept from its other connections.
     let compressed = tokio::task::spawn_blocking(move || match gzip(&body) {
@@ -65,7 +76,7 @@ pub async fn json(code: StatusCode, headers: &HeaderMap, body: Vec<u8>) -> Respo
         Ok(Err(body)) => (false, body),
         Err(_) => return failure(&Status::internal("the answer could not be compressed"), &Details::default()),
     };
-    let mut response = bytes(code, JSON, body);
+    let mut response = bytes(code, content_type, body);
     if compressed {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
@@ -87,8 +98,16 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// The same answer, which keeps something for as long as its body is sent.
+/// What lasts as long as the session that an answer begins.
+#[derive(Clone, Default)]
+pub struct Kept(Arc<Mutex<Vec<Box<dyn Send>>>>);
+
+/// The same answer, which keeps something for as long as its body is sent, or the session lasts that it begins.
 pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Body> {
+    if let Some(Kept(session)) = response.extensions().get() {
+        session.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(kept));
+        return response;
+    }
     response.map(|body| {
         let hold = move |frame| {
             let _kept = &kept;
@@ -150,7 +169,7 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
             details.insert(field.into(), value.into());
         }
     };
-    let named = status.reason != Reason::Expired && status.reason != Reason::Unauthorized;
+    let named = is_of_an_object(status);
     if let Some((kind, group, name)) = object_of(status) {
         add("name", name);
         add("group", group);
@@ -175,16 +194,32 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
         "reason": status.reason,
         "code": status.reason.code(),
     });
-    if !details.is_empty() {
+    if named || !details.is_empty() || status.reason == Reason::MethodNotAllowed {
         body["details"] = Value::Object(details);
     }
     body
 }
 
-/// The object that is invalid, as the message names it: what is wrong is wrong with it, and not with its path.
+/// Whether upstream says of a failure like this what it is about.
+fn is_of_an_object(status: &Status) -> bool {
+    use Reason::{AlreadyExists, Conflict, Forbidden, Invalid, NotFound};
+    matches!(status.reason, AlreadyExists | Conflict | Forbidden | Invalid | NotFound)
+}
+
+/// Kind or resource, group and name of what a failure is about, as its message names it: what is wrong may be wrong with
+/// another object than the path's, such as its namespace.
 fn object_of(status: &Status) -> Option<(&str, &str, &str)> {
-    let (qualified, rest) = status.message.split_once(" \"").filter(|_| status.reason == Reason::Invalid)?;
-    let (name, _) = rest.split_once("\" is invalid: ")?;
+    let message = status.message.as_str();
+    let (before, after) = match status.reason {
+        Reason::Invalid => ("", "\" is invalid: "),
+        Reason::NotFound => ("", "\" not found"),
+        Reason::AlreadyExists => ("", "\" already exists"),
+        Reason::Forbidden => ("", "\" is forbidden: "),
+        Reason::Conflict => ("Operation cannot be fulfilled on ", "\": "),
+        _ => return None,
+    };
+    let (qualified, rest) = message.strip_prefix(before)?.split_once(" \"")?;
+    let (name, _) = rest.split_once(after).filter(|_| !qualified.contains(' '))?;
     let (kind, group) = qualified.split_once('.').unwrap_or((qualified, ""));
     Some((kind, group, name))
 }
@@ -225,11 +260,40 @@ mod tests {
         );
     }
 
+    #[test]
+    fn a_failure_is_about_what_its_message_names() {
+        let target = Target { resource: "configmaps".into(), name: Some("a".into()), ..Target::default() };
+        let details = |status: &Status| failure_json(status, &Details::of(&target)).get("details").cloned();
+        let of = |reason, message: &str| details(&Status::new(reason, message));
+        let namespace = Some(json!({"name": "none", "kind": "namespaces"}));
+        assert_eq!(of(Reason::NotFound, "namespaces \"none\" not found"), namespace);
+        let lease = Some(json!({"name": "l", "group": "coordination.k8s.io", "kind": "leases"}));
+        assert_eq!(of(Reason::AlreadyExists, "leases.coordination.k8s.io \"l\" already exists"), lease);
+        let conflict =
+            "Operation cannot be fulfilled on leases.coordination.k8s.io \"l\": the object has been modified";
+        assert_eq!(of(Reason::Conflict, conflict), lease);
+        let own = Some(json!({"name": "a", "kind": "configmaps"}));
+        assert_eq!(of(Reason::Conflict, "Apply failed with 1 conflict: conflict with \"b\": .data.k"), own);
+        assert_eq!(of(Reason::BadRequest, "name must be provided"), None);
+        assert_eq!(of(Reason::MethodNotAllowed, "the server does not allow this"), Some(json!({})));
+    }
+
     #[tokio::test]
     async fn a_head_has_the_length_and_not_the_body() {
         let response = bodiless(text(StatusCode::OK, "hello"));
         assert_eq!(response.headers()[header::CONTENT_LENGTH], "5");
         assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
+    }
+
+    #[test]
+    fn what_a_session_keeps_outlives_its_answer() {
+        let (kept, counted) = (Kept::default(), Arc::new(()));
+        let mut response = text(StatusCode::SWITCHING_PROTOCOLS, "");
+        response.extensions_mut().insert(kept.clone());
+        drop(with(response, counted.clone()));
+        assert_eq!(Arc::strong_count(&counted), 2);
+        drop(kept);
+        assert_eq!(Arc::strong_count(&counted), 1);
     }
 
     #[test]

@@ -1,12 +1,17 @@
 //! What a request asks for, by its head alone: who may not do that is refused before anything of its body is read.
 
+use std::sync::Arc;
+
+use flotilla_api::Kind;
 use flotilla_api::selector::Fields;
 use flotilla_control::rbac::Action;
-use http::Method;
+use http::request::Parts;
+use http::{Method, header};
 
 use super::query::Query;
 use super::route::{Route, Target};
 use crate::gate::resource_action;
+use crate::metrics::{self, Asking};
 
 /// Subresources of pods that open a connection. A WebSocket opens with a GET; it is authorized like the POST that it
 /// stands for.
@@ -50,6 +55,35 @@ impl Asked {
             Route::Path(_) => "",
             Route::Resource(target) => &target.version,
         }
+    }
+
+    /// The same as it is counted: `kind` is what the path is about, if that is served.
+    pub fn counted(&self, kind: Option<Arc<Kind>>, head: &Parts, query: &Query) -> Asking {
+        let method = &head.method;
+        let mut asking = Asking {
+            is_long: self.is_long,
+            mutates: !matches!(*method, Method::GET | Method::HEAD | Method::OPTIONS),
+            dry_run: query.get("dryRun") == "All",
+            ..Asking::default()
+        };
+        let target = match &self.route {
+            Route::Path(path) => {
+                return Asking { path: path.clone(), verb: metrics::verb(method, "", false, false), ..asking };
+            }
+            Route::Resource(target) => target,
+        };
+        asking.scope = match (&self.name, &target.namespace) {
+            _ if kind.is_none() => "",
+            (name, _) if !name.is_empty() || self.verb == "create" => "resource",
+            (_, Some(_)) => "namespace",
+            _ => "cluster",
+        };
+        let subresource = target.subresource.clone().unwrap_or_default();
+        let connects = CONNECTIONS.contains(&subresource.as_str()) || subresource == "proxy";
+        let content_type = head.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let applies = content_type.is_some_and(|value| value.starts_with("application/apply-patch"));
+        asking.verb = metrics::verb(method, &self.verb, connects, applies);
+        Asking { kind, subresource, ..asking }
     }
 
     pub fn action(&self) -> Action<'_> {

@@ -1,24 +1,40 @@
 //! What a request carries: bounded, and decoded as its content type says.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use flotilla_api::admit::{self, UnknownFields};
+use flotilla_api::field::{Errors, Path};
+use flotilla_api::patch::PatchType;
 use flotilla_api::{Kind, Reason, Status, protobuf};
-use http::{HeaderMap, header};
+use http::{HeaderMap, Method, header};
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
+use super::patch::patch_type;
 use super::query::Query;
 use super::route::Target;
 use super::{Call, MAX_BODY_BYTES};
 use crate::gate::{Ownership, WriteOptions};
 
+/// The longest name of a manager: upstream's bound.
+const MAX_MANAGER_BYTES: usize = 128;
+/// For sending a body: whoever is slower holds a seat that others wait for.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// Reads a body whole.
 ///
 /// # Errors
-/// `RequestEntityTooLarge`, or `BadRequest` if the client hung up.
+/// `RequestEntityTooLarge`, `Timeout`, or `BadRequest` if the client hung up.
 pub async fn read(body: Incoming) -> Result<Bytes, Status> {
-    match Limited::new(body, MAX_BODY_BYTES).collect().await {
+    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+    let collected = collected.map_err(|_| {
+        let words = format!("the request's body did not come within {} s", BODY_TIMEOUT.as_secs());
+        Status::new(Reason::Timeout, words)
+    })?;
+    match collected {
         Ok(collected) => Ok(collected.to_bytes()),
         Err(error) if error.is::<LengthLimitError>() => Err(Status::new(
             Reason::RequestEntityTooLarge,
@@ -40,12 +56,10 @@ fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
     match value.split(';').next().unwrap_or_default().trim() {
         "application/json" | "" => Ok(false),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(true),
-        other => Err(Status::new(
+        _ => Err(Status::new(
             Reason::UnsupportedMediaType,
-            format!(
-                "the body of the request was in an unknown format ({other}) - accepted media types include: \
-                 application/json, application/yaml, application/vnd.kubernetes.protobuf"
-            ),
+            "the body of the request was in an unknown format - accepted media types include: application/json, \
+             application/yaml, application/vnd.kubernetes.protobuf",
         )),
     }
 }
@@ -127,65 +141,105 @@ fn fill(
     Ok(())
 }
 
-/// How a write is to be done, by its query.
+/// Whether an object is the one that the path means.
+///
+/// # Errors
+/// `BadRequest`.
+pub fn check_name(target: &Target, object: &Value) -> Result<(), Status> {
+    let text = |field: &str| object["metadata"][field].as_str().unwrap_or_default();
+    let (name, namespace) = (text("name"), text("namespace"));
+    match (&target.name, &target.namespace) {
+        (Some(wanted), _) if name.is_empty() => Err(Status::bad_request(format!(
+            "the name of the object ({wanted} based on URL) was undeterminable: name must be provided"
+        ))),
+        (Some(wanted), _) if name != wanted => Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({wanted})"
+        ))),
+        (_, Some(wanted)) if !namespace.is_empty() && namespace != wanted => Err(Status::bad_request(format!(
+            "the namespace of the object ({namespace}) does not match the namespace on the request ({wanted})"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// How a write is to be done, by its query. Defined by upstream's validation of `CreateOptions`, `UpdateOptions` and
+/// `PatchOptions`.
 ///
 /// # Errors
 /// `Invalid` for values that mean nothing.
 pub fn write_options(call: &Call) -> Result<WriteOptions, Status> {
-    Ok(WriteOptions {
-        dry_run: dry_run(&call.query)?,
-        manager: manager(&call.query, &call.head.headers)?,
-        unknown_fields: unknown_fields(&call.query)?,
-        ownership: Ownership::Changed,
-    })
+    let query = &call.query;
+    let applies = patch_type(call) == Ok(PatchType::Apply);
+    let (kind, mut errors) = match call.head.method {
+        Method::POST => ("CreateOptions", Errors::new()),
+        Method::PATCH => ("PatchOptions", patch_errors(query, applies)),
+        _ => ("UpdateOptions", Errors::new()),
+    };
+    errors.append(manager_errors(query.get("fieldManager")));
+    let dry_run = dry_run(&query.all("dryRun"), &mut errors);
+    let unknown_fields = match query.get("fieldValidation") {
+        "" | "Warn" => UnknownFields::Warn,
+        "Ignore" => UnknownFields::Drop,
+        "Strict" => UnknownFields::Refuse,
+        other => {
+            errors.not_supported(&Path::new("fieldValidation"), other, &["", "Ignore", "Strict", "Warn"]);
+            UnknownFields::Refuse
+        }
+    };
+    refuse(kind, errors)?;
+    let manager = manager(query, &call.head.headers);
+    Ok(WriteOptions { dry_run, manager, unknown_fields, ownership: Ownership::Changed })
+}
+
+fn patch_errors(query: &Query, applies: bool) -> Errors {
+    let mut errors = Errors::new();
+    if !applies && query.has("force") {
+        errors.forbidden(&Path::new("force"), "may not be specified for non-apply patch");
+    }
+    if applies && query.get("fieldManager").is_empty() {
+        errors.required(&Path::new("fieldManager"), "is required for apply patch");
+    }
+    errors
+}
+
+fn manager_errors(manager: &str) -> Errors {
+    let (mut errors, field) = (Errors::new(), Path::new("fieldManager"));
+    if manager.len() > MAX_MANAGER_BYTES {
+        errors.too_long(&field, MAX_MANAGER_BYTES);
+    }
+    for (at, character) in manager.char_indices().filter(|(_, character)| character.is_control()) {
+        let number = u32::from(character);
+        errors.invalid(&field, manager, format_args!("invalid character U+{number:04X} (at position {at})"));
+    }
+    errors
+}
+
+/// Whether only to try, by what was asked for.
+pub fn dry_run(asked: &[&str], errors: &mut Errors) -> bool {
+    if asked.iter().any(|one| *one != "All") {
+        errors.not_supported(&Path::new("dryRun"), json!(asked), &["All"]);
+    }
+    !asked.is_empty()
 }
 
 /// # Errors
-/// `Invalid` if it is anything but `All`.
-pub fn dry_run(query: &Query) -> Result<bool, Status> {
-    match query.all("dryRun").as_slice() {
-        [] | [""] => Ok(false),
-        ["All"] => Ok(true),
-        other => Err(unsupported("dryRun", &other.join(","), &["All"])),
+/// `Invalid`, naming what is wrong with options of this kind, if anything is.
+pub fn refuse(kind: &str, errors: Errors) -> Result<(), Status> {
+    match errors.is_empty() {
+        true => Ok(()),
+        false => Err(Status::invalid(format_args!("{kind}.meta.k8s.io"), "", errors.into_causes())),
     }
-}
-
-fn unknown_fields(query: &Query) -> Result<UnknownFields, Status> {
-    match query.get("fieldValidation") {
-        "Ignore" => Ok(UnknownFields::Drop),
-        "" | "Warn" => Ok(UnknownFields::Warn),
-        "Strict" => Ok(UnknownFields::Refuse),
-        other => Err(unsupported("fieldValidation", other, &["Ignore", "Strict", "Warn"])),
-    }
-}
-
-fn unsupported(field: &str, found: &str, known: &[&str]) -> Status {
-    let known: Vec<String> = known.iter().map(|one| format!("\"{one}\"")).collect();
-    Status::new(
-        Reason::Invalid,
-        format!("{field}: Unsupported value: \"{found}\": supported values: {}", known.join(", ")),
-    )
 }
 
 /// Who manages the fields that are written: as asked, or the first word of the client's name.
-///
-/// # Errors
-/// `Invalid` if it is too long or cannot be printed.
-pub fn manager(query: &Query, headers: &HeaderMap) -> Result<String, Status> {
-    const MAX_MANAGER_CHARACTERS: usize = 128;
+pub fn manager(query: &Query, headers: &HeaderMap) -> String {
     let asked = query.get("fieldManager");
-    if asked.chars().count() > MAX_MANAGER_CHARACTERS || asked.chars().any(char::is_control) {
-        return Err(Status::new(
-            Reason::Invalid,
-            format!("fieldManager: Invalid value: must have at most {MAX_MANAGER_CHARACTERS} printable characters"),
-        ));
-    }
     if !asked.is_empty() {
-        return Ok(asked.to_owned());
+        return asked.to_owned();
     }
     let agent = headers.get(header::USER_AGENT).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let name: String = agent.split('/').next().unwrap_or_default().chars().take(MAX_MANAGER_CHARACTERS).collect();
-    Ok(if name.is_empty() { "unknown".into() } else { name })
+    let name: String = agent.split('/').next().unwrap_or_default().chars().take(MAX_MANAGER_BYTES).collect();
+    if name.is_empty() { "unknown".into() } else { name }
 }
 
 #[cfg(test)]
@@ -214,11 +268,44 @@ mod tests {
     }
 
     #[test]
+    fn an_object_is_the_one_of_its_path() {
+        let target = Target { namespace: Some("a".into()), name: Some("n".into()), ..Target::default() };
+        let said = |metadata: Value| check_name(&target, &json!({"metadata": metadata})).unwrap_err().message;
+        assert!(check_name(&target, &json!({"metadata": {"name": "n"}})).is_ok());
+        assert!(check_name(&target, &json!({"metadata": {"name": "n", "namespace": "a"}})).is_ok());
+        assert_eq!(
+            said(json!({})),
+            "the name of the object (n based on URL) was undeterminable: name must be provided"
+        );
+        assert_eq!(said(json!({"name": "x"})), "the name of the object (x) does not match the name on the URL (n)");
+        assert_eq!(
+            said(json!({"name": "n", "namespace": "b"})),
+            "the namespace of the object (b) does not match the namespace on the request (a)"
+        );
+    }
+
+    #[test]
     fn a_manager_is_named_or_taken_from_the_client() {
         let mut headers = HeaderMap::new();
         headers.insert(header::USER_AGENT, "kubectl/v1.32 (linux)".parse().unwrap());
-        assert_eq!(manager(&Query::parse(""), &headers).unwrap(), "kubectl");
-        assert_eq!(manager(&Query::parse("fieldManager=me"), &headers).unwrap(), "me");
-        assert!(manager(&Query::parse(&format!("fieldManager={}", "x".repeat(129))), &headers).is_err());
+        assert_eq!(manager(&Query::parse(""), &headers), "kubectl");
+        assert_eq!(manager(&Query::parse("fieldManager=me"), &headers), "me");
+        let wrong = |manager: &str| manager_errors(manager).into_causes().remove(0).message;
+        assert_eq!(wrong(&"x".repeat(129)), "Too long: may not be more than 128 bytes");
+        assert!(wrong("a\u{7}").ends_with(": invalid character U+0007 (at position 1)"));
+    }
+
+    #[test]
+    fn options_that_mean_nothing_are_named() {
+        let mut errors = Errors::new();
+        assert!(dry_run(&["All"], &mut errors) && !dry_run(&[], &mut errors) && errors.is_empty());
+        dry_run(&["x"], &mut errors);
+        let status = refuse("CreateOptions", errors).unwrap_err();
+        assert_eq!(
+            status.message,
+            "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: [\"x\"]: supported values: \"All\""
+        );
+        assert_eq!(patch_errors(&Query::parse("force=1"), false).into_causes()[0].field, "force");
+        assert_eq!(patch_errors(&Query::parse("force=1"), true).into_causes()[0].field, "fieldManager");
     }
 }

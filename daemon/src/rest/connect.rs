@@ -4,7 +4,7 @@
 //! pod may not therefore run commands in it.
 //! Invariant: nothing happens in a pod before the client has its answer, and nothing goes on once the client is gone.
 
-use flotilla_api::{Reason, Status};
+use flotilla_api::Status;
 use http::header::{CONNECTION, HeaderValue, UPGRADE};
 use http::{HeaderMap, Response, StatusCode};
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -23,8 +23,6 @@ use super::{Answer, Call, Rest, answer, at_namespace};
 use crate::pods;
 use crate::streams::{Attach, Connection, Exec, Forward, PodReference, StreamRequest, Streams};
 
-/// Sessions of all clients of this node.
-pub const MAX_SESSIONS: usize = 1_024;
 const SPDY: &str = "SPDY/3.1";
 const STREAM_PROTOCOL: &str = "x-stream-protocol-version";
 const ACCEPTED_PROTOCOLS: &str = "x-accepted-stream-protocol-versions";
@@ -166,14 +164,13 @@ impl Rest {
         let Some(upgrade) = call.head.extensions.get::<OnUpgrade>().cloned() else {
             return Err(Status::bad_request("Upgrade request required"));
         };
-        let Ok(place) = self.sessions.clone().try_acquire_owned() else {
-            let message = format!("this node has {MAX_SESSIONS} sessions open already");
-            return Err(Status { retry_after_seconds: Some(1), ..Status::new(Reason::TooManyRequests, message) });
-        };
+        let place = self.node.turnstile.open(&call.user)?;
         let stop = self.node.stop.clone();
         let span = tracing::info_span!("session", path = call.head.uri.path(), user = call.user.name);
+        let kept = answer::Kept::default();
+        let session_keeps = kept.clone();
         let run = async move {
-            let _place = place;
+            let _kept = (place, session_keeps);
             let upgraded = match upgrade.await {
                 Ok(upgraded) => TokioIo::new(upgraded),
                 Err(error) => return debug!(%error, "the client did not stay for its session"),
@@ -186,6 +183,7 @@ impl Rest {
         let mut response = Response::new(answer::full(""));
         *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
         *response.headers_mut() = headers;
+        response.extensions_mut().insert(kept);
         Ok(response)
     }
 }

@@ -1,23 +1,21 @@
 //! Delete, of one object or of all that match.
 
-use std::sync::Arc;
-
-use bytes::Bytes;
-use flotilla_api::{Builtin, Kind, Reason, Status};
+use flotilla_api::field::{Errors, Path};
+use flotilla_api::{Builtin, Status};
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::read::{list_query, write};
-use super::route::Target;
-use super::{Answer, Call, Rest, answer, at, body, not_allowed};
+use super::{Answer, Call, Rest, answer, body, not_allowed};
 use crate::gate::{DeleteOptions, Propagation};
 
 /// Upstream's `DeleteOptions`, as far as they mean something here.
 #[derive(Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 struct Options {
+    kind: Option<String>,
     grace_period_seconds: Option<i64>,
     orphan_dependents: Option<bool>,
     propagation_policy: Option<String>,
@@ -33,41 +31,28 @@ struct Preconditions {
 }
 
 impl Rest {
-    pub(super) async fn delete(
-        &self,
-        call: &Call,
-        body: Incoming,
-        kind: &Arc<Kind>,
-        target: &Target,
-        name: &str,
-    ) -> Answer {
-        let place = at(kind, target, name)?;
-        let options = options(call, &body::read(body).await?)?;
+    pub(super) async fn delete(&self, call: &Call, body: Incoming) -> Answer {
+        let (kind, place) = (&call.kind, call.place()?);
+        let options = options(call, body).await?;
         let deleted = self.gate().delete(&call.user, kind, place, &options).await?;
         if !deleted.gone {
             return self.show(call, kind, StatusCode::OK, &deleted.object).await;
         }
-        let details = json!({
-            "name": name,
-            "group": kind.group,
-            "kind": kind.plural,
-            "uid": deleted.object["metadata"]["uid"],
-        });
+        let mut details = json!({"name": place.1, "kind": kind.plural, "uid": deleted.object["metadata"]["uid"]});
+        if !kind.group.is_empty() {
+            details["group"] = json!(kind.group);
+        }
         write(call, StatusCode::OK, &answer::success(details)).await
     }
 
-    pub(super) async fn delete_collection(
-        &self,
-        call: &Call,
-        body: Incoming,
-        kind: &Arc<Kind>,
-        target: &Target,
-    ) -> Answer {
-        if kind.builtin == Some(Builtin::Namespace) {
+    pub(super) async fn delete_collection(&self, call: &Call, body: Incoming) -> Answer {
+        let kind = &call.kind;
+        // Nobody empties all namespaces at once, nor removes them.
+        if kind.builtin == Some(Builtin::Namespace) || (kind.is_namespaced() && call.target.namespace.is_none()) {
             return Err(not_allowed());
         }
-        let options = options(call, &body::read(body).await?)?;
-        let query = list_query(call, kind, target)?;
+        let options = options(call, body).await?;
+        let query = list_query(call, kind, &call.target)?;
         let deleted = self.gate().delete_collection(&call.user, kind, &query, &options).await?;
         let body = json!({
             "kind": format!("{}List", kind.kind),
@@ -79,63 +64,76 @@ impl Rest {
     }
 }
 
-/// What the body says, or else the query.
-fn options(call: &Call, bytes: &Bytes) -> Result<DeleteOptions, Status> {
-    let sent = match bytes.is_empty() {
-        true => Value::Null,
-        false => body::value(&call.head.headers, bytes, false)?,
-    };
-    options_of(call, sent)
+/// What the body says, or else the query: one of the two, as upstream has it.
+async fn options(call: &Call, body: Incoming) -> Result<DeleteOptions, Status> {
+    let bytes = body::read(body).await?;
+    match bytes.is_empty() {
+        true => checked(call, from_query(call)?),
+        false => options_of(call, body::value(&call.head.headers, &bytes, false)?),
+    }
 }
 
-/// What was sent says, or else the query.
+/// What was sent.
+///
+/// # Errors
+/// `BadRequest` if it is something else, `Invalid` if it makes no sense.
 pub(super) fn options_of(call: &Call, sent: Value) -> Result<DeleteOptions, Status> {
-    let mut options = match sent {
+    let unreadable = |why: String| Status::bad_request(format!("the body of the request is no DeleteOptions: {why}"));
+    let options: Options = match sent {
         Value::Null => Options::default(),
-        sent => Options::deserialize(sent).map_err(|error| Status::bad_request(format!("DeleteOptions: {error}")))?,
+        sent => Options::deserialize(sent).map_err(|error| unreadable(error.to_string()))?,
     };
+    match options.kind.as_deref() {
+        None | Some("" | "DeleteOptions") => checked(call, options),
+        Some(kind) => Err(unreadable(format!("it is of kind {kind:?}"))),
+    }
+}
+
+fn from_query(call: &Call) -> Result<Options, Status> {
     let query = &call.query;
-    options.grace_period_seconds = options.grace_period_seconds.or(query.number("gracePeriodSeconds")?);
-    if options.propagation_policy.is_none() && query.has("propagationPolicy") {
-        options.propagation_policy = Some(query.get("propagationPolicy").into());
-    }
-    if options.orphan_dependents.is_none() && query.has("orphanDependents") {
-        options.orphan_dependents = Some(query.flag("orphanDependents"));
-    }
-    let asked = options.dry_run.iter().map(String::as_str).collect::<Vec<_>>();
-    if !matches!(asked.as_slice(), [] | ["All"]) {
-        return Err(invalid("dryRun: Unsupported value: supported values: \"All\""));
-    }
-    if options.grace_period_seconds.is_some_and(|seconds| seconds < 0) {
-        // As upstream: what makes no sense means at once.
-        options.grace_period_seconds = Some(1);
-    }
-    let preconditions = options.preconditions.unwrap_or_default();
-    Ok(DeleteOptions {
-        grace_period_seconds: options.grace_period_seconds,
-        propagation: propagation(options.propagation_policy.as_deref(), options.orphan_dependents)?,
-        manager: body::manager(query, &call.head.headers)?,
-        uid: preconditions.uid,
-        resource_version: preconditions.resource_version,
-        dry_run: !asked.is_empty() || body::dry_run(query)?,
+    Ok(Options {
+        kind: None,
+        grace_period_seconds: query.number("gracePeriodSeconds")?,
+        orphan_dependents: query.has("orphanDependents").then(|| query.flag("orphanDependents")),
+        propagation_policy: query.has("propagationPolicy").then(|| query.get("propagationPolicy").to_owned()),
+        preconditions: None,
+        dry_run: query.all("dryRun").into_iter().map(str::to_owned).collect(),
     })
 }
 
-fn propagation(policy: Option<&str>, orphan: Option<bool>) -> Result<Propagation, Status> {
-    match (policy, orphan) {
-        (Some(_), Some(_)) => Err(invalid("orphanDependents and deletionPropagation cannot be both set")),
-        (None, Some(true)) | (Some("Orphan"), None) => Ok(Propagation::Orphan),
-        (None, _) | (Some("" | "Background"), None) => Ok(Propagation::Background),
-        (Some("Foreground"), None) => Ok(Propagation::Foreground),
-        (Some(other), None) => Err(invalid(&format!(
-            "propagationPolicy: Unsupported value: \"{other}\": supported values: \"Foreground\", \"Background\", \
-             \"Orphan\", \"nil\""
-        ))),
-    }
+fn checked(call: &Call, options: Options) -> Result<DeleteOptions, Status> {
+    let mut errors = Errors::new();
+    let propagation = propagation(options.propagation_policy.as_deref(), options.orphan_dependents, &mut errors);
+    let asked: Vec<&str> = options.dry_run.iter().map(String::as_str).collect();
+    let dry_run = body::dry_run(&asked, &mut errors);
+    body::refuse("DeleteOptions", errors)?;
+    let preconditions = options.preconditions.unwrap_or_default();
+    Ok(DeleteOptions {
+        // As upstream: what makes no sense means at once.
+        grace_period_seconds: options.grace_period_seconds.map(|seconds| if seconds < 0 { 1 } else { seconds }),
+        propagation,
+        manager: body::manager(&call.query, &call.head.headers),
+        uid: preconditions.uid,
+        resource_version: preconditions.resource_version,
+        dry_run,
+    })
 }
 
-fn invalid(message: &str) -> Status {
-    Status::new(Reason::Invalid, format!("DeleteOptions.meta.k8s.io \"\" is invalid: {message}"))
+fn propagation(policy: Option<&str>, orphan: Option<bool>, errors: &mut Errors) -> Propagation {
+    let field = Path::new("propagationPolicy");
+    if let (Some(policy), Some(_)) = (policy, orphan) {
+        errors.invalid(&field, policy, "orphanDependents and deletionPropagation cannot be both set");
+    }
+    match policy {
+        None if orphan == Some(true) => Propagation::Orphan,
+        None | Some("Background") => Propagation::Background,
+        Some("Orphan") => Propagation::Orphan,
+        Some("Foreground") => Propagation::Foreground,
+        Some(other) => {
+            errors.not_supported(&field, other, &["Foreground", "Background", "Orphan", "nil"]);
+            Propagation::Background
+        }
+    }
 }
 
 #[cfg(test)]
@@ -144,11 +142,20 @@ mod tests {
 
     #[test]
     fn what_becomes_of_dependents_is_said_one_way_only() {
-        assert_eq!(propagation(None, None).unwrap(), Propagation::Background);
-        assert_eq!(propagation(Some("Foreground"), None).unwrap(), Propagation::Foreground);
-        assert_eq!(propagation(None, Some(true)).unwrap(), Propagation::Orphan);
-        assert_eq!(propagation(Some("Orphan"), None).unwrap(), Propagation::Orphan);
-        assert!(propagation(Some("Orphan"), Some(true)).is_err());
-        assert!(propagation(Some("Sometimes"), None).is_err());
+        let of = |policy: Option<&str>, orphan: Option<bool>| {
+            let mut errors = Errors::new();
+            let propagation = propagation(policy, orphan, &mut errors);
+            body::refuse("DeleteOptions", errors).map(|()| propagation)
+        };
+        assert_eq!(of(None, None).unwrap(), Propagation::Background);
+        assert_eq!(of(Some("Foreground"), None).unwrap(), Propagation::Foreground);
+        assert_eq!(of(None, Some(true)).unwrap(), Propagation::Orphan);
+        assert_eq!(of(Some("Orphan"), None).unwrap(), Propagation::Orphan);
+        assert_eq!(
+            of(Some("Orphan"), Some(true)).unwrap_err().message,
+            "DeleteOptions.meta.k8s.io \"\" is invalid: propagationPolicy: Invalid value: \"Orphan\": orphanDependents \
+             and deletionPropagation cannot be both set"
+        );
+        assert_eq!(of(Some("Sometimes"), None).unwrap_err().causes[0].reason, "FieldValueNotSupported");
     }
 }

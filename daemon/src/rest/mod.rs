@@ -16,8 +16,10 @@ mod delete;
 mod discovery;
 mod impersonate;
 mod log;
+mod metrics;
 mod negotiate;
 mod openapi;
+mod part;
 mod patch;
 mod plain;
 mod proxy;
@@ -44,15 +46,16 @@ use http::request::Parts;
 use http::{Method, Request, Response};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::Incoming;
-use tokio::sync::Semaphore;
 
 use crate::audit;
 use crate::gate::{Gate, HEALTH_PATHS, User};
 use crate::listen::Peer;
 use crate::node::Node;
+use crate::turnstile::{Place, Seat};
 use asked::Asked;
 pub use authn::authenticate;
 use negotiate::Accepts;
+use part::Part;
 use query::Query;
 use route::{Route, Target};
 
@@ -70,9 +73,15 @@ const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
 #[derive(Clone)]
 pub struct Rest {
     node: Node,
-    /// Room for sessions: commands, attaching, forwarded ports.
-    sessions: Arc<Semaphore>,
     documents: Arc<openapi::Documents>,
+}
+
+/// Leave to be answered, and for how long.
+struct Turn {
+    user: User,
+    /// Of an answer that may go on.
+    long: Option<Place>,
+    seat: Option<Seat>,
 }
 
 /// One request, as far as it is understood without its body.
@@ -82,12 +91,25 @@ struct Call {
     head: Parts,
     query: Query,
     accepts: Accepts,
+    /// What it is about.
+    kind: Arc<Kind>,
+    target: Target,
+}
+
+impl Call {
+    /// Namespace and name of the object that is meant. A namespaced object without a namespace in its path is one of no
+    /// namespace that there is.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn place(&self) -> Result<(&str, &str), Status> {
+        at(&self.kind, &self.target, self.target.name.as_deref().unwrap_or_default())
+    }
 }
 
 impl Rest {
     pub fn new(node: &Node) -> Self {
-        let sessions = Arc::new(Semaphore::new(connect::MAX_SESSIONS));
-        Self { node: node.clone(), sessions, documents: Arc::default() }
+        Self { node: node.clone(), documents: Arc::default() }
     }
 
     fn gate(&self) -> &Gate {
@@ -104,6 +126,8 @@ impl Rest {
         let is_head = head.method == Method::HEAD;
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
+        let kind = self.kind(&asked.route);
+        let mut counted = self.node.metrics.requests.begin(asked.counted(kind.clone(), &head, &query));
         let details = match &asked.route {
             Route::Resource(target) => answer::Details::of(target),
             Route::Path(_) => answer::Details::default(),
@@ -120,15 +144,29 @@ impl Rest {
         };
         let entry = self.node.audit.receive(&recorded).await;
         let is_long = asked.is_long;
+        let turn = match user {
+            Ok(user) => self.turn(&asked, user).await.inspect_err(|_| counted.terminated()),
+            Err(status) => Err(status),
+        };
         // What a request may come to is large: it is not carried by every connection.
         let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> =
-            Box::pin(self.handle(user, asked, head, query, body));
+            Box::pin(self.handle(turn, asked, kind, head, query, body));
         let response = handled.await.unwrap_or_else(|status| answer::failure(&status, &details));
         let response = if is_head { answer::bodiless(response) } else { response };
+        counted.answered(response.status());
+        let goes_on = is_long && !response.status().is_client_error() && !response.status().is_server_error();
+        let response = if goes_on { answer::with(response, counted) } else { response };
         match entry {
-            Some(entry) => conclude(response, entry, is_long).await,
+            Some(entry) => conclude(response, entry, goes_on).await,
             None => response,
         }
+    }
+
+    /// The kind that a path is about, if it is served.
+    fn kind(&self, route: &Route) -> Option<Arc<Kind>> {
+        let Route::Resource(Target { group, version, resource, .. }) = route else { return None };
+        let question = questions::find(group, version, resource).cloned();
+        question.or_else(|| self.gate().registry().served(group, version, resource))
     }
 
     /// Who sent a request, and whom it is to be judged as.
@@ -144,77 +182,85 @@ impl Rest {
         (sender, user)
     }
 
-    /// What an identified request comes to, when it is its turn.
-    async fn handle(
-        &self,
-        user: Result<User, Status>,
-        asked: Asked,
-        head: Parts,
-        query: Query,
-        body: Incoming,
-    ) -> Answer {
-        let user = user?;
-        let _seat = match &asked.route {
+    /// Waits until it is the user's turn.
+    ///
+    /// # Errors
+    /// `TooManyRequests`.
+    async fn turn(&self, asked: &Asked, user: User) -> Result<Turn, Status> {
+        let seat = match &asked.route {
             // How a node is must be told when it has the most to do.
             Route::Path(path) if HEALTH_PATHS.contains(&path.as_str()) => None,
             _ => Some(self.node.turnstile.enter(&user).await?),
         };
         let long = asked.is_long.then(|| self.node.turnstile.go_on(&user)).transpose()?;
+        Ok(Turn { user, long, seat })
+    }
+
+    /// What an identified request comes to, when it is its turn.
+    async fn handle(
+        &self,
+        turn: Result<Turn, Status>,
+        asked: Asked,
+        kind: Option<Arc<Kind>>,
+        head: Parts,
+        query: Query,
+        body: Incoming,
+    ) -> Answer {
+        let Turn { user, long, mut seat } = turn?;
         let response = match asked.route.clone() {
-            Route::Path(path) => self.plain(&user, &head, &query, &path).await,
+            Route::Path(path) => self.plain(&user, &head, &query, &path).await?,
             Route::Resource(target) => {
                 self.gate().require_early(&user, &asked.action()).await?;
+                if target.subresource.as_deref() == Some("proxy") {
+                    // Somebody else answers, in their own time: it is counted among what goes on.
+                    drop(seat.take());
+                }
                 let accepts = Accepts::parse(&head.headers)?;
+                let kind = kind.ok_or_else(no_such_resource)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
-                let answer = Box::pin(self.resource(&Call { user, asked, head, query, accepts }, body, &target)).await;
-                answer.map(|response| self.warned(response, &target))
+                let call = Call { user, asked, head, query, accepts, kind, target };
+                let answer = Box::pin(self.resource(&call, body)).await;
+                let mut response =
+                    answer.unwrap_or_else(|status| answer::failure(&status, &answer::Details::of(&call.target)));
+                if let Some(deprecation) = &call.kind.deprecation {
+                    answer::warn(&mut response, std::slice::from_ref(&deprecation.warning));
+                }
+                response
             }
-        }?;
+        };
+        drop(seat);
         Ok(match long {
             Some(long) => answer::with(response, long),
             None => response,
         })
     }
 
-    /// Tells who uses a version that is to go.
-    fn warned(&self, mut response: Response<Body>, target: &Target) -> Response<Body> {
-        let kind = self.gate().registry().served(&target.group, &target.version, &target.resource);
-        if let Some(words) = kind.as_ref().and_then(|kind| kind.deprecation.as_ref()) {
-            answer::warn(&mut response, std::slice::from_ref(words));
-        }
-        response
-    }
-
-    async fn resource(&self, call: &Call, body: Incoming, target: &Target) -> Answer {
-        if let Some(kind) = questions::find(&target.group, &target.version, &target.resource) {
+    async fn resource(&self, call: &Call, body: Incoming) -> Answer {
+        let (kind, target) = (&call.kind, &call.target);
+        if questions::is_one(kind) {
             return self.review(call, body, kind, target).await;
         }
-        let kind = self
-            .gate()
-            .registry()
-            .served(&target.group, &target.version, &target.resource)
-            .filter(|kind| kind.is_namespaced() || target.namespace.is_none())
-            .ok_or_else(no_such_resource)?;
+        if !kind.is_namespaced() && target.namespace.is_some() {
+            return Err(no_such_resource());
+        }
         let method = call.head.method.clone();
         let watches = target.watch || call.query.flag("watch");
         match (&target.name, &target.subresource) {
             (None, Some(_)) => Err(no_such_resource()),
-            (Some(name), Some(subresource)) => {
-                Box::pin(self.subresource(call, body, &kind, target, name, subresource)).await
-            }
+            (Some(name), Some(subresource)) => Box::pin(self.subresource(call, body, name, subresource)).await,
             (None, None) => match method {
-                Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
-                Method::GET | Method::HEAD => self.list(call, &kind, target).await,
-                Method::POST => self.create(call, body, &kind, target).await,
-                Method::DELETE => self.delete_collection(call, body, &kind, target).await,
+                Method::GET | Method::HEAD if watches => self.watch(call, kind, target).await,
+                Method::GET | Method::HEAD => self.list(call, kind, target).await,
+                Method::POST => self.create(call, body).await,
+                Method::DELETE => self.delete_collection(call, body).await,
                 _ => Err(not_allowed()),
             },
             (Some(name), None) => match method {
-                Method::GET | Method::HEAD if watches => self.watch(call, &kind, target).await,
-                Method::GET | Method::HEAD => self.get(call, &kind, target, name).await,
-                Method::PUT => self.replace(call, body, &kind, target, name, Subresource::None).await,
-                Method::PATCH => self.patch(call, body, &kind, target, name, Subresource::None).await,
-                Method::DELETE => self.delete(call, body, &kind, target, name).await,
+                Method::GET | Method::HEAD if watches => self.watch(call, kind, target).await,
+                Method::GET | Method::HEAD => self.get(call, kind, target, name).await,
+                Method::PUT => self.replace(call, body, Part::Object(Subresource::None)).await,
+                Method::PATCH => self.patch(call, body, Part::Object(Subresource::None)).await,
+                Method::DELETE => self.delete(call, body).await,
                 _ => Err(not_allowed()),
             },
         }
@@ -222,12 +268,12 @@ impl Rest {
 }
 
 /// Records how a request ended, or that its answer goes on until its body ends.
-async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, is_long: bool) -> Response<Body> {
+async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, goes_on: bool) -> Response<Body> {
     if let Some(id) = entry.id() {
         response.headers_mut().insert(audit::ID_HEADER, id);
     }
     let code = response.status();
-    if is_long && !code.is_client_error() && !code.is_server_error() {
+    if goes_on {
         entry.started(code.as_u16()).await;
         return answer::with(response, entry);
     }
@@ -235,7 +281,6 @@ async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, is_long
     response
 }
 
-/// A namespaced object without a namespace in its path is one of no namespace that there is.
 fn at<'a>(kind: &Arc<Kind>, target: &'a Target, name: &'a str) -> Result<(&'a str, &'a str), Status> {
     match (&target.namespace, kind.is_namespaced()) {
         (Some(namespace), _) => Ok((namespace, name)),

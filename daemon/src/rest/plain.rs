@@ -27,6 +27,7 @@ impl Rest {
         let body = match parts.as_slice() {
             ["healthz" | "livez" | "readyz", rest @ ..] => return self.health(parts[0], rest, query).await,
             ["version"] => Some(version()),
+            ["metrics"] => return self.metrics(head).await,
             [".well-known", "openid-configuration"] => {
                 Some(accounts::openid_configuration(&self.node.local.api_address()))
             }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use flotilla_api::{Cause, Kind, Reason, Status};
+use flotilla_api::field::{Errors, Path};
+use flotilla_api::{Kind, Status};
 use http::StatusCode;
 use serde_json::{Value, json};
 
+use super::body::refuse;
 use super::negotiate::{Form, View};
 use super::query::Query;
 use super::route::Target;
@@ -13,9 +15,14 @@ use super::table::{self, Include};
 use super::{Answer, Call, Rest, answer, at};
 use crate::gate::{At, List, ListQuery};
 
+pub(super) const LIST_OPTIONS: &str = "ListOptions";
+
 impl Rest {
     pub(super) async fn get(&self, call: &Call, kind: &Arc<Kind>, target: &Target, name: &str) -> Answer {
         let (namespace, name) = at(kind, target, name)?;
+        if let Some(wanted) = revision(call.query.get("resourceVersion"))? {
+            self.gate().reach(At::NotOlderThan(wanted)).await?;
+        }
         if is_whole_json(call) {
             let json = self.gate().get_json(&call.user, kind, namespace, name).await?;
             return Ok(answer::json(StatusCode::OK, &call.head.headers, json).await);
@@ -35,7 +42,7 @@ impl Rest {
         let metadata = list_metadata(list.revision, &list.continue_token);
         let body = match call.accepts.view {
             View::Table(version) => {
-                let include = Include::parse(call.query.get("includeObject"));
+                let include = Include::parse(call.query.get("includeObject"))?;
                 table::table(kind, version, &list.items, metadata, include, true)
             }
             View::Metadata(version) => json!({
@@ -59,7 +66,7 @@ impl Rest {
         match call.accepts.view {
             View::Table(version) => {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let include = Include::parse(call.query.get("includeObject"));
+                let include = Include::parse(call.query.get("includeObject"))?;
                 let one = std::slice::from_ref(object);
                 write(call, code, &table::table(kind, version, one, metadata, include, true)).await
             }
@@ -132,55 +139,68 @@ pub(super) fn list_query(call: &Call, kind: &Kind, target: &Target) -> Result<Li
     })
 }
 
-/// As of when to list. Defined by the API concepts, "Semantics for get and list".
+/// As of when to list. Defined by the API concepts, "Semantics for get and list", and upstream's validation of
+/// `ListOptions`.
 fn as_of(query: &Query) -> Result<At, Status> {
     let (version, matching) = (query.get("resourceVersion"), query.get("resourceVersionMatch"));
     let continued = !query.get("continue").is_empty();
-    let forbidden = |why: &str| Err(invalid("resourceVersionMatch", format!("Forbidden: {why}")));
+    refuse(LIST_OPTIONS, list_errors(query, version, matching, continued))?;
     if continued {
-        return match (matching, version) {
-            ("", "" | "0") => Ok(At::Latest),
-            ("", _) => Err(Status::bad_request("specifying resource version is not allowed when using continue")),
-            _ => forbidden("resourceVersionMatch is forbidden when continue is provided"),
+        return match version {
+            "" | "0" => Ok(At::Latest),
+            _ => Err(Status::bad_request("specifying resource version is not allowed when using continue")),
         };
     }
-    let revision = revision(version)?;
-    match (matching, revision) {
-        ("", None) => Ok(At::Latest),
-        ("", Some(revision)) => Ok(match query.number("limit")?.unwrap_or_default() > 0 && revision > 0 {
-            true => At::Exactly(revision),
-            false => At::NotOlderThan(revision),
-        }),
-        (_, None) => forbidden("resourceVersionMatch is forbidden unless resourceVersion is provided"),
-        ("NotOlderThan", Some(revision)) => Ok(At::NotOlderThan(revision)),
-        ("Exact", Some(0)) => forbidden("resourceVersionMatch \"Exact\" is forbidden for resourceVersion \"0\""),
-        ("Exact", Some(revision)) => Ok(At::Exactly(revision)),
-        (other, _) => Err(invalid(
-            "resourceVersionMatch",
-            format!("Unsupported value: \"{other}\": supported values: \"Exact\", \"NotOlderThan\""),
-        )),
+    let limited = query.number("limit")?.unwrap_or_default() > 0;
+    Ok(match (matching, revision(version)?) {
+        (_, None) => At::Latest,
+        ("Exact", Some(revision)) => At::Exactly(revision),
+        ("", Some(revision)) if limited && revision > 0 => At::Exactly(revision),
+        (_, Some(revision)) => At::NotOlderThan(revision),
+    })
+}
+
+fn list_errors(query: &Query, version: &str, matching: &str, continued: bool) -> Errors {
+    let (mut errors, field) = (Errors::new(), Path::new("resourceVersionMatch"));
+    if !matching.is_empty() {
+        if version.is_empty() {
+            errors.forbidden(&field, "resourceVersionMatch is forbidden unless resourceVersion is provided");
+        }
+        if continued {
+            errors.forbidden(&field, "resourceVersionMatch is forbidden when continue is provided");
+        }
+        if !matches!(matching, "Exact" | "NotOlderThan") {
+            errors.not_supported(&field, matching, &["Exact", "NotOlderThan", ""]);
+        }
+        if (matching, version) == ("Exact", "0") {
+            errors.forbidden(&field, "resourceVersionMatch \"exact\" is forbidden for resourceVersion \"0\"");
+        }
     }
+    if query.has("sendInitialEvents") {
+        errors.forbidden(&Path::new("sendInitialEvents"), "sendInitialEvents is forbidden for list");
+    }
+    errors
 }
 
 /// A resource version; `None` if there is none.
+///
+/// # Errors
+/// `Invalid` if it is not one.
 pub(super) fn revision(text: &str) -> Result<Option<u64>, Status> {
-    match text {
-        "" => Ok(None),
-        text => text
-            .parse()
-            .map(Some)
-            .map_err(|error| invalid("resourceVersion", format!("Invalid value: \"{text}\": {error}"))),
+    if text.is_empty() {
+        return Ok(None);
     }
-}
-
-/// Upstream's refusal of list options.
-pub(super) fn invalid(field: &str, message: String) -> Status {
-    let cause = Cause { reason: "FieldValueInvalid".into(), message, field: field.into() };
-    Status { reason: Reason::Invalid, ..Status::invalid("ListOptions.meta.k8s.io", "", vec![cause]) }
+    text.parse().map(Some).or_else(|error| {
+        let mut errors = Errors::new();
+        errors.invalid(&Path::new("resourceVersion"), text, error);
+        refuse(LIST_OPTIONS, errors).map(|()| None)
+    })
 }
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::Reason;
+
     use super::*;
 
     #[test]
@@ -200,6 +220,7 @@ mod tests {
             ("resourceVersion=x", Err(Reason::Invalid)),
             ("resourceVersion=7&continue=x", Err(Reason::BadRequest)),
             ("continue=x&resourceVersionMatch=Exact", Err(Reason::Invalid)),
+            ("sendInitialEvents=true", Err(Reason::Invalid)),
         ];
         for (query, wanted) in table {
             assert_eq!(as_of(&Query::parse(query)).map_err(|status| status.reason), wanted, "{query}");

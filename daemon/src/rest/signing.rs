@@ -2,49 +2,19 @@
 //!
 //! Defined by upstream's approval strategy: of what is sent, the decision counts and nothing else.
 
-use std::sync::Arc;
-
-use flotilla_api::Kind;
-use flotilla_api::admit::Subresource;
-use http::StatusCode;
-use hyper::body::Incoming;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
-use super::route::Target;
-use super::write::read_object;
-use super::{Answer, Call, Rest, at, body};
-use crate::gate::{How, Verb};
-
 pub const APPROVAL: &str = "approval";
 
-impl Rest {
-    pub(super) async fn approve(
-        &self,
-        call: &Call,
-        body: Incoming,
-        kind: &Arc<Kind>,
-        target: &Target,
-        name: &str,
-    ) -> Answer {
-        let options = body::write_options(call)?;
-        let sent = read_object(call, body, kind, target, options.unknown_fields).await?;
-        let now = Timestamp::now();
-        let edit = |stored: &mut Value| {
-            if let Some(version) = sent["metadata"]["resourceVersion"].as_str().filter(|version| !version.is_empty()) {
-                stored["metadata"]["resourceVersion"] = json!(version);
-            }
-            let conditions = decided(&stored["status"]["conditions"], &sent["status"]["conditions"], now);
-            if !stored["status"].is_object() {
-                stored["status"] = json!({});
-            }
-            stored["status"]["conditions"] = conditions;
-            Ok(())
-        };
-        let how = How { part: Subresource::Status, ..How::through(Verb::Update, APPROVAL) };
-        let written = self.gate().edit(&call.user, kind, at(kind, target, name)?, how, &options, edit).await?;
-        self.written(call, kind, StatusCode::OK, &written).await
+/// Puts the decision that is sent, and the revision that it was made from, into the stored request.
+pub fn decide(stored: &mut Value, sent: &Value, now: Timestamp) {
+    stored["metadata"]["resourceVersion"] = sent["metadata"]["resourceVersion"].clone();
+    let conditions = decided(&stored["status"]["conditions"], &sent["status"]["conditions"], now);
+    if !stored["status"].is_object() {
+        stored["status"] = json!({});
     }
+    stored["status"]["conditions"] = conditions;
 }
 
 /// The conditions that are sent, each with its times.

@@ -1,7 +1,7 @@
 //! Objects as people read them: `Table`, and `PartialObjectMetadata`.
 
-use flotilla_api::Kind;
 use flotilla_api::kinds::Column;
+use flotilla_api::{Kind, Status};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -16,11 +16,18 @@ pub enum Include {
 
 impl Include {
     /// As `includeObject` says.
-    pub fn parse(text: &str) -> Self {
+    ///
+    /// # Errors
+    /// `BadRequest` in upstream's words for what it does not say.
+    pub fn parse(text: &str) -> Result<Self, Status> {
         match text {
-            "Object" => Self::Object,
-            "None" => Self::None,
-            _ => Self::Metadata,
+            "" | "Metadata" => Ok(Self::Metadata),
+            "Object" => Ok(Self::Object),
+            "None" => Ok(Self::None),
+            other => Err(Status::bad_request(format!(
+                "Unable to convert to Table as requested: includeObject: Invalid value: \"{other}\": must be 'Metadata', \
+                 'Object', 'None', or empty"
+            ))),
         }
     }
 }

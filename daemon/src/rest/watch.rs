@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_api::field::{Errors, Path};
 use flotilla_api::{Kind, Reason, Status};
 use futures::StreamExt;
 use http::header::{self, HeaderValue};
@@ -18,8 +19,10 @@ use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
+use super::body::refuse;
 use super::negotiate::View;
-use super::read::{invalid, list_query, revision};
+use super::query::Query;
+use super::read::{LIST_OPTIONS, list_query, revision};
 use super::route::Target;
 use super::table::{self, Include};
 use super::{Answer, BoxError, Call, Rest, answer};
@@ -39,7 +42,7 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 
 impl Rest {
     pub(super) async fn watch(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
-        let start = Start::parse(call)?;
+        let start = Start::parse(&call.query)?;
         let query =
             ListQuery { limit: 0, continue_token: String::new(), at: start.at(), ..list_query(call, kind, target)? };
         let timeout = match call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0) {
@@ -49,7 +52,10 @@ impl Rest {
         let form = EventForm {
             kind: kind.clone(),
             view: call.accepts.view,
-            include: Include::parse(call.query.get("includeObject")),
+            include: match call.accepts.view {
+                View::Table(_) => Include::parse(call.query.get("includeObject"))?,
+                _ => Include::default(),
+            },
             headed: false,
         };
         let mut state = Watching {
@@ -63,7 +69,11 @@ impl Rest {
             until: Instant::now() + timeout,
             ended: false,
         };
-        state.begin(self.gate(), &call.user, query, start).await?;
+        match state.begin(self.gate(), &call.user, query, start).await {
+            // As upstream: whoever was away for too long is told so in the watch.
+            Err(status) if status.reason == Reason::Expired => state.fail(&status),
+            begun => begun?,
+        }
         let frames = futures::stream::unfold(state, |mut state| async move {
             let frame = state.next_frame().await?;
             Some((Ok::<_, BoxError>(Frame::data(frame)), state))
@@ -88,33 +98,16 @@ enum Start {
 }
 
 impl Start {
-    fn parse(call: &Call) -> Result<Self, Status> {
-        let query = &call.query;
+    fn parse(query: &Query) -> Result<Self, Status> {
         let version = revision(query.get("resourceVersion"))?;
         let matching = query.get("resourceVersionMatch");
-        let forbidden = |field: &str, why: &str| Err(invalid(field, format!("Forbidden: {why}")));
-        if query.has("sendInitialEvents") {
-            if matching != "NotOlderThan" {
-                return forbidden(
-                    "resourceVersionMatch",
-                    "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan",
-                );
-            }
-            if !query.flag("allowWatchBookmarks") {
-                return forbidden("sendInitialEvents", "sendInitialEvents requires allowWatchBookmarks");
-            }
-        } else if !matching.is_empty() {
-            return forbidden(
-                "resourceVersionMatch",
-                "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided",
-            );
-        }
+        refuse(LIST_OPTIONS, errors(query, matching))?;
         let at = match version {
             None => At::Latest,
             Some(version) => At::NotOlderThan(version),
         };
         Ok(match (query.has("sendInitialEvents"), query.flag("sendInitialEvents"), version) {
-            (true, true, _) => Start::State { at, marked: true },
+            (true, true, _) => Start::State { at, marked: query.flag("allowWatchBookmarks") },
             (true, false, Some(version)) if version > 0 => Start::After(version),
             (true, false, _) => Start::After(0),
             (false, _, None | Some(0)) => Start::State { at, marked: false },
@@ -128,6 +121,28 @@ impl Start {
             Start::After(_) => At::Latest,
         }
     }
+}
+
+/// What upstream's validation of `ListOptions` says of a watch.
+fn errors(query: &Query, matching: &str) -> Errors {
+    let (mut errors, field) = (Errors::new(), Path::new("resourceVersionMatch"));
+    let initial = query.has("sendInitialEvents");
+    if initial && matching != "NotOlderThan" {
+        errors.forbidden(&field, "sendInitialEvents requires setting resourceVersionMatch to NotOlderThan");
+    }
+    if matching.is_empty() {
+        return errors;
+    }
+    if !initial {
+        errors.forbidden(&field, "resourceVersionMatch is forbidden for watch unless sendInitialEvents is provided");
+    }
+    if matching != "NotOlderThan" {
+        errors.not_supported(&field, matching, &["NotOlderThan"]);
+    }
+    if !query.get("continue").is_empty() {
+        errors.forbidden(&field, "resourceVersionMatch is forbidden when continue is provided");
+    }
+    errors
 }
 
 /// A watch under way.
@@ -303,4 +318,35 @@ fn line(type_: &str, object: &[u8]) -> Bytes {
     line.extend_from_slice(object);
     line.extend_from_slice(b"}\n");
     line.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_watch_begins_where_the_api_concepts_say() {
+        let state = |at, marked| Ok(Start::State { at, marked });
+        let table = [
+            ("", state(At::Latest, false)),
+            ("resourceVersion=0", state(At::NotOlderThan(0), false)),
+            ("resourceVersion=7", Ok(Start::After(7))),
+            ("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", state(At::Latest, false)),
+            (
+                "sendInitialEvents=true&resourceVersionMatch=NotOlderThan&allowWatchBookmarks=true&resourceVersion=7",
+                state(At::NotOlderThan(7), true),
+            ),
+            ("sendInitialEvents=false&resourceVersionMatch=NotOlderThan&resourceVersion=7", Ok(Start::After(7))),
+            ("sendInitialEvents=false&resourceVersionMatch=NotOlderThan", Ok(Start::After(0))),
+            ("sendInitialEvents=true", Err("resourceVersionMatch")),
+            ("sendInitialEvents=true&resourceVersionMatch=Exact", Err("resourceVersionMatch")),
+            ("resourceVersionMatch=NotOlderThan", Err("resourceVersionMatch")),
+            ("resourceVersion=x", Err("resourceVersion")),
+        ];
+        for (query, wanted) in table {
+            let start = Start::parse(&Query::parse(query));
+            let field = start.as_ref().err().map(|status| status.causes[0].field.clone());
+            assert_eq!((start.ok(), field.as_deref()), (wanted.ok(), wanted.err()), "{query}");
+        }
+    }
 }

@@ -1,77 +1,62 @@
 //! Create and update.
 
-use std::sync::Arc;
-
 use flotilla_api::admit::{Subresource, UnknownFields};
-use flotilla_api::{Kind, Status};
+use flotilla_api::{Reason, Status};
 use http::StatusCode;
 use hyper::body::Incoming;
 use serde_json::Value;
 
-use super::route::Target;
-use super::{Answer, Call, Rest, answer, at, body, not_allowed};
-use crate::gate::Written;
+use super::part::Part;
+use super::read::write;
+use super::{Answer, Call, Rest, answer, body, not_allowed};
+use crate::gate::{Verb, Written};
 
 impl Rest {
-    pub(super) async fn create(&self, call: &Call, body: Incoming, kind: &Arc<Kind>, target: &Target) -> Answer {
-        if kind.is_namespaced() && target.namespace.is_none() {
+    pub(super) async fn create(&self, call: &Call, body: Incoming) -> Answer {
+        if call.kind.is_namespaced() && call.target.namespace.is_none() {
             return Err(not_allowed());
         }
         let options = body::write_options(call)?;
-        let object = read_object(call, body, kind, target, options.unknown_fields).await?;
-        let written = self.gate().create(&call.user, kind, object, &options).await?;
-        self.written(call, kind, StatusCode::CREATED, &written).await
+        let sent = read_value(call, body, options.unknown_fields).await?;
+        let object = body::object(&call.kind, &call.target, sent)?;
+        let written = self.gate().create(&call.user, &call.kind, object, &options).await?;
+        self.written(call, Part::Object(Subresource::None), StatusCode::CREATED, &written).await
     }
 
-    /// Replaces an object, or its status, by the one that was sent.
-    pub(super) async fn replace(
-        &self,
-        call: &Call,
-        body: Incoming,
-        kind: &Arc<Kind>,
-        target: &Target,
-        name: &str,
-        subresource: Subresource,
-    ) -> Answer {
-        let place = at(kind, target, name)?;
-        let options = body::write_options(call)?;
-        let object = read_object(call, body, kind, target, options.unknown_fields).await?;
-        let edit = |stored: &mut Value| {
-            let mut new = object.clone();
-            take_over(stored, &mut new);
-            *stored = new;
-            Ok(())
+    /// Replaces an object, or what a subresource shows of it, by what was sent. Some kinds are made this way, too.
+    pub(super) async fn replace(&self, call: &Call, body: Incoming, part: Part) -> Answer {
+        let kind = &call.kind;
+        let (place, options) = (call.place()?, body::write_options(call)?);
+        let sent = read_value(call, body, options.unknown_fields).await?;
+        body::check_name(&call.target, &sent)?;
+        let sent = if part == Part::Scale { sent } else { body::object(kind, &call.target, sent)? };
+        let edit = |stored: &mut Value| part.write(kind, stored, &sent);
+        let replaced = self.gate().edit(&call.user, kind, place, part.how(Verb::Update), &options, edit).await;
+        let (code, written) = match replaced {
+            Err(status) if status.reason == Reason::NotFound && is_made_by(call, part) => {
+                (StatusCode::CREATED, self.gate().create(&call.user, kind, sent, &options).await?)
+            }
+            replaced => (StatusCode::OK, replaced?),
         };
-        let written = self.gate().update(&call.user, kind, place, subresource, &options, edit).await?;
-        self.written(call, kind, StatusCode::OK, &written).await
+        self.written(call, part, code, &written).await
     }
 
     /// Answers with what was written, and what there was to say about it.
-    pub(super) async fn written(&self, call: &Call, kind: &Arc<Kind>, code: StatusCode, written: &Written) -> Answer {
-        let mut response = self.show(call, kind, code, &written.object).await?;
+    pub(super) async fn written(&self, call: &Call, part: Part, code: StatusCode, written: &Written) -> Answer {
+        let mut response = match part {
+            Part::Scale => write(call, code, &part.shown(&call.kind, &written.object)).await?,
+            _ => self.show(call, &call.kind, code, &written.object).await?,
+        };
         answer::warn(&mut response, &written.warnings);
         Ok(response)
     }
 }
 
-/// An update that names no revision overwrites whatever there is.
-fn take_over(stored: &Value, new: &mut Value) {
-    let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    let named = metadata.get("resourceVersion").and_then(Value::as_str).is_some_and(|version| !version.is_empty());
-    if !named {
-        metadata.insert("resourceVersion".into(), stored["metadata"]["resourceVersion"].clone());
-    }
+/// Whether a PUT makes an object that is not there.
+fn is_made_by(call: &Call, part: Part) -> bool {
+    part == Part::Object(Subresource::None) && call.kind.create_on_update
 }
 
-/// Reads the body as an object for `target`.
-pub(super) async fn read_object(
-    call: &Call,
-    body: Incoming,
-    kind: &Kind,
-    target: &Target,
-    unknown_fields: UnknownFields,
-) -> Result<Value, Status> {
-    let bytes = body::read(body).await?;
-    let value = body::value(&call.head.headers, &bytes, unknown_fields == UnknownFields::Refuse)?;
-    body::object(kind, target, value)
+async fn read_value(call: &Call, body: Incoming, unknown_fields: UnknownFields) -> Result<Value, Status> {
+    body::value(&call.head.headers, &body::read(body).await?, unknown_fields == UnknownFields::Refuse)
 }

@@ -18,6 +18,8 @@ use crate::codec::LogIdForm;
 use crate::disk::DiskError;
 use crate::state::{ReadError, Record};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use read::fuzz;
 pub use read::{restore, verify};
 pub use write::Backup;
 pub(crate) use write::start;

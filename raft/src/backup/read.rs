@@ -82,10 +82,27 @@ fn restore_into(
     Ok(BackupInfo { epoch, ..info })
 }
 
+/// A backup's bytes from whoever has them, up to its digest or to what is wrong with it.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let read = || {
+        let mut frames = Frames::of(Path::new("backup"), Box::new(io::Cursor::new(input.to_vec())))?;
+        while let Some(records) = frames.next()? {
+            for record in &records {
+                assert!(record.mod_revision <= frames.header.revision && record.value.len() <= limits::MAX_VALUE_BYTES);
+            }
+        }
+        frames.finish()
+    };
+    if let Ok(info) = read() {
+        assert_eq!(info.size_bytes, input.len() as u64, "a whole backup is all of the file");
+    }
+}
+
 /// The pieces of a backup file, in order.
 struct Frames {
     path: PathBuf,
-    source: BufReader<File>,
+    source: Box<dyn Read>,
     digest: Context,
     read_bytes: u64,
     header: BackupHeader,
@@ -97,9 +114,13 @@ struct Frames {
 impl Frames {
     fn open(path: &Path) -> Result<Self, BackupError> {
         let file = File::open(path).map_err(|source| BackupError::Io { path: path.to_owned(), source })?;
+        Self::of(path, Box::new(BufReader::with_capacity(READ_BUFFER_BYTES, file)))
+    }
+
+    fn of(path: &Path, source: Box<dyn Read>) -> Result<Self, BackupError> {
         let mut frames = Self {
             path: path.to_owned(),
-            source: BufReader::with_capacity(READ_BUFFER_BYTES, file),
+            source,
             digest: Context::new(&SHA256),
             read_bytes: 0,
             header: BackupHeader::default(),

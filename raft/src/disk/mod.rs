@@ -5,13 +5,16 @@
 //!
 //! Invariant: a database that belongs to another cluster, another node or another format version is
 //! refused before anything in it is read.
+//! Invariant: after a write to a database has failed, nothing more is written to it until it is opened again.
 
 mod batch;
 mod rocks;
+mod trouble;
 
 use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -22,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use crate::codec;
 
 pub(crate) use batch::{WriteBatch, WriteOp};
+use trouble::{Noting, Trouble};
 
 const STORE_FORMAT: u32 = 1;
 const META_KEY: &[u8] = b"mmeta";
@@ -65,6 +69,14 @@ impl DiskError {
 
     pub(crate) fn damaged(path: &Path, detail: impl ToString) -> Self {
         Self::Damaged { path: path.display().to_string(), detail: detail.to_string() }
+    }
+
+    /// Damage if the database says so; otherwise the disk did not do what it was told.
+    pub(crate) fn db(path: &Path) -> impl FnOnce(DbError) -> Self {
+        move |error| match error.corrupt {
+            true => Self::damaged(path, error),
+            false => Self::io(path)(io::Error::other(error)),
+        }
     }
 
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
@@ -153,12 +165,18 @@ pub(crate) trait Medium: Send + Sync {
     /// Opens or makes the database in a directory, which is made if it is missing.
     fn open(&self, path: &Path, tail: Tail) -> Result<Box<dyn Database>, DbError>;
 
+    /// Reads all of the database in a directory, which nobody has open, from the disk and not from memory.
+    fn read_through(&self, path: &Path) -> Result<(), DbError>;
+
     /// Makes a directory and those above it; one that is there already is fine.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
     fn list(&self, dir: &Path) -> io::Result<Vec<Item>>;
     fn reader(&self, file: &Path) -> io::Result<Box<dyn io::Read + Send>>;
     /// Makes a file, or empties it.
     fn writer(&self, file: &Path) -> io::Result<Box<dyn io::Write + Send>>;
+    /// Makes a file of this length whose space is taken.
+    fn allocate(&self, file: &Path, length_bytes: u64) -> io::Result<()>;
+    fn remove_file(&self, file: &Path) -> io::Result<()>;
     fn sync(&self, path: &Path) -> io::Result<()>;
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()>;
     /// Removes a directory with everything in it.
@@ -166,24 +184,67 @@ pub(crate) trait Medium: Send + Sync {
     fn room(&self, path: &Path) -> io::Result<Room>;
 }
 
-/// An open database.
+/// An open database, whose damage is noted. Its methods are those of [`Database`].
 pub(crate) struct Db {
     db: Box<dyn Database>,
     path: PathBuf,
     meta: Mutex<StoreMeta>,
+    /// A write failed. What is written after that may stand behind half a record, where no start would find it.
+    failed: AtomicBool,
     /// Dropped after the database is closed.
-    _disk: Disk,
-}
-
-impl Deref for Db {
-    type Target = dyn Database;
-
-    fn deref(&self) -> &Self::Target {
-        self.db.as_ref()
-    }
+    disk: Disk,
 }
 
 impl Db {
+    pub fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DbError> {
+        self.noted(self.db.get(key))
+    }
+
+    pub fn scan(&self, from: &[u8], to: &[u8]) -> Scan<'_> {
+        Box::new(self.db.scan(from, to).map(|item| self.noted(item)))
+    }
+
+    pub fn view(&self) -> Box<dyn Read + '_> {
+        Box::new(Noting { view: self.db.view(), path: &self.path, trouble: &self.disk.trouble })
+    }
+
+    pub fn write(&self, batch: WriteBatch) -> Result<(), DbError> {
+        self.may_write()?;
+        self.written(self.db.write(batch))
+    }
+
+    pub async fn commit(&self, batch: WriteBatch, sync: bool) -> Result<(), DbError> {
+        self.may_write()?;
+        self.written(self.db.commit(batch, sync).await)
+    }
+
+    pub fn flush(&self) -> Result<(), DbError> {
+        self.may_write()?;
+        self.written(self.db.flush())
+    }
+
+    pub fn checkpoint(&self, into: &Path) -> Result<(), DbError> {
+        self.noted(self.db.checkpoint(into))
+    }
+
+    fn may_write(&self) -> Result<(), DbError> {
+        match self.failed.load(Ordering::Relaxed) {
+            true => Err(DbError { detail: "an earlier write failed".into(), corrupt: false }),
+            false => Ok(()),
+        }
+    }
+
+    fn written(&self, result: Result<(), DbError>) -> Result<(), DbError> {
+        self.noted(result).inspect_err(|error| {
+            self.failed.store(true, Ordering::Relaxed);
+            self.disk.trouble.failed(&self.path, error);
+        })
+    }
+
+    fn noted<T>(&self, result: Result<T, DbError>) -> Result<T, DbError> {
+        self.disk.trouble.noted(&self.path, result)
+    }
+
     pub fn epoch(&self) -> u64 {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner).epoch
     }
@@ -192,17 +253,20 @@ impl Db {
     pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
         let next = StoreMeta { epoch, ..meta.clone() };
-        write_meta(self.db.as_ref(), &self.path, &next)?;
+        self.may_write().map_err(DiskError::db(&self.path))?;
+        self.written(write_meta(self.db.as_ref(), &next)).map_err(DiskError::db(&self.path))?;
         *meta = next;
         Ok(())
     }
 }
 
-/// A medium in use. Tells when every database that was opened with it is closed, its lock released.
+/// A medium in use. Tells when every database that was opened with it is closed, its lock released, and whether one of
+/// them was found damaged.
 #[derive(Clone)]
 pub(crate) struct Disk {
     medium: Arc<dyn Medium>,
     held: Arc<()>,
+    trouble: Arc<Trouble>,
 }
 
 impl Default for Disk {
@@ -221,7 +285,16 @@ impl Deref for Disk {
 
 impl Disk {
     pub fn new(medium: Arc<dyn Medium>) -> Self {
-        Self { medium, held: Arc::default() }
+        Self { medium, held: Arc::default(), trouble: Arc::default() }
+    }
+
+    /// The same, for what somebody else sent: that it is damaged says nothing of this replica.
+    pub fn apart(&self) -> Self {
+        Self { trouble: Arc::default(), ..self.clone() }
+    }
+
+    pub fn trouble(&self) -> &Trouble {
+        &self.trouble
     }
 
     /// Opens or makes the database at `path` and checks whose it is.
@@ -229,7 +302,12 @@ impl Disk {
         let open_error = |source| DiskError::Open { path: path.display().to_string(), source };
         let db = self.medium.open(path, tail).map_err(open_error)?;
         let meta = Mutex::new(check_owner(db.as_ref(), path, meta)?);
-        Ok(Db { db, path: path.to_owned(), meta, _disk: self.clone() })
+        Ok(Db { db, path: path.to_owned(), meta, failed: AtomicBool::new(false), disk: self.clone() })
+    }
+
+    /// Reads all of a copy of this replica's database, which nobody has open, and notes damage.
+    pub fn check(&self, path: &Path) -> Result<(), DbError> {
+        self.trouble.noted(path, self.medium.read_through(path))
     }
 
     /// A small file, whole; `None` if there is none.
@@ -258,9 +336,9 @@ impl Disk {
 
 /// Returns what the database says about itself, in whichever epoch.
 fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<StoreMeta, DiskError> {
-    let stored = db.get(META_KEY).map_err(|e| DiskError::damaged(path, e))?;
+    let stored = db.get(META_KEY).map_err(DiskError::db(path))?;
     let Some(bytes) = stored else {
-        write_meta(db, path, wanted)?;
+        write_meta(db, wanted).map_err(DiskError::db(path))?;
         return Ok(wanted.clone());
     };
     let found: StoreMeta = codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?;
@@ -277,10 +355,11 @@ fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<Sto
     Ok(found)
 }
 
-fn write_meta(db: &dyn Database, path: &Path, meta: &StoreMeta) -> Result<(), DiskError> {
+fn write_meta(db: &dyn Database, meta: &StoreMeta) -> Result<(), DbError> {
+    let bytes = codec::encode(meta).map_err(|e| DbError { detail: e.to_string(), corrupt: false })?;
     let mut batch = WriteBatch::default();
-    batch.put(META_KEY, codec::encode(meta).map_err(|e| DiskError::damaged(path, e))?);
-    db.write(batch).and_then(|()| db.flush()).map_err(|e| DiskError::damaged(path, e))
+    batch.put(META_KEY, bytes);
+    db.write(batch).and_then(|()| db.flush())
 }
 
 fn owner(meta: &StoreMeta) -> String {

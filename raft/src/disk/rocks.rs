@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
+use nix::fcntl::posix_fallocate;
 use nix::sys::statvfs::statvfs;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
@@ -80,6 +82,16 @@ impl Medium for Rocks {
         Ok(Box::new(RocksDb(DB::open(&options(tail), path)?)))
     }
 
+    fn read_through(&self, path: &Path) -> Result<(), DbError> {
+        let mut table = BlockBasedOptions::default();
+        table.disable_cache();
+        let mut options = options(Tail::DropTorn);
+        options.set_block_based_table_factory(&table);
+        options.create_if_missing(false);
+        let db = DB::open_for_read_only(&options, path, false)?;
+        Ok(db.iterator(IteratorMode::Start).try_for_each(|item| item.map(drop))?)
+    }
+
     fn create_dir(&self, path: &Path) -> io::Result<()> {
         fs::create_dir_all(path)
     }
@@ -99,6 +111,15 @@ impl Medium for Rocks {
 
     fn writer(&self, file: &Path) -> io::Result<Box<dyn io::Write + Send>> {
         Ok(Box::new(File::create(file)?))
+    }
+
+    fn allocate(&self, file: &Path, length_bytes: u64) -> io::Result<()> {
+        let length_bytes = i64::try_from(length_bytes).map_err(io::Error::other)?;
+        Ok(posix_fallocate(File::create(file)?.as_raw_fd(), 0, length_bytes)?)
+    }
+
+    fn remove_file(&self, file: &Path) -> io::Result<()> {
+        fs::remove_file(file)
     }
 
     fn sync(&self, path: &Path) -> io::Result<()> {

@@ -53,5 +53,5 @@ pub(crate) fn begin(
     batch.put(PURGED_KEY, codec::encode(&last).map_err(damaged)?);
     batch.put(COMMITTED_KEY, codec::encode(&last).map_err(damaged)?);
     batch.put(VOTE_KEY, codec::encode(&vote).map_err(damaged)?);
-    db.write(batch).and_then(|()| db.flush()).map_err(|e| DiskError::damaged(path, e))
+    db.write(batch).and_then(|()| db.flush()).map_err(DiskError::db(path))
 }

@@ -20,7 +20,7 @@ use super::writer::{COMMITTED_KEY, PURGED_KEY, VOTE_KEY, entry_key};
 /// Reads what a previous run left. Every entry is decoded, so that damage is found here and now.
 pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     let damaged = |detail: String| DiskError::damaged(path, detail);
-    let meta = |key: &[u8]| db.get(key).map_err(|e| damaged(e.to_string()));
+    let meta = |key: &[u8]| db.get(key).map_err(DiskError::db(path));
     let decode_id =
         |bytes: Bytes| codec::decode::<LogIdForm>(&bytes).map(LogId::from).map_err(|e| damaged(e.to_string()));
     let purged = meta(PURGED_KEY)?.map(decode_id).transpose()?;
@@ -33,7 +33,7 @@ pub(super) fn load(db: &Db, path: &Path) -> Result<Tail, DiskError> {
     let mut last = None;
     let mut sizes_bytes = VecDeque::new();
     for item in entries_from(db, first) {
-        let (_, value) = item.map_err(|e| damaged(e.to_string()))?;
+        let (_, value) = item.map_err(DiskError::db(path))?;
         let entry = decode_entry(&value).map_err(|e| damaged(e.to_string()))?;
         let expected = first + sizes_bytes.len() as u64;
         if entry.index() != expected {

@@ -7,7 +7,7 @@ use flotilla_api::Key;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, LogIdForm, MembershipForm, StoredMembershipForm};
-use crate::disk::{DbError, DiskError, WriteBatch};
+use crate::disk::{DiskError, WriteBatch};
 use crate::limits;
 use crate::types::NodeId;
 
@@ -90,13 +90,12 @@ impl State {
         batch.delete_range(past_key(0).as_slice(), b"i".as_slice());
         self.put_header(header, batch)?;
         self.set_epoch(epoch)?;
-        self.flush().map_err(|e| DiskError::damaged(self.path(), e))
+        self.flush().map_err(DiskError::db(self.path()))
     }
 
     fn put_header(&self, header: Header, mut batch: WriteBatch) -> Result<(), DiskError> {
-        let damaged = |e: DbError| DiskError::damaged(self.path(), e);
         batch.put(HEADER_KEY, codec::encode(&header).map_err(|e| DiskError::damaged(self.path(), e))?);
-        self.db.write(batch).map_err(damaged)?;
+        self.db.write(batch).map_err(DiskError::db(self.path()))?;
         self.set_header(header);
         Ok(())
     }

@@ -59,7 +59,7 @@ struct Dir {
 impl State {
     pub fn open(path: &Path, cluster: &str, disk: &Disk) -> Result<Self, DiskError> {
         let db = disk.database(path, Tail::DropDamaged, &StoreMeta::new(cluster, None))?;
-        let stored = db.get(HEADER_KEY).map_err(|e| DiskError::damaged(path, e))?;
+        let stored = db.get(HEADER_KEY).map_err(DiskError::db(path))?;
         let header = match stored {
             Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
             None => Header::default(),

@@ -11,7 +11,9 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 use bytes::Bytes;
 use flotilla_api::{Change, GroupResource, Key};
-use flotilla_raft::{NodeId, Options, ProposeError, Reader, Status, Store, Transport, TransportError, Writer};
+use flotilla_raft::{
+    NodeId, Options, ProposeError, Reader, RefillError, Status, Store, Transport, TransportError, Writer, refill,
+};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
@@ -134,35 +136,49 @@ impl Cluster {
 
     /// Starts a replica, in the directory it had before if it had one.
     pub async fn start(&mut self, id: NodeId) -> Store {
-        let deadline = Instant::now() + WAIT;
-        loop {
-            match self.try_start(id).await {
-                Ok(store) => return store,
-                // One that was refused lets go of its databases a moment later.
-                Err(error) if error.contains("cannot open the database") && Instant::now() < deadline => {
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                Err(error) => panic!("replica {id} does not start: {error}"),
-            }
-        }
+        let started = self.try_start(id).await;
+        started.unwrap_or_else(|error| panic!("replica {id} does not start: {error}"))
     }
 
     /// As [`Self::start`], or why it does not start.
     pub async fn try_start(&mut self, id: NodeId) -> Result<Store, String> {
         self.dirs.entry(id).or_insert_with(|| {
             let temporary = TempDir::new().unwrap();
-            let dir = temporary.path().to_owned();
+            let dir = temporary.path().join("replica");
             self.temporary.push(temporary);
             dir
         });
+        let store = Store::open(self.options(id), self.port(id)).await.map_err(|error| error.to_string())?;
+        self.net.stores.write().unwrap().insert(id, store.clone());
+        Ok(store)
+    }
+
+    fn options(&self, id: NodeId) -> Options {
         let mut options = Options::new(self.dir(id), id, "test-cluster");
         options.space_floor.min_bytes = 0;
         options.space_floor.min_percent = 0;
+        options.space_floor.reserve_bytes = 0;
         (self.tune)(&mut options);
-        let port = Arc::new(Port { net: self.net.clone(), from: id });
-        let store = Store::open(options, port).await.map_err(|error| error.to_string())?;
-        self.net.stores.write().unwrap().insert(id, store.clone());
-        Ok(store)
+        options
+    }
+
+    fn port(&self, id: NodeId) -> Arc<dyn Transport> {
+        Arc::new(Port { net: self.net.clone(), from: id })
+    }
+
+    /// As [`Self::refill`], once.
+    pub async fn try_refill(&self, id: NodeId) -> Result<(), RefillError> {
+        let peers: Vec<NodeId> = self.dirs.keys().copied().collect();
+        refill(&self.options(id), &peers, &self.port(id)).await
+    }
+
+    /// Makes a damaged replica, which is stopped, an empty one, as soon as the others let it go.
+    pub async fn refill(&self, id: NodeId) {
+        let deadline = Instant::now() + WAIT;
+        while let Err(error) = self.try_refill(id).await {
+            assert!(Instant::now() < deadline, "replica {id} is not let go: {error}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub fn store(&self, id: NodeId) -> Store {

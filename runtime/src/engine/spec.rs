@@ -46,12 +46,13 @@ pub struct Surroundings {
     /// The process whose pid namespace the container joins.
     pub pid_of: Option<i32>,
     pub host_network: bool,
+    pub host_ipc: bool,
     pub hostname: String,
     /// The container's own group.
     pub cgroup_path: PathBuf,
     /// Whether the container gets its view of the control groups.
     pub shows_cgroups: bool,
-    /// The pod's `/dev/shm`.
+    /// The pod's `/dev/shm`, or the host's.
     pub shm: PathBuf,
     /// Generated files and where they belong in the container.
     pub files: Vec<(PathBuf, &'static str)>,
@@ -198,16 +199,15 @@ fn process(spec: &ContainerSpec, around: &Surroundings, capabilities: &[&str]) -
 
 fn namespaces(spec: &ContainerSpec, around: &Surroundings) -> Value {
     let of_shim = |name: &str| format!("/proc/{}/ns/{name}", around.shim_pid);
-    let mut all = vec![
-        json!({"type": "mount"}),
-        json!({"type": "cgroup"}),
-        json!({"type": "ipc", "path": of_shim("ipc")}),
-        json!({"type": "uts", "path": of_shim("uts")}),
-    ];
+    let mut all =
+        vec![json!({"type": "mount"}), json!({"type": "cgroup"}), json!({"type": "uts", "path": of_shim("uts")})];
     match around.pid_of {
         _ if spec.host_pid => {}
         Some(pid) => all.push(json!({"type": "pid", "path": format!("/proc/{pid}/ns/pid")})),
         None => all.push(json!({"type": "pid"})),
+    }
+    if !around.host_ipc {
+        all.push(json!({"type": "ipc", "path": of_shim("ipc")}));
     }
     if !around.host_network {
         all.push(json!({"type": "network", "path": of_shim("net")}));

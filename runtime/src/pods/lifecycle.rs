@@ -256,7 +256,9 @@ async fn make(inner: &Inner, record: &Record) -> Result<Arc<Sandbox>, PodsError>
     disk::replace(&path, &bytes, false).map_err(|source| io(&path, source))?;
     Cgroup::new(&record.cgroup)?.create(&record.spec.limits)?;
     files::write(&places, &record.spec, record.ip).map_err(|source| io(&places.state, source))?;
-    files::mount_shm(&places.shm()).map_err(|source| io(&places.shm(), source))?;
+    if !record.spec.host_ipc {
+        files::mount_shm(&places.shm()).map_err(|source| io(&places.shm(), source))?;
+    }
     launch(inner, record, &places).await?;
     let (mut wire, mut state) = Wire::open(&places.socket(), true).await?;
     if let (Some(ip), Some(network)) = (record.ip, &inner.network) {
@@ -294,6 +296,7 @@ async fn launch(inner: &Inner, record: &Record, places: &Places) -> Result<(), P
         run_dir: places.run.clone(),
         hostname: spec.hostname.clone(),
         host_network: spec.host_network,
+        host_ipc: spec.host_ipc,
         engine: inner.config.engine.clone(),
         log_max_bytes: inner.config.log.max_bytes,
         log_max_files: inner.config.log.max_files,
@@ -371,12 +374,13 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
         shim_pid: view.state.pid,
         pid_of,
         host_network: sandbox.record.spec.host_network,
+        host_ipc: sandbox.record.spec.host_ipc,
         hostname: sandbox.record.spec.hostname.clone(),
         cgroup_path: cgroup.into(),
         // On cgroup v1, libcontainer looks itself up in `/proc` by the process id that it has in its new namespace: that
         // is somebody else, or nobody, but where the namespace is new as well and the id therefore 1.
         shows_cgroups: pid_of.is_none() || cgroup::is_v2(),
-        shm: sandbox.places.shm(),
+        shm: if sandbox.record.spec.host_ipc { "/dev/shm".into() } else { sandbox.places.shm() },
         files: files::list(&sandbox.places),
         counts_swap: cgroup::counts_swap(),
         held: Held::now(),
@@ -395,8 +399,10 @@ fn write_bundle(bundle: &Path, config: &serde_json::Value) -> Result<(), PodsErr
 /// Whether a sysctl belongs to a namespace that is the pod's own.
 fn is_of_pod(sysctl: &str, spec: &SandboxSpec) -> bool {
     let ipc = ["kernel.shm", "kernel.msg", "fs.mqueue."];
-    let is_ipc = sysctl == "kernel.sem" || ipc.iter().any(|prefix| sysctl.starts_with(prefix));
-    is_ipc || (sysctl.starts_with("net.") && !spec.host_network)
+    if sysctl == "kernel.sem" || ipc.iter().any(|prefix| sysctl.starts_with(prefix)) {
+        return !spec.host_ipc;
+    }
+    sysctl.starts_with("net.") && !spec.host_network
 }
 
 fn validate(config: &Config, spec: &SandboxSpec) -> Result<(), PodsError> {
@@ -448,10 +454,9 @@ mod tests {
     #[test]
     fn a_pod_sets_its_own_sysctls_only() {
         let own = SandboxSpec::default();
-        let on_host = SandboxSpec { host_network: true, ..SandboxSpec::default() };
-        assert!(is_of_pod("net.ipv4.tcp_syncookies", &own) && !is_of_pod("net.ipv4.tcp_syncookies", &on_host));
-        for name in ["kernel.shmmax", "kernel.sem", "fs.mqueue.msg_max"] {
-            assert!(is_of_pod(name, &own), "{name}");
+        let shared = SandboxSpec { host_network: true, host_ipc: true, ..SandboxSpec::default() };
+        for name in ["net.ipv4.tcp_syncookies", "kernel.shmmax", "kernel.sem", "fs.mqueue.msg_max"] {
+            assert!(is_of_pod(name, &own) && !is_of_pod(name, &shared), "{name}");
         }
         for name in ["kernel.core_pattern", "vm.overcommit_memory", "kernel.hostname", "fs.file-max"] {
             assert!(!is_of_pod(name, &own), "{name}");

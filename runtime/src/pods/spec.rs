@@ -70,6 +70,8 @@ pub struct SandboxSpec {
     pub uid: String,
     pub hostname: String,
     pub host_network: bool,
+    /// Its containers share System V and POSIX IPC, and `/dev/shm`, with the host.
+    pub host_ipc: bool,
     /// Lines of `/etc/resolv.conf`; empty: those of the host.
     pub dns: Vec<String>,
     /// Further lines of `/etc/hosts`.

@@ -161,7 +161,10 @@ fn catch_signals() -> io::Result<SignalFd> {
 }
 
 fn isolate(launch: &Launch) -> io::Result<()> {
-    let mut namespaces = CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS;
+    let mut namespaces = CloneFlags::CLONE_NEWUTS;
+    if !launch.host_ipc {
+        namespaces |= CloneFlags::CLONE_NEWIPC;
+    }
     if !launch.host_network {
         namespaces |= CloneFlags::CLONE_NEWNET;
     }

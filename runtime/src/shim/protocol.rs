@@ -48,6 +48,7 @@ pub struct Launch {
     pub run_dir: PathBuf,
     pub hostname: String,
     pub host_network: bool,
+    pub host_ipc: bool,
     pub engine: EngineChoice,
     pub log_max_bytes: u64,
     pub log_max_files: u32,

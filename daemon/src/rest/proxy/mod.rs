@@ -176,10 +176,13 @@ impl Rest {
 
     /// Joins the two connections, which both are no HTTP any more.
     fn join(&self, call: &Call, response: &mut Response<Incoming>) -> Result<(), Status> {
-        let far = hyper::upgrade::on(response);
+        let far = hyper::upgrade::on(&mut *response);
         let near = call.head.extensions.get::<OnUpgrade>().cloned();
         let near = near.ok_or_else(|| Status::bad_request("this connection cannot be upgraded"))?;
+        let (place, kept) = (self.node.turnstile.open(&call.user)?, answer::Kept::default());
+        response.extensions_mut().insert(kept.clone());
         self.carry_on(Box::pin(async move {
+            let _kept = (place, kept);
             let (near, far) = tokio::try_join!(near, far)?;
             // How it ends is between the two.
             _ = copy_bidirectional(&mut TokioIo::new(near), &mut TokioIo::new(far)).await;

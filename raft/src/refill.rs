@@ -1,0 +1,168 @@
+//! A damaged replica is made anew from the others, under the id that it had.
+//!
+//! Raft counts on what a replica has promised: entries that it holds, votes that it gave. One whose disk is damaged may
+//! have forgotten that, so it must not speak again before nobody counts on it. It leaves the group, forgets everything,
+//! and is added again as an empty one.
+//!
+//! Invariant: a replica with a mark does not open. The mark is on disk before anybody is asked for anything.
+//! Invariant: a replica is emptied only after a leader has said, asked while the replica stood still, that a membership
+//! without it is committed. A majority of the members before holds that membership then, the replica not counted, and
+//! elects nobody who lacks it: what the replica promised decides nothing any more.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::codec;
+use crate::disk::{Disk, DiskError};
+use crate::options::Options;
+use crate::runtime;
+use crate::transport::Transport;
+use crate::types::NodeId;
+use crate::wire::{Addressed, Refusal, Reply, Request};
+
+const MARK: &str = "damaged";
+const MAX_MARK_BYTES: u64 = 64 * 1024;
+/// Longer than a leader takes to answer, which may have to change the voters first.
+const ASK_TIMEOUT: Duration = Duration::from_secs(6);
+
+/// What is known of the damage.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Mark {
+    pub detail: String,
+    /// The epoch of the replica; 0 if that cannot be read any more.
+    pub epoch: u64,
+}
+
+/// A damaged replica was not made anew. It is as it was, and still does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum RefillError {
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The cluster has gone on in this epoch, without this replica.
+    #[error("the cluster is in epoch {0} by now, and this replica is not of it")]
+    Superseded(u64),
+    #[error("no leader has taken the damaged replica out of the group: {0}")]
+    Refused(String),
+}
+
+/// Makes a damaged replica, which no process may have open, an empty one that waits to be added, as soon as the leader
+/// that one of `peers` knows of has taken it out of the group. To be tried again when it fails.
+///
+/// # Errors
+/// See [`RefillError`].
+pub async fn refill(options: &Options, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<(), RefillError> {
+    let (dir, disk) = (options.dir.clone(), Disk::default());
+    let Some(mark) = read(&dir, &disk)? else { return Ok(()) };
+    leave(options.id, mark.epoch, peers, transport).await?;
+    let emptied = runtime::blocking(move || empty(&dir, &disk)).await;
+    Ok(emptied.map_err(DiskError::io(&options.dir))??)
+}
+
+/// Notes durably that a replica is damaged, unless that is known.
+pub(crate) fn mark(dir: &Path, mark: &Mark, disk: &Disk) -> Result<(), DiskError> {
+    let (path, next) = (dir.join(MARK), dir.join("damaged.next"));
+    if disk.read(&path, MAX_MARK_BYTES).map_err(DiskError::io(&path))?.is_some() {
+        return Ok(());
+    }
+    let bytes = codec::encode(mark).map_err(|e| DiskError::damaged(&path, e))?;
+    let mut file = disk.writer(&next).map_err(DiskError::io(&next))?;
+    file.write_all(&bytes).and_then(|()| file.flush()).map_err(DiskError::io(&next))?;
+    disk.sync(&next).map_err(DiskError::io(&next))?;
+    disk.rename(&next, &path).map_err(DiskError::io(&path))?;
+    disk.sync(dir).map_err(DiskError::io(dir))
+}
+
+/// The mark of a replica that is damaged.
+pub(crate) fn read(dir: &Path, disk: &Disk) -> Result<Option<Mark>, DiskError> {
+    let path = dir.join(MARK);
+    let bytes = disk.read(&path, MAX_MARK_BYTES).map_err(DiskError::io(&path))?;
+    // That it is there is what counts.
+    let unread = |_| Mark { detail: "the mark of the damage is damaged too".into(), epoch: 0 };
+    Ok(bytes.map(|bytes| codec::decode(&bytes).unwrap_or_else(unread)))
+}
+
+/// Removes what an earlier refill did not get around to.
+pub(crate) fn tidy(dir: &Path, disk: &Disk) -> Result<(), DiskError> {
+    let aside = aside(dir);
+    match disk.remove_dir(&aside) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(DiskError::io(&aside)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Puts everything aside in one step, the mark included, and then removes it.
+fn empty(dir: &Path, disk: &Disk) -> Result<(), DiskError> {
+    tidy(dir, disk)?;
+    disk.rename(dir, &aside(dir)).map_err(DiskError::io(dir))?;
+    if let Some(parent) = dir.parent() {
+        disk.sync(parent).map_err(DiskError::io(parent))?;
+    }
+    tidy(dir, disk)
+}
+
+fn aside(dir: &Path) -> PathBuf {
+    dir.with_extension("damaged")
+}
+
+/// Has the leader commit a membership without this replica.
+async fn leave(id: NodeId, epoch: u64, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<(), RefillError> {
+    let mut refused = String::from("no other replica is known");
+    for peer in peers.iter().filter(|peer| **peer != id) {
+        match ask(*peer, id, epoch, transport).await {
+            Ok(()) => return Ok(()),
+            Err(Asked::Superseded(epoch)) => return Err(RefillError::Superseded(epoch)),
+            // Who leads is among the peers too.
+            Err(Asked::Refused(why)) => refused = format!("{peer:016x}: {why}"),
+        }
+    }
+    Err(RefillError::Refused(refused))
+}
+
+enum Asked {
+    Superseded(u64),
+    Refused(String),
+}
+
+async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Transport>) -> Result<(), Asked> {
+    let refused = |why: &dyn std::fmt::Display| Asked::Refused(why.to_string());
+    let mut epoch = known_epoch;
+    loop {
+        let message = codec::encode(&Addressed { epoch, body: Request::RemoveReplica(id) }).map_err(|e| refused(&e))?;
+        let reply = transport.call(peer, message.into(), ASK_TIMEOUT).await.map_err(|e| refused(&e))?;
+        match codec::decode(&reply).map_err(|e| refused(&e))? {
+            Reply::Done => return Ok(()),
+            // What cannot be read any more is asked for.
+            Reply::Refused(Refusal::Epoch(theirs)) if epoch == 0 && theirs != 0 => epoch = theirs,
+            Reply::Refused(Refusal::Epoch(theirs)) if theirs > epoch => return Err(Asked::Superseded(theirs)),
+            Reply::Refused(Refusal::NotLeader(_)) => return Err(Asked::Refused("does not lead".into())),
+            Reply::Refused(Refusal::Unknown(why) | Refusal::Failed(why) | Refusal::Invalid(why)) => {
+                return Err(Asked::Refused(why));
+            }
+            other => return Err(Asked::Refused(format!("{other:?}"))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mark_stays_as_it_was_made_and_goes_with_everything_else() {
+        let parent = tempfile::TempDir::new().unwrap();
+        let (dir, disk) = (parent.path().join("store"), Disk::default());
+        disk.create_dir(&dir.join("log")).unwrap();
+        assert_eq!(read(&dir, &disk).unwrap(), None);
+        let first = Mark { detail: "a bit".into(), epoch: 3 };
+        mark(&dir, &first, &disk).unwrap();
+        mark(&dir, &Mark { detail: "another".into(), epoch: 0 }, &disk).unwrap();
+        assert_eq!(read(&dir, &disk).unwrap(), Some(first));
+        std::fs::write(dir.join(MARK), b"").unwrap();
+        assert_eq!(read(&dir, &disk).unwrap().unwrap().epoch, 0, "a mark that cannot be read is one");
+        empty(&dir, &disk).unwrap();
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+    }
+}

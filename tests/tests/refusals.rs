@@ -1,0 +1,118 @@
+//! What a client is told that asks for what cannot be: codes, reasons, causes and words of kube-apiserver, rule by rule.
+
+use flotilla_tests::Cluster;
+use flotilla_tests::rest::Caller;
+use http::Method;
+use serde_json::{Value, json};
+
+const MAPS: &str = "/api/v1/namespaces/default/configmaps";
+const LEASES: &str = "/apis/coordination.k8s.io/v1/namespaces/default/leases";
+
+/// A request, the code of its answer, and a part of its message.
+type Rule = (&'static str, &'static str, Option<Value>, u16, &'static str);
+
+fn named(name: &str) -> Option<Value> {
+    Some(json!({"metadata": {"name": name}}))
+}
+
+fn rules() -> Vec<Rule> {
+    let map = "/api/v1/namespaces/default/configmaps/a";
+    vec![
+        ("POST", MAPS, named("a"), 201, ""),
+        ("POST", MAPS, named("a"), 409, "configmaps \"a\" already exists"),
+        ("POST", "/api/v1/configmaps", named("a"), 405, "the server does not allow this method"),
+        ("DELETE", "/api/v1/configmaps", None, 405, "the server does not allow this method"),
+        (
+            "POST",
+            "/api/v1/namespaces/default/configmaps?dryRun=x",
+            named("b"),
+            422,
+            "dryRun: Unsupported value: [\"x\"]",
+        ),
+        (
+            "POST",
+            "/api/v1/namespaces/default/configmaps?fieldValidation=x",
+            named("b"),
+            422,
+            "CreateOptions.meta.k8s.io \"\" is invalid: fieldValidation: Unsupported value: \"x\"",
+        ),
+        ("POST", "/api/v1/namespaces/none/configmaps", named("b"), 404, "namespaces \"none\" not found"),
+        ("PUT", map, Some(json!({"data": {}})), 400, "(a based on URL) was undeterminable: name must be provided"),
+        ("PUT", map, named("b"), 400, "the name of the object (b) does not match the name on the URL (a)"),
+        ("PUT", map, Some(json!({"metadata": {"name": "a", "uid": "x"}})), 409, "UID in precondition: x"),
+        ("PUT", "/api/v1/namespaces/default/configmaps/none", named("none"), 404, "configmaps \"none\" not found"),
+        // Some kinds are made by an update, and some are not updated without a revision.
+        ("PUT", "/apis/coordination.k8s.io/v1/namespaces/default/leases/l", named("l"), 201, ""),
+        (
+            "PUT",
+            "/apis/coordination.k8s.io/v1/namespaces/default/leases/l",
+            named("l"),
+            422,
+            "must be specified for an update",
+        ),
+        ("PATCH", map, named("b"), 400, "the name of the object (b) does not match the name on the URL (a)"),
+        (
+            "PATCH",
+            map,
+            Some(json!({"metadata": {"namespace": "b"}})),
+            400,
+            "the namespace of the object (b) does not match the namespace on the request (default)",
+        ),
+        ("PATCH", "/api/v1/namespaces/default/configmaps/a?force=true", named("a"), 422, "PatchOptions.meta.k8s.io"),
+        (
+            "GET",
+            "/api/v1/namespaces/default/configmaps/a?resourceVersion=9999999",
+            None,
+            504,
+            "Too large resource version",
+        ),
+        ("GET", "/api/v1/namespaces/default/configmaps/a?resourceVersion=1", None, 200, ""),
+        (
+            "GET",
+            "/api/v1/namespaces/default/configmaps?sendInitialEvents=true",
+            None,
+            422,
+            "sendInitialEvents is forbidden",
+        ),
+        ("DELETE", map, Some(json!({"kind": "Pod", "apiVersion": "v1"})), 400, "no DeleteOptions"),
+        ("DELETE", map, Some(json!({"dryRun": ["x"]})), 422, "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun"),
+        ("DELETE", map, Some(json!({"preconditions": {"uid": "x"}})), 409, "UID in precondition: x"),
+        // A body says it all; what the query says then counts for nothing.
+        ("DELETE", "/api/v1/namespaces/default/configmaps/a?dryRun=All", Some(json!({})), 200, ""),
+        ("GET", map, None, 404, "configmaps \"a\" not found"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_is_refused_as_upstream_does() {
+    let cluster = Cluster::start(1).await;
+    let admin = Caller::new(&cluster, "node-1", "admin", &["system:masters"]);
+    let patcher = admin.clone().saying("Content-Type", "application/merge-patch+json");
+    for (method, path, body, code, words) in rules() {
+        let caller = if method == "PATCH" { &patcher } else { &admin };
+        let answer = caller.ask(&method.parse::<Method>().unwrap(), path, body.as_ref()).await.unwrap();
+        assert_eq!(answer.code, code, "{method} {path}: {answer:?}");
+        assert!(answer.message().contains(words), "{method} {path}: {answer:?}");
+    }
+
+    // What a failure is about stands in its details, and nothing does where upstream says nothing.
+    let none = admin.post("/api/v1/namespaces/none/configmaps", &named("b").unwrap()).await.json();
+    assert_eq!(none["details"], json!({"name": "none", "kind": "namespaces"}));
+    let future = admin.get(&format!("{MAPS}?resourceVersion=9999999")).await.json();
+    assert_eq!(future["details"]["causes"][0]["reason"], "ResourceVersionTooLarge");
+    let put = admin.ask(&Method::PUT, &format!("{LEASES}/l"), Some(&json!([]))).await.unwrap().json();
+    assert_eq!((&put["reason"], put.get("details")), (&json!("BadRequest"), None));
+
+    let table = admin.clone().saying("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io");
+    let refused = table.get(&format!("{MAPS}?includeObject=All")).await;
+    assert_eq!(refused.code, 400, "{refused:?}");
+    assert!(refused.message().starts_with("Unable to convert to Table as requested: includeObject"), "{refused:?}");
+
+    // Whoever uses a version of old is told so, whatever comes of it.
+    for path in ["ingresses", "ingresses/none"] {
+        let answer = admin.get(&format!("/apis/extensions/v1beta1/namespaces/default/{path}")).await;
+        let warning = "warning: 299 - \"extensions/v1beta1 ingress is deprecated in v1.14+, unavailable in v1.22+; use \
+                       networking.k8s.io/v1 ingress\"";
+        assert!(answer.head.contains(warning), "{answer:?}");
+    }
+}
