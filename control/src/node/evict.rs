@@ -81,13 +81,21 @@ fn leaves_at(pod: &Pod, node: &Node, default_seconds: u32) -> Option<Timestamp> 
             covering => covering.iter().filter_map(|toleration| toleration.toleration_seconds).min(),
         };
         match (seconds?.max(0), &taint.time_added) {
-            (seconds, Some(since)) => Some(meta::plus_seconds(since.0, seconds)),
+            // Who comes to a node that has the taint already tolerates it from then on.
+            (seconds, Some(since)) => Some(meta::plus_seconds(since.0.max(came_at(pod)), seconds)),
             (0, None) => Some(Timestamp::MIN),
             // It is given a time soon; see [`super::health`].
             (_, None) => None,
         }
     };
     no_execute(node).filter_map(deadline).min()
+}
+
+/// When the pod was bound to its node, as far as it says.
+fn came_at(pod: &Pod) -> Timestamp {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    let bound = condition::find(conditions, "PodScheduled").filter(|condition| condition.status == "True");
+    bound.and_then(|condition| condition.last_transition_time.as_ref()).map_or(Timestamp::MIN, |time| time.0)
 }
 
 /// Marks the pod for deletion if it leaves, and not ready if nobody can tell whether it is.
@@ -155,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_shortest_toleration_counts_from_the_taint() {
+    fn the_shortest_toleration_counts_from_the_taint_or_from_when_the_pod_came() {
         let node: Node = serde_json::from_value(json!({"metadata": {"name": "n"}, "spec": {"taints": [
             {"key": UNREACHABLE, "effect": "NoExecute", "timeAdded": "2026-01-01T00:00:00Z"}]}}))
         .unwrap();
@@ -172,6 +180,11 @@ mod tests {
             {"operator": "Exists", "tolerationSeconds": 60}]);
         assert_eq!(leaves_at(&pod(limited), &node, 0), at("2026-01-01T00:01:00Z"));
         assert_eq!(leaves_at(&pod(json!([{"operator": "Exists"}])), &node, 0), None);
+        let mut late = pod(json!([{"operator": "Exists", "tolerationSeconds": 60}]));
+        late.status = serde_json::from_value(json!({"conditions": [
+            {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2026-01-01T01:00:00Z"}]}))
+        .unwrap();
+        assert_eq!(leaves_at(&late, &node, 0), at("2026-01-01T01:01:00Z"));
         // As a person adds it.
         let undated = json!({"metadata": {"name": "n"}, "spec": {"taints": [{"key": "a", "effect": "NoExecute"}]}});
         let undated: Node = serde_json::from_value(undated).unwrap();
