@@ -27,6 +27,9 @@ spec:
         - containerPort: 80
 ";
 
+const DEPRECATED: &str = "Warning: extensions/v1beta1 Deployment is deprecated in v1.8+, unavailable in v1.16+; \
+                          use apps/v1 Deployment\n";
+
 const POLICIES: &str = "
 apiVersion: v1
 kind: ResourceQuota
@@ -68,12 +71,17 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
     let cluster = Cluster::start(1).await;
     let kubectl = Kubectl::new(&cluster, "node-1");
     let file = kubectl.file("nginx.yaml", OLD);
-    assert_eq!(kubectl.ok(&["create", "-f", &file]), "deployment.extensions/my-nginx created\n");
+    let warned = |arguments: &[&str]| {
+        let said = kubectl.run(arguments);
+        assert_eq!((said.code, said.err.as_str()), (Some(0), DEPRECATED), "kubectl {arguments:?}: {}", said.out);
+        said.out
+    };
+    assert_eq!(warned(&["create", "-f", &file]), "deployment.extensions/my-nginx created\n");
     kubectl.ok(&["rollout", "status", "deployment/my-nginx", "--timeout=60s"]);
     let selector =
         kubectl.ok(&["get", "deploy", "my-nginx", "-o", "jsonpath={.apiVersion} {.spec.selector.matchLabels.run}"]);
     assert_eq!(selector, "apps/v1 my-nginx");
-    let old = kubectl.ok(&["get", "deployments.v1beta1.extensions", "my-nginx", "-o", "jsonpath={.apiVersion}"]);
+    let old = warned(&["get", "deployments.v1beta1.extensions", "my-nginx", "-o", "jsonpath={.apiVersion}"]);
     assert_eq!(old, "extensions/v1beta1");
     kubectl.ok(&["expose", "deployment", "my-nginx", "--port=80"]);
     let address = kubectl.ok(&["get", "service", "my-nginx", "-o", "jsonpath={.spec.clusterIP}"]);

@@ -47,8 +47,8 @@ pub(super) fn of(life: &Life<'_>) -> PodStatus {
 }
 
 /// The conditions that a pod's node decides; all others are somebody else's.
-const OWN_CONDITIONS: [&str; 5] =
-    ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled"];
+const OWN_CONDITIONS: [&str; 6] =
+    ["PodReadyToStartContainers", "Initialized", "ContainersReady", "Ready", "PodScheduled", RESIZING];
 
 /// A node's own word over a status that others may have written to since the node looked.
 pub fn over(newest: PodStatus, own: PodStatus) -> PodStatus {
