@@ -123,11 +123,9 @@ fn stranded_pod(pod: &PodEntry, cx: &Context<'_>) -> Option<Change> {
         return None;
     }
     let mut lost = pod.object.clone();
-    let status = lost.status.get_or_insert_default();
-    if !matches!(status.phase.as_deref(), Some("Succeeded" | "Failed")) {
-        status.phase = Some("Failed".into());
-        status.reason = Some("NodeLost".into());
-        status.message = Some(format!("Node {node} no longer exists."));
+    if !pods::is_finished(&lost) {
+        lost.status.get_or_insert_default().phase = Some("Failed".into());
+        pods::lose(&mut lost, format!("Node {node} no longer exists."));
     }
     lost.metadata.deletion_timestamp.get_or_insert_with(|| meta::seconds(cx.now));
     lost.metadata.deletion_grace_period_seconds = Some(0);

@@ -33,6 +33,18 @@ pub(crate) fn is_active(pod: &Pod) -> bool {
     !is_finished(pod) && !meta::is_deleting(&pod.metadata)
 }
 
+/// Whether its node is lost, so that nobody can say how it does. See [`lose`].
+pub(crate) fn is_lost(pod: &Pod) -> bool {
+    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost")
+}
+
+/// Notes that nobody can say how it does. A node that comes back says it anew.
+pub(crate) fn lose(pod: &mut Pod, message: String) {
+    let status = pod.status.get_or_insert_default();
+    status.reason = Some("NodeLost".into());
+    status.message = Some(message);
+}
+
 /// Whether it takes room on its node. A pod that was told to go takes room until it is gone.
 pub(crate) fn takes_room(pod: &Pod) -> bool {
     !is_finished(pod)

@@ -8,6 +8,8 @@
 //! Invariant: a replica is emptied only after a leader has said, asked while the replica stood still, that a membership
 //! without it is committed. A majority of the members before holds that membership then, the replica not counted, and
 //! elects nobody who lacks it: what the replica promised decides nothing any more.
+//! Invariant: a replica that was emptied stands for no election before it has applied what was committed when it was.
+//! On its way there it goes by memberships of long ago, and in some of them it may be a voter, even the only one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,14 +19,18 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::disk::{Disk, DiskError};
+use crate::machine::Machine;
 use crate::options::Options;
 use crate::runtime;
 use crate::transport::Transport;
-use crate::types::NodeId;
+use crate::types::{NodeId, Raft};
 use crate::wire::{Addressed, Refusal, Reply, Request};
 
 const MARK: &str = "damaged";
+/// Beside the store, since it is there before the empty one is.
+const BEHIND: &str = "behind";
 const MAX_MARK_BYTES: u64 = 64 * 1024;
+const MAX_BEHIND_BYTES: u64 = 1024;
 /// Longer than a leader takes to answer, which may have to change the voters first.
 const ASK_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -56,23 +62,71 @@ pub enum RefillError {
 pub async fn refill(options: &Options, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<(), RefillError> {
     let (dir, disk) = (options.dir.clone(), Disk::default());
     let Some(mark) = read(&dir, &disk)? else { return Ok(()) };
-    leave(options.id, mark.epoch, peers, transport).await?;
-    let emptied = runtime::blocking(move || empty(&dir, &disk)).await;
+    let committed = leave(options.id, mark.epoch, peers, transport).await?;
+    let emptied = runtime::blocking(move || {
+        note(&dir.with_extension(BEHIND), &committed, &disk)?;
+        empty(&dir, &disk)
+    })
+    .await;
     Ok(emptied.map_err(DiskError::io(&options.dir))??)
 }
 
 /// Notes durably that a replica is damaged, unless that is known.
 pub(crate) fn mark(dir: &Path, mark: &Mark, disk: &Disk) -> Result<(), DiskError> {
-    let (path, next) = (dir.join(MARK), dir.join("damaged.next"));
+    let path = dir.join(MARK);
     if disk.read(&path, MAX_MARK_BYTES).map_err(DiskError::io(&path))?.is_some() {
         return Ok(());
     }
-    let bytes = codec::encode(mark).map_err(|e| DiskError::damaged(&path, e))?;
+    note(&path, mark, disk)
+}
+
+/// Makes a small file durable, whole or not at all.
+fn note(path: &Path, what: &impl Serialize, disk: &Disk) -> Result<(), DiskError> {
+    let mut next = path.as_os_str().to_owned();
+    next.push(".next");
+    let next = PathBuf::from(next);
+    let bytes = codec::encode(what).map_err(|e| DiskError::damaged(path, e))?;
     let mut file = disk.writer(&next).map_err(DiskError::io(&next))?;
     file.write_all(&bytes).and_then(|()| file.flush()).map_err(DiskError::io(&next))?;
     disk.sync(&next).map_err(DiskError::io(&next))?;
-    disk.rename(&next, &path).map_err(DiskError::io(&path))?;
-    disk.sync(dir).map_err(DiskError::io(dir))
+    disk.rename(&next, path).map_err(DiskError::io(path))?;
+    match path.parent() {
+        Some(dir) => disk.sync(dir).map_err(DiskError::io(dir)),
+        None => Ok(()),
+    }
+}
+
+/// The log index that an emptied replica has to have applied before it stands for election.
+///
+/// # Errors
+/// `Damaged` if it cannot be read any more: the replica has to be made anew once more.
+pub(crate) fn behind(dir: &Path, disk: &Disk) -> Result<Option<u64>, DiskError> {
+    let path = dir.with_extension(BEHIND);
+    let bytes = disk.read(&path, MAX_BEHIND_BYTES).map_err(DiskError::io(&path))?;
+    bytes.map(|bytes| codec::decode(&bytes).map_err(|e| DiskError::damaged(&path, e))).transpose()
+}
+
+/// Lets a replica stand for election once it has applied this log index.
+pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>) {
+    let applied = raft.wait(None);
+    let reached = applied.applied_index_at_least(Some(index), "an emptied replica catches up");
+    match machine.closing().run_until_cancelled(reached).await {
+        Some(Ok(_)) => {}
+        // It ends, or Raft has.
+        Some(Err(_)) | None => return,
+    }
+    let path = machine.root().with_extension(BEHIND);
+    let caught_up = machine.clone();
+    let removed = runtime::blocking(move || {
+        // What was applied is read back from the state, which must outlive what says that it is needed.
+        caught_up.state().flush().map_err(DiskError::db(caught_up.root()))?;
+        caught_up.disk().remove_file(&path).map_err(DiskError::io(&path))
+    });
+    if let Err(error) = removed.await.map_err(DiskError::io(machine.root())).flatten() {
+        tracing::error!(error = &error as &dyn std::error::Error, "that a replica has caught up cannot be noted");
+        return;
+    }
+    raft.runtime_config().elect(true);
 }
 
 /// The mark of a replica that is damaged.
@@ -107,12 +161,12 @@ fn aside(dir: &Path) -> PathBuf {
     dir.with_extension("damaged")
 }
 
-/// Has the leader commit a membership without this replica.
-async fn leave(id: NodeId, epoch: u64, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<(), RefillError> {
+/// Has the leader commit a membership without this replica. Returns a log index that was committed then.
+async fn leave(id: NodeId, epoch: u64, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<u64, RefillError> {
     let mut refused = String::from("no other replica is known");
     for peer in peers.iter().filter(|peer| **peer != id) {
         match ask(*peer, id, epoch, transport).await {
-            Ok(()) => return Ok(()),
+            Ok(committed) => return Ok(committed),
             Err(Asked::Superseded(epoch)) => return Err(RefillError::Superseded(epoch)),
             // Who leads is among the peers too.
             Err(Asked::Refused(why)) => refused = format!("{peer:016x}: {why}"),
@@ -126,14 +180,14 @@ enum Asked {
     Refused(String),
 }
 
-async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Transport>) -> Result<(), Asked> {
-    let refused = |why: &dyn std::fmt::Display| Asked::Refused(why.to_string());
-    let mut epoch = known_epoch;
+/// Has this peer, if it leads, remove the replica, and then say what is committed.
+async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Transport>) -> Result<u64, Asked> {
+    let (mut epoch, mut removed) = (known_epoch, false);
     loop {
-        let message = codec::encode(&Addressed { epoch, body: Request::RemoveReplica(id) }).map_err(|e| refused(&e))?;
-        let reply = transport.call(peer, message.into(), ASK_TIMEOUT).await.map_err(|e| refused(&e))?;
-        match codec::decode(&reply).map_err(|e| refused(&e))? {
-            Reply::Done => return Ok(()),
+        let body = if removed { Request::ReadIndex } else { Request::RemoveReplica(id) };
+        match put(peer, Addressed { epoch, body }, transport).await? {
+            Reply::Done if !removed => removed = true,
+            Reply::ReadIndex(committed) if removed => return Ok(committed),
             // What cannot be read any more is asked for.
             Reply::Refused(Refusal::Epoch(theirs)) if epoch == 0 && theirs != 0 => epoch = theirs,
             Reply::Refused(Refusal::Epoch(theirs)) if theirs > epoch => return Err(Asked::Superseded(theirs)),
@@ -144,6 +198,13 @@ async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Tra
             other => return Err(Asked::Refused(format!("{other:?}"))),
         }
     }
+}
+
+async fn put(peer: NodeId, request: Addressed<Request>, transport: &Arc<dyn Transport>) -> Result<Reply, Asked> {
+    let refused = |why: &dyn std::fmt::Display| Asked::Refused(why.to_string());
+    let message = codec::encode(&request).map_err(|e| refused(&e))?;
+    let reply = transport.call(peer, message.into(), ASK_TIMEOUT).await.map_err(|e| refused(&e))?;
+    codec::decode(&reply).map_err(|e| refused(&e))
 }
 
 #[cfg(test)]
@@ -164,5 +225,9 @@ mod tests {
         assert_eq!(read(&dir, &disk).unwrap().unwrap().epoch, 0, "a mark that cannot be read is one");
         empty(&dir, &disk).unwrap();
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
+        note(&dir.with_extension(BEHIND), &7_u64, &disk).unwrap();
+        assert_eq!(behind(&dir, &disk).unwrap(), Some(7));
+        std::fs::write(dir.with_extension(BEHIND), b"").unwrap();
+        assert!(behind(&dir, &disk).unwrap_err().is_damage());
     }
 }

@@ -80,8 +80,8 @@ impl Store {
     }
 
     async fn assemble(disk: Disk, options: Options, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
-        let config = Arc::new(raft_config(&options)?);
-        let Opened { log, machine, space, epoch } = open_disk(&options, disk).await?;
+        let Opened { log, machine, space, epoch, behind } = open_disk(&options, disk).await?;
+        let config = Arc::new(Config { enable_elect: behind.is_none(), ..raft_config(&options)? });
         let (low_space, versions) = (Arc::new(LowSpace::default()), Arc::new(Versions::new(options.command_version)));
         let network = Network {
             id: options.id,
@@ -95,6 +95,9 @@ impl Store {
         machine.started();
 
         let tasks = TaskTracker::new();
+        if let Some(index) = behind {
+            runtime::spawn(&tasks, refill::catch_up(index, raft.clone(), machine.clone()));
+        }
         let (publish, status) = watch::channel(Status { id: options.id, epoch: epoch.own(), ..Status::default() });
         let sources = Sources {
             raft: raft.clone(),
@@ -330,6 +333,8 @@ struct Opened {
     machine: Arc<Machine>,
     space: Arc<Space>,
     epoch: Arc<Epoch>,
+    /// See [`refill::behind`].
+    behind: Option<u64>,
 }
 
 async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
@@ -365,7 +370,7 @@ fn open_databases(options: &Options, disk: &Disk, found: &mut u64) -> Result<Ope
     *found = machine.as_ref().map_or(0, |machine| machine.state().epoch()).max(*found);
     let (log, machine) = (log?, Arc::new(machine?));
     let epoch = Arc::new(Epoch::open(&log, &machine)?);
-    Ok(Opened { log, machine, space, epoch })
+    Ok(Opened { log, machine, space, epoch, behind: refill::behind(dir, disk)? })
 }
 
 fn raft_config(options: &Options) -> Result<Config, OpenError> {

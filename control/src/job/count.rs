@@ -158,12 +158,7 @@ fn verdict(pod: &PodEntry, waits: bool) -> Option<Verdict> {
         return Some(Verdict::Succeeded);
     }
     let over = pods::is_failed(pod) || (meta::is_deleting(&pod.metadata) && !waits);
-    over.then(|| if disrupted() || is_lost(pod) { Verdict::Disrupted } else { Verdict::Failed })
-}
-
-/// Whether the pod's node is lost, so that nobody knows how the pod does.
-pub(super) fn is_lost(pod: &PodEntry) -> bool {
-    pod.status.as_ref().and_then(|status| status.reason.as_deref()) == Some("NodeLost")
+    over.then(|| if disrupted() || pods::is_lost(pod) { Verdict::Disrupted } else { Verdict::Failed })
 }
 
 /// When the last container ended; when the pod was made if none did.

@@ -3,7 +3,7 @@
 use flotilla_api::k8s_openapi::api::batch::v1::{Job, JobCondition, JobSpec};
 use jiff::Timestamp;
 
-use super::{MANAGER, Pass, count, is_tracked, policy, untrack};
+use super::{MANAGER, Pass, is_tracked, policy, untrack};
 use crate::plan::{Context, Plan, change};
 use crate::view::{PodEntry, Stored};
 use crate::{condition, deletion, meta, pods};
@@ -141,7 +141,7 @@ impl Pass<'_> {
         let Outcome { is_success, reason, message } = outcome;
         let (intent, end) = if *is_success { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
         // Whether a pod on a lost node has ended nobody can say; the end does not wait for it.
-        let over = is_counted && self.active.is_empty() && self.terminating().all(count::is_lost);
+        let over = is_counted && self.active.is_empty() && self.terminating().all(|pod| pods::is_lost(pod));
         let conditions = &mut self.status().conditions;
         condition::set(conditions, intent, "True", reason, message, now);
         if !over {

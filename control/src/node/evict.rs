@@ -65,7 +65,7 @@ pub(crate) fn plan(name: &str, cx: &mut Context<'_>) -> Plan {
             Some(at) if at > cx.now => plan.wake(at),
             _ => {}
         }
-        plan.add(move_on(pod, leaves, silent, cx));
+        plan.add(move_on(pod, name, leaves, silent, cx));
     }
     plan
 }
@@ -98,8 +98,8 @@ fn came_at(pod: &Pod) -> Timestamp {
     bound.and_then(|condition| condition.last_transition_time.as_ref()).map_or(Timestamp::MIN, |time| time.0)
 }
 
-/// Marks the pod for deletion if it leaves, and not ready if nobody can tell whether it is.
-fn move_on(pod: &PodEntry, leaves: bool, silent: bool, cx: &mut Context<'_>) -> Change {
+/// Marks the pod for deletion if it leaves; not ready, or lost if it was to end, if nobody can tell whether it is.
+fn move_on(pod: &PodEntry, node: &str, leaves: bool, silent: bool, cx: &mut Context<'_>) -> Change {
     let mut next = pod.object.clone();
     if leaves {
         let message = "The node is not available to the pod any more";
@@ -113,6 +113,10 @@ fn move_on(pod: &PodEntry, leaves: bool, silent: bool, cx: &mut Context<'_>) -> 
     }
     if silent {
         forget_readiness(&mut next, cx.now);
+        if meta::is_deleting(&next.metadata) {
+            let message = format!("Node {node} which was running pod {} is unresponsive", pod.key.name());
+            pods::lose(&mut next, message);
+        }
     }
     if next == pod.object {
         return change(MANAGER);

@@ -59,6 +59,20 @@ fn a_pod_lost_to_its_node_is_replaced_and_no_failure() {
 }
 
 #[test]
+fn a_job_is_over_although_a_dead_node_cannot_say_that_its_pods_have_ended() {
+    let mut sim = Sim::with_nodes(12, 3);
+    put(&mut sim, job(30, 12));
+    sim.run();
+    sim.hear("n1", Liveness::Dead);
+    sim.run_with(|pod| (pod.spec.as_ref()?.node_name.as_deref() != Some("n1")).then_some("Succeeded"));
+    sim.assert_settled();
+    let status = sim.job("j").status.unwrap();
+    assert_eq!((status.succeeded, status.failed), (Some(30), None));
+    assert!(status.terminating > Some(0));
+    assert_eq!(condition(&raw(&sim), "Complete")["status"], "True");
+}
+
+#[test]
 fn a_pod_whose_node_is_removed_is_replaced_and_no_failure() {
     let mut sim = Sim::with_nodes(11, 2);
     let mut value = job(6, 6);
