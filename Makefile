@@ -17,7 +17,7 @@ UID := $(shell id -u)
 AS_ROOT := $(if $(filter 0,$(UID)),,sudo --preserve-env)
 RUNNER := $(if $(AS_ROOT),CARGO_TARGET_$(shell echo '$(HOST)' | tr 'a-z-' 'A-Z_')_RUNNER='$(AS_ROOT)')
 
-.PHONY: help setup setup-build build release demo test sim bench chaos fuzz lint fmt deny install clean
+.PHONY: help setup setup-build build release demo test sim bench chaos fuzz schemathesis lint fmt deny install clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/\1\t\2/p' Makefile | expand -t 12
@@ -61,6 +61,10 @@ chaos: setup ## Ten minutes of faults on five nodes under load; CHAOS_SECONDS an
 
 fuzz: setup-build ## Fuzz every decoder, FUZZ_SECONDS (60) each; FUZZ="api net" for some crates (needs nightly and cargo-fuzz)
 	@scripts/fuzz.sh $(FUZZ)
+
+schemathesis: setup ## Send a node what its OpenAPI allows and forbids; DOCUMENTS="apis/apps/v1", SCHEMATHESIS_SECONDS each
+	$(CARGO) build -p flotilla
+	@$(AS_ROOT) scripts/schemathesis.sh $(TARGET_DIR)/debug/flotilla $(DOCUMENTS)
 
 lint: setup-build
 	$(CARGO) fmt --all --check

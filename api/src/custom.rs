@@ -75,6 +75,8 @@ fn kind(definition: &CustomResourceDefinition, version: &CustomResourceDefinitio
         deprecation: deprecation(definition, version),
         unconditional_update: false,
         create_on_update: false,
+        shows_deleted: false,
+        orphans: false,
         name_rule: names::dns_subdomain,
         builtin: None,
         stored_as: None,

@@ -74,11 +74,20 @@ pub struct Status {
     /// With `TooManyRequests` and `ServerTimeout`: when to try again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_after_seconds: Option<u32>,
+    /// With `Expired`: the token that goes on with the list at the newest revision.
+    #[serde(default, rename = "continue", skip_serializing_if = "Option::is_none")]
+    pub continue_token: Option<String>,
 }
 
 impl Status {
     pub fn new(reason: Reason, message: impl fmt::Display) -> Self {
-        Self { reason, message: message.to_string(), causes: Vec::new(), retry_after_seconds: None }
+        Self {
+            reason,
+            message: message.to_string(),
+            causes: Vec::new(),
+            retry_after_seconds: None,
+            continue_token: None,
+        }
     }
 
     pub fn bad_request(message: impl fmt::Display) -> Self {

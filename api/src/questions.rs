@@ -71,6 +71,8 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         deprecation: None,
         unconditional_update: false,
         create_on_update: false,
+        shows_deleted: false,
+        orphans: false,
         name_rule: names::path_segment,
         builtin: None,
         stored_as: None,

@@ -3,7 +3,7 @@
 //!
 //! Invariant: no input panics.
 
-use crate::gate::continue_token;
+use crate::gate::Continue;
 use crate::rest::streams::{channel, remote, spdy};
 use crate::streams::{FromPod, StreamRequest, ToPod, receive};
 use crate::usage::Usage;
@@ -87,9 +87,9 @@ fn channels(input: &[u8]) {
 
 fn continue_from(input: &[u8]) {
     if let Ok(text) = std::str::from_utf8(input)
-        && let Ok((revision, key)) = continue_token(text)
+        && let Ok(token) = Continue::parse(text)
     {
-        assert_eq!(continue_token(&format!("{revision}:{key}")).expect("what was printed parses"), (revision, key));
+        assert_eq!(Continue::parse(&token.to_string()).expect("what was printed parses"), token);
     }
 }
 

@@ -45,6 +45,7 @@ const MAX_SEALED_BYTES: usize = 64 * 1024;
 const MAX_USER_BYTES: usize = 253;
 const MAX_GROUPS: usize = 32;
 const MAX_ADDRESSES: usize = 16;
+const MAX_SERVING_NAMES: usize = 64;
 const SEAL_CONTEXT: &[u8] = b"flotilla/authority";
 
 #[derive(Debug, thiserror::Error)]
@@ -189,6 +190,30 @@ impl Authority {
         with_groups(&certificate, user, groups, self.issuer.key())
     }
 
+    /// A certificate that a node's own servers show, and that nobody can call the cluster with.
+    pub fn sign_serving(
+        &self,
+        csr_der: &[u8],
+        node: &str,
+        names: &ServingNames<'_>,
+        lifetime: Duration,
+        now: SystemTime,
+    ) -> Result<CertificateDer<'static>, AuthorityError> {
+        check_node_name(node)?;
+        if names.dns.len() + names.addresses.len() > MAX_SERVING_NAMES {
+            return Err(AuthorityError::Request(format!("more than {MAX_SERVING_NAMES} alternative names")));
+        }
+        let mut request = read_request(csr_der, true, lifetime, now)?;
+        let params = &mut request.params;
+        params.distinguished_name = name(&format!("{NODE_USER_PREFIX}{node}"), Some(NODE_GROUP));
+        for dns in names.dns {
+            params.subject_alt_names.push(SanType::DnsName(Ia5String::try_from(dns.as_str())?));
+        }
+        params.subject_alt_names.extend(names.addresses.iter().map(|address| SanType::IpAddress(*address)));
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        Ok(request.signed_by(&self.issuer)?.der().clone())
+    }
+
     fn node_alt_names(&self, node: &NodeNames<'_>) -> Result<Vec<SanType>, AuthorityError> {
         let mut names = vec![
             SanType::URI(Ia5String::try_from(node_uri_text(self.cluster, node.id))?),
@@ -215,6 +240,13 @@ pub struct NodeNames<'a> {
     pub id: NodeId,
     pub name: &'a str,
     /// Addresses under which clients that check them (`kubectl`) may reach the node; other nodes go by its id.
+    pub addresses: &'a [IpAddr],
+}
+
+/// What a node's own servers are reached by.
+#[derive(Debug, Clone, Copy)]
+pub struct ServingNames<'a> {
+    pub dns: &'a [String],
     pub addresses: &'a [IpAddr],
 }
 

@@ -21,8 +21,10 @@ use crate::names::{ClusterId, NodeId, check_node_name};
 /// A certificate begins to be valid so much before it is made, for machines whose clocks are behind.
 pub(crate) const BACKDATE: Duration = Duration::from_secs(300);
 
-pub(crate) const NODE_USER_PREFIX: &str = "system:node:";
-pub(crate) const NODE_GROUP: &str = "system:nodes";
+/// How the users begin that nodes are; the node's name follows.
+pub const NODE_USER_PREFIX: &str = "system:node:";
+/// The group that nodes are in.
+pub const NODE_GROUP: &str = "system:nodes";
 
 /// The largest certificate that is read.
 pub(crate) const MAX_CERTIFICATE_BYTES: usize = 16 * 1024;

@@ -52,11 +52,11 @@ mod transport;
 
 pub use alpn::Alpn;
 pub use authority::{
-    AUTHORITY_LIFETIME, Authority, AuthorityError, MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME, NodeNames,
+    AUTHORITY_LIFETIME, Authority, AuthorityError, MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME, NodeNames, ServingNames,
 };
 pub use blobs::{BlobDigest, BlobError, Blobs, Lead, Mark, Opened, PeerBlob, Search, Shelf};
 pub use caller::Caller;
-pub use certificate::{CertificateError, Fingerprint, NodeSubject, Subject, fingerprint};
+pub use certificate::{CertificateError, Fingerprint, NODE_GROUP, NODE_USER_PREFIX, NodeSubject, Subject, fingerprint};
 pub use credentials::{Credentials, CredentialsError};
 pub use discovery::look_for;
 pub use error::NetError;

@@ -83,6 +83,23 @@ fn a_request_gives_its_key_and_nothing_else() {
 }
 
 #[test]
+fn what_a_nodes_servers_show_is_no_leave_to_call() {
+    let authority = authority();
+    let csr = NodeKey::generate().expect("a key").request().expect("a request");
+    let dns = ["a".to_owned()];
+    let names = ServingNames { dns: &dns, addresses: &[[10, 0, 0, 1].into()] };
+    let signed = authority.sign_serving(&csr, "a", &names, LIFETIME, SystemTime::now()).expect("signs");
+    let (_, parsed) = x509_parser::parse_x509_certificate(&signed).expect("parses");
+    let usage = parsed.extended_key_usage().expect("reads").expect("is there").value;
+    assert!(usage.server_auth && !usage.client_auth && !usage.any);
+    assert_eq!(parsed.subject_alternative_name().expect("reads").expect("is there").value.general_names.len(), 2);
+    let dns: Vec<String> = (0..100).map(|number| format!("n{number}")).collect();
+    let many = ServingNames { dns: &dns, addresses: &[] };
+    let refused = authority.sign_serving(&csr, "a", &many, LIFETIME, SystemTime::now());
+    assert!(matches!(refused, Err(AuthorityError::Request(_))));
+}
+
+#[test]
 fn what_is_no_request_or_out_of_bounds_is_refused() {
     let authority = authority();
     let csr = NodeKey::generate().expect("a key").request().expect("a request");

@@ -197,6 +197,11 @@ impl Store {
         self.inner.machine.state().range(&range)
     }
 
+    /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
+    pub fn count(&self, range: &Range, most: usize) -> Result<Option<usize>, ReadError> {
+        self.inner.machine.state().count(range, most)
+    }
+
     /// Follows the keys that start with `prefix` from revision `from` on; 0 means from now on.
     ///
     /// Waits up to 3 s for a revision that this replica has yet to reach.

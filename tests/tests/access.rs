@@ -293,7 +293,11 @@ async fn nobody_gives_what_they_do_not_have_and_what_is_given_counts_at_once() {
 async fn questions_and_claims_are_answered_as_upstream_does() {
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("audit.log");
-    let cluster = Cluster::start_with(1, |_| format!("audit_log = {:?}\n", log.display().to_string())).await;
+    let policy = dir.path().join("policy.yaml");
+    fs::write(&policy, POLICY).unwrap();
+    let configured =
+        format!("audit_log = {:?}\naudit_policy = {:?}\n", log.display().to_string(), policy.display().to_string());
+    let cluster = Cluster::start_with(1, |_| configured.clone()).await;
     let root = admin(&cluster);
     bind_default_roles(&root).await;
     let view = Caller::new(&cluster, "node-1", "view", &["dev"]);
@@ -383,7 +387,45 @@ async fn questions_and_claims_are_answered_as_upstream_does() {
     assert_eq!(end["responseStatus"]["code"], 200);
     let text = fs::read_to_string(&log).unwrap();
     assert!(text.contains("/flotilla.v1.Cluster/"), "calls over gRPC are recorded too");
+
+    // Bodies are recorded where the policy says so, and never what is secret.
+    let body = |kind: &str| json!({"kind": kind, "metadata": {"name": "recorded"}, "data": {"k": "aHVudGVyMg=="}});
+    for (resource, kind) in [("secrets", "Secret"), ("configmaps", "ConfigMap")] {
+        let path = format!("/api/v1/namespaces/red/{resource}");
+        let teller = root.clone().saying("Audit-ID", resource);
+        assert_eq!(teller.post(&path, &body(kind)).await.code, 201);
+    }
+    let ends = |id: &'static str| {
+        let log = log.clone();
+        move || {
+            let text = fs::read_to_string(&log).unwrap_or_default();
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let end = lines.find(|line| line["auditID"] == id && line["stage"] == "ResponseComplete");
+            async { end.ok_or_else(|| "not yet".to_owned()) }
+        }
+    };
+    let map = eventually(LIMIT, "the request is in the audit log", ends("configmaps")).await;
+    assert_eq!(map["level"], "RequestResponse");
+    assert_eq!(map["requestObject"], body("ConfigMap"));
+    assert_eq!(map["responseObject"]["data"], body("ConfigMap")["data"]);
+    assert_eq!(map["responseObject"]["metadata"].get("managedFields"), None, "{map}");
+    let secret = eventually(LIMIT, "the request is in the audit log", ends("secrets")).await;
+    assert_eq!(secret["level"], "Metadata");
+    assert!(!secret.to_string().contains("aHVudGVyMg"), "{secret}");
+
+    let metrics = root.get("/metrics").await.body;
+    let counted = "grpc_server_handled_total{grpc_code=\"OK\",";
+    assert!(metrics.lines().any(|line| line.starts_with(counted)), "{metrics}");
 }
+
+const POLICY: &str = "
+apiVersion: audit.k8s.io/v1
+kind: Policy
+omitManagedFields: true
+rules:
+- {level: RequestResponse, verbs: [create], resources: [{group: '', resources: [configmaps, secrets]}]}
+- level: Metadata
+";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn kubectl_asks_and_reconciles() {

@@ -110,6 +110,10 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
     let described = kubectl.ok(&["describe", "quota", "few", "-n", "tight"]);
     assert!(described.contains("requests.cpu  200m  500m"), "{described}");
 
+    let explained = kubectl.ok(&["explain", "pod.spec.restartPolicy"]);
+    let values: Vec<&str> = explained.split_once("ENUM:").expect("its values").1.split_whitespace().take(3).collect();
+    assert_eq!(values, ["Always", "Never", "OnFailure"], "{explained}");
+
     kubectl.ok(&["create", "secret", "generic", "one", "-n", "tight"]);
     let full = kubectl.fails(&["create", "secret", "generic", "two", "-n", "tight"]);
     assert!(full.contains("secrets \"two\" is forbidden: exceeded quota: few"), "{full}");
@@ -127,12 +131,17 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
     };
     eventually(LIMIT, "the budget allows one disruption", allows).await;
     let pod = kubectl.ok(&["get", "pods", "-n", "tight", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
-    let evict = |pod: &str| {
-        let path = format!("/api/v1/namespaces/tight/pods/{pod}/eviction");
+    let evict_with = |pod: &str, query: &str| {
+        let path = format!("/api/v1/namespaces/tight/pods/{pod}/eviction{query}");
         let body =
             format!("{{\"apiVersion\": \"policy/v1\", \"kind\": \"Eviction\", \"metadata\": {{\"name\": \"{pod}\"}}}}");
         kubectl.pipe(&["create", "--raw", &path, "-f", "-"], &body)
     };
+    let evict = |pod: &str| evict_with(pod, "");
+    for _ in 0..2 {
+        let tried = evict_with(&pod, "?dryRun=All");
+        assert_eq!(tried.code, Some(0), "a dry run spends nothing of the budget: {tried:?}");
+    }
     let evicted = evict(&pod);
     assert_eq!(evicted.code, Some(0), "{evicted:?}");
     kubectl.ok(&["scale", "rc", "web", "-n", "tight", "--replicas=1"]);
@@ -150,8 +159,11 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
     };
     eventually(LIMIT, "the budget allows no more", guarded).await;
     let pod = kubectl.ok(&["get", "pods", "-n", "tight", "-l", "app=web", "-o", "jsonpath={.items[0].metadata.name}"]);
-    let refused = evict(&pod);
-    assert!(refused.err.contains("Cannot evict pod as it would violate the pod's disruption budget."), "{refused:?}");
+    for query in ["", "?dryRun=All"] {
+        let refused = evict_with(&pod, query);
+        let words = "Cannot evict pod as it would violate the pod's disruption budget.";
+        assert!(refused.err.contains(words), "{query}: {refused:?}");
+    }
     kubectl.ok(&["delete", "rc", "web", "-n", "tight"]);
     kubectl.ok(&["delete", "namespace", "tight", "--timeout=60s"]);
     kubectl.ok(&["delete", "service", "my-nginx"]);

@@ -108,6 +108,9 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
     assert_eq!(refused.code, 400, "{refused:?}");
     assert!(refused.message().starts_with("Unable to convert to Table as requested: includeObject"), "{refused:?}");
 
+    pages(&admin).await;
+    deletes(&admin).await;
+
     // Whoever uses a version of old is told so, whatever comes of it.
     for path in ["ingresses", "ingresses/none"] {
         let answer = admin.get(&format!("/apis/extensions/v1beta1/namespaces/default/{path}")).await;
@@ -115,4 +118,68 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
                        networking.k8s.io/v1 ingress\"";
         assert!(answer.head.contains(warning), "{answer:?}");
     }
+}
+
+/// A page says how many come after it, unless something selects among them.
+async fn pages(admin: &Caller) {
+    for name in ["p1", "p2", "p3", "p4", "p5"] {
+        let map = json!({"metadata": {"name": name, "labels": {"of": "pages"}}});
+        assert_eq!(admin.post(MAPS, &map).await.code, 201);
+    }
+    let all = admin.get(MAPS).await.json()["items"].as_array().expect("a list").len();
+    let first = admin.get(&format!("{MAPS}?limit=2")).await.json();
+    assert_eq!(first["metadata"]["remainingItemCount"], all - 2, "{first}");
+    let token = first["metadata"]["continue"].as_str().expect("more follow").to_owned();
+    let rest = admin.get(&format!("{MAPS}?continue={token}")).await.json();
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(all - 2), "{rest}");
+    assert_eq!(rest["metadata"].get("remainingItemCount"), None, "{rest}");
+    let selected = admin.get(&format!("{MAPS}?limit=2&labelSelector=of%3Dpages")).await.json();
+    assert!(selected["metadata"]["continue"].is_string(), "{selected}");
+    assert_eq!(selected["metadata"].get("remainingItemCount"), None, "{selected}");
+    // What is in between shows when the list goes on at the newest revision.
+    assert_eq!(admin.post(MAPS, &json!({"metadata": {"name": "p6"}})).await.code, 201);
+    let (_, after) = token.split_once(':').expect("a revision and a key");
+    let rest = admin.get(&format!("{MAPS}?continue=newest:{after}")).await.json();
+    assert_eq!(rest["items"].as_array().map(Vec::len), Some(all - 1), "{rest}");
+}
+
+/// Some kinds are shown when they are deleted, of others is said what they were called.
+async fn deletes(admin: &Caller) {
+    let delete = async |path: &str, body: Option<Value>| {
+        let answer = admin.ask(&Method::DELETE, path, body.as_ref()).await.expect("an answer");
+        assert_eq!(answer.code, 200, "{path}: {answer:?}");
+        answer
+    };
+    let shown = [
+        ("/api/v1/namespaces/default/serviceaccounts", "ServiceAccount", json!({})),
+        ("/api/v1/namespaces/default/resourcequotas", "ResourceQuota", json!({"spec": {"hard": {"pods": "100"}}})),
+        ("/apis/storage.k8s.io/v1/storageclasses", "StorageClass", json!({"provisioner": "example.com/none"})),
+    ];
+    for (path, kind, mut object) in shown {
+        object["metadata"] = json!({"name": "gone"});
+        assert_eq!(admin.post(path, &object).await.code, 201, "{path}");
+        let answer = delete(&format!("{path}/gone"), None).await.json();
+        assert_eq!((&answer["kind"], &answer["metadata"]["name"]), (&json!(kind), &json!("gone")), "{answer}");
+    }
+    let lease = admin.post(LEASES, &named("gone").expect("an object")).await.json();
+    let answer = delete(&format!("{LEASES}/gone"), None).await.json();
+    assert_eq!(answer["status"], "Success", "{answer}");
+    let details = json!({"name": "gone", "group": "coordination.k8s.io", "kind": "leases",
+                         "uid": lease["metadata"]["uid"]});
+    assert_eq!(answer["details"], details);
+
+    // A Job's pods stay unless the request says what is to become of them.
+    let jobs = "/apis/batch/v1/namespaces/default/jobs";
+    let job = json!({"metadata": {"name": "gone"}, "spec": {"suspend": true, "template": {"spec": {
+        "restartPolicy": "Never", "containers": [{"name": "c", "image": "none"}]}}}});
+    assert_eq!(admin.post(jobs, &job).await.code, 201);
+    let answer = delete(&format!("{jobs}/gone?dryRun=All"), None).await;
+    assert!(answer.head.contains("child pods are preserved by default when jobs are deleted"), "{answer:?}");
+    let answer = delete(&format!("{jobs}/gone"), Some(json!({"propagationPolicy": "Background"}))).await;
+    assert!(!answer.head.contains("warning"), "{answer:?}");
+
+    // A Namespace's finalizers are set as of a revision, if the request names one.
+    let put = json!({"metadata": {"name": "default", "resourceVersion": "1"}, "spec": {"finalizers": ["kubernetes"]}});
+    let stale = admin.ask(&Method::PUT, "/api/v1/namespaces/default/finalize", Some(&put)).await.expect("an answer");
+    assert_eq!(stale.code, 409, "{stale:?}");
 }

@@ -22,6 +22,7 @@ impl BuiltIn for CSIDriver {
         generation: true,
         schema: "io.k8s.api.storage.v1.CSIDriver",
         unconditional_update: false,
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

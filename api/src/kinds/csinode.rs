@@ -25,6 +25,7 @@ impl BuiltIn for CSINode {
         subresources: &["status"],
         schema: "io.k8s.api.storage.v1.CSINode",
         unconditional_update: false,
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::number("Drivers"), columns::AGE];

@@ -30,6 +30,7 @@ impl BuiltIn for Job {
         selectable: &["status.successful"],
         generation: true,
         schema: "io.k8s.api.batch.v1.Job",
+        orphans: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

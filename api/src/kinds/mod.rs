@@ -189,6 +189,10 @@ pub struct Info {
     pub unconditional_update: bool,
     /// Whether an update of what is not there makes it.
     pub create_on_update: bool,
+    /// Whether a delete is answered with the object rather than with what it was called.
+    pub shows_deleted: bool,
+    /// Whether a delete that says nothing of what the object owns leaves that alone.
+    pub orphans: bool,
 }
 
 impl Info {
@@ -210,6 +214,8 @@ impl Info {
         deprecation: None,
         unconditional_update: true,
         create_on_update: false,
+        shows_deleted: false,
+        orphans: false,
     };
 }
 
@@ -311,6 +317,10 @@ pub struct Kind {
     pub unconditional_update: bool,
     /// Whether an update of what is not there makes it.
     pub create_on_update: bool,
+    /// Whether a delete is answered with the object rather than with what it was called.
+    pub shows_deleted: bool,
+    /// Whether a delete that says nothing of what the object owns leaves that alone.
+    pub orphans: bool,
     pub name_rule: NameRule,
     /// Which built-in kind this is, if any.
     pub builtin: Option<Builtin>,
@@ -345,6 +355,8 @@ impl Kind {
                 .map(|warning| Deprecation { warning: warning.to_owned(), removed_release: String::new() }),
             unconditional_update: info.unconditional_update,
             create_on_update: info.create_on_update,
+            shows_deleted: info.shows_deleted,
+            orphans: info.orphans,
             name_rule: info.name_rule,
             builtin: Some(builtin),
             stored_as: None,

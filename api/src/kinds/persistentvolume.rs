@@ -21,6 +21,7 @@ impl BuiltIn for PersistentVolume {
         scope: Scope::Cluster,
         subresources: &["status"],
         schema: "io.k8s.api.core.v1.PersistentVolume",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -20,6 +20,7 @@ impl BuiltIn for PersistentVolumeClaim {
         short_names: &["pvc"],
         subresources: &["status"],
         schema: "io.k8s.api.core.v1.PersistentVolumeClaim",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

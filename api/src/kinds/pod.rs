@@ -28,6 +28,7 @@ impl BuiltIn for Pod {
         selectable: &["spec.nodeName", "spec.restartPolicy", "spec.schedulerName", "spec.serviceAccountName", "spec.hostNetwork", "status.phase", "status.podIP", "status.nominatedNodeName"],
         generation: true,
         schema: "io.k8s.api.core.v1.Pod",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

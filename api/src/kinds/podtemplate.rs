@@ -19,6 +19,7 @@ impl BuiltIn for PodTemplate {
         singular: "podtemplate",
         generation: true,
         schema: "io.k8s.api.core.v1.PodTemplate",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =

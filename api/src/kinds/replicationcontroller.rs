@@ -26,6 +26,7 @@ impl BuiltIn for ReplicationController {
         selectable: &["status.replicas"],
         generation: true,
         schema: "io.k8s.api.core.v1.ReplicationController",
+        orphans: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -19,6 +19,7 @@ impl BuiltIn for ResourceQuota {
         short_names: &["quota"],
         subresources: &["status"],
         schema: "io.k8s.api.core.v1.ResourceQuota",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =

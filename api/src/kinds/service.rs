@@ -31,6 +31,7 @@ impl BuiltIn for Service {
         schema: "io.k8s.api.core.v1.Service",
         name_rule: names::dns_1035_label,
         create_on_update: true,
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

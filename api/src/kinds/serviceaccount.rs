@@ -18,6 +18,7 @@ impl BuiltIn for ServiceAccount {
         short_names: &["sa"],
         subresources: &["token"],
         schema: "io.k8s.api.core.v1.ServiceAccount",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::number("Secrets"), columns::AGE];

@@ -24,6 +24,7 @@ impl BuiltIn for StorageClass {
         short_names: &["sc"],
         scope: Scope::Cluster,
         schema: "io.k8s.api.storage.v1.StorageClass",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -21,6 +21,7 @@ impl BuiltIn for VolumeAttachment {
         subresources: &["status"],
         schema: "io.k8s.api.storage.v1.VolumeAttachment",
         unconditional_update: false,
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[

@@ -20,6 +20,7 @@ impl BuiltIn for VolumeAttributesClass {
         short_names: &["vac"],
         scope: Scope::Cluster,
         schema: "io.k8s.api.storage.v1.VolumeAttributesClass",
+        shows_deleted: true,
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] = &[columns::NAME, Column::text("DriverName"), columns::AGE];

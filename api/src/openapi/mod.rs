@@ -10,6 +10,7 @@ mod parameters;
 mod paths;
 mod text;
 mod types;
+mod values;
 
 use std::collections::BTreeMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -279,6 +280,8 @@ mod tests {
             json!([{"group": "apps", "kind": "Deployment", "version": "v1"}])
         );
         assert_eq!(deployment["properties"]["kind"].get("enum"), None);
+        let pull_policy = &types["io.k8s.api.core.v1.Container"]["properties"]["imagePullPolicy"];
+        assert_eq!(pull_policy["enum"], json!(["Always", "IfNotPresent", "Never"]));
         assert_eq!(
             deployment["properties"]["spec"]["allOf"],
             json!([{"$ref": "#/components/schemas/io.k8s.api.apps.v1.DeploymentSpec"}])

@@ -181,7 +181,7 @@ impl Paths<'_> {
             description: format!("delete {} {}", article(&self.kind.kind), self.kind.kind),
             query: DELETE,
             takes: Some(meta("DeleteOptions")),
-            gives: Some(meta("Status")),
+            gives: if self.kind.shows_deleted { own() } else { Some(meta("Status")) },
             gvk: self.gvk(),
         });
         operations

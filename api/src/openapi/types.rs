@@ -8,6 +8,7 @@ use serde_json::{Map, Value, json};
 
 use super::Form;
 use super::text::Texts;
+use super::values;
 use crate::kinds::Kind;
 use crate::questions;
 use crate::schema;
@@ -132,7 +133,7 @@ impl Types {
             (schema::INT_OR_STRING, Form::V3) => {
                 json!({"format": "int-or-string", "oneOf": [{"type": "integer"}, {"type": "string"}]})
             }
-            _ => self.convert(raw, &texts),
+            _ => with_values(name, self.convert(raw, &texts)),
         };
         if let Some(text) = texts.get("") {
             converted["description"] = text.clone();
@@ -225,6 +226,18 @@ impl Types {
         }
         Value::Object(out)
     }
+}
+
+/// A type that says what its fields may be.
+fn with_values(name: &str, mut converted: Value) -> Value {
+    for (field, schema) in converted.get_mut("properties").and_then(Value::as_object_mut).into_iter().flatten() {
+        let Some(values) = values::of(name, field) else { continue };
+        match schema.get_mut("items") {
+            Some(items) => items["enum"] = json!(values),
+            None => schema["enum"] = json!(values),
+        }
+    }
+    converted
 }
 
 /// What there is to say of any list.

@@ -84,7 +84,8 @@ pub(crate) fn versions(stored: impl Fn(Builtin) -> Option<Arc<Kind>>) -> Vec<Kin
         let kind = version_of(&stored, group, version, *conversion);
         let deprecation = lifecycle.map(|lifecycle| deprecation(&kind, lifecycle));
         let own = schema::name_of(group, version, &kind.kind);
-        Some(Kind { schema: schema::get(&own).map(|_| own).or(kind.schema.clone()), deprecation, ..kind })
+        let orphans = kind.orphans || ORPHANING.contains(&(*builtin, *version));
+        Some(Kind { schema: schema::get(&own).map(|_| own).or(kind.schema.clone()), deprecation, orphans, ..kind })
     });
     made.collect()
 }
@@ -130,6 +131,19 @@ const VERSIONS: &[(&str, &str, Builtin, Conversion, Lifecycle)] = &[
     ("extensions", "v1beta1", Builtin::ReplicaSet, workload::EXTENSIONS_REPLICA_SET, Some((8, 16))),
     ("extensions", "v1beta1", Builtin::Ingress, ingress::V1BETA1, Some((14, 22))),
     ("extensions", "v1beta1", Builtin::NetworkPolicy, Conversion::NONE, Some((9, 16))),
+];
+
+/// What left alone what its objects owned, unless a delete said otherwise.
+const ORPHANING: &[(Builtin, &str)] = &[
+    (Builtin::Deployment, "v1beta1"),
+    (Builtin::Deployment, "v1beta2"),
+    (Builtin::StatefulSet, "v1beta1"),
+    (Builtin::StatefulSet, "v1beta2"),
+    (Builtin::DaemonSet, "v1beta1"),
+    (Builtin::DaemonSet, "v1beta2"),
+    (Builtin::ReplicaSet, "v1beta1"),
+    (Builtin::ReplicaSet, "v1beta2"),
+    (Builtin::CronJob, "v1beta1"),
 ];
 
 /// A field that is an object, made if there is none; `None` if it is something else.

@@ -45,7 +45,7 @@ impl File {
     ///
     /// # Errors
     /// If the disk does not take them; those that it took are written.
-    pub fn write(&mut self, lines: &[Vec<u8>]) -> io::Result<()> {
+    pub fn write<'a>(&mut self, lines: impl IntoIterator<Item = &'a [u8]>) -> io::Result<()> {
         let mut buffer = Vec::new();
         for line in lines {
             if self.size_bytes + buffer.len() as u64 + line.len() as u64 > self.max_bytes {
@@ -118,16 +118,17 @@ mod tests {
         let path = dir.path().join("audit.log");
         let line = |letter: u8| vec![letter; 10];
         let mut file = File::open(&path, 25, 2).unwrap();
-        file.write(&[line(b'a'), line(b'b'), line(b'c')]).unwrap();
+        let write = |file: &mut File, lines: &[Vec<u8>]| file.write(lines.iter().map(Vec::as_slice)).unwrap();
+        write(&mut file, &[line(b'a'), line(b'b'), line(b'c')]);
         drop(file);
         let mut file = File::open(&path, 25, 2).unwrap();
-        file.write(&(b'd'..=b'i').map(line).collect::<Vec<_>>()).unwrap();
+        write(&mut file, &(b'd'..=b'i').map(line).collect::<Vec<_>>());
         let read = |name: &str| fs::read_to_string(dir.path().join(name)).unwrap();
         assert_eq!(read("audit.log"), "iiiiiiiiii");
         assert_eq!(read("audit.log.1"), "gggggggggghhhhhhhhhh");
         assert_eq!(read("audit.log.2"), "eeeeeeeeeeffffffffff");
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 3);
-        file.write(&[vec![b'x'; 100], line(b'y')]).unwrap();
+        write(&mut file, &[vec![b'x'; 100], line(b'y')]);
         assert_eq!((read("audit.log"), read("audit.log.1").len()), ("yyyyyyyyyy".into(), 100));
     }
 }

@@ -3,6 +3,7 @@
 //! Defined by Kubernetes' auditing reference. It is off unless a file is configured.
 //!
 //! Invariant: a request waits for the log for at most [`MAX_WAIT`]; lines that the log does not take are counted and told.
+//! Invariant: what waits to be written is at most [`QUEUED_BYTES`], and a line.
 //! Invariant: the files together hold at most `max_bytes` times one more than `max_files`, and a line.
 
 mod event;
@@ -16,21 +17,29 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
-use flotilla_api::names;
+use flotilla_api::{Kind, names};
 use flotilla_control::rbac::Action;
 use http::{HeaderMap, HeaderValue, Uri, header};
 use jiff::Timestamp;
-use tokio::sync::mpsc;
+use serde_json::Value;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::gate::User;
 use event::{Head, Record};
 use file::File;
-use policy::{Policy, Stage};
+use policy::{Level, Policy, Recording, Stage};
+
+pub use event::Side;
 
 /// Lines that wait to be written.
 const QUEUED_LINES: usize = 4_096;
+/// What they may take together.
+const QUEUED_BYTES: u32 = 16 << 20;
+/// A body that is larger is left out.
+pub const MAX_BODY_BYTES: usize = 128 << 10;
 /// The longest that a request waits for room in the queue.
 const MAX_WAIT: Duration = Duration::from_secs(1);
 /// An id that a client gives is taken if it is not longer.
@@ -42,7 +51,7 @@ pub const ID_HEADER: &str = "audit-id";
 #[derive(Clone, Debug)]
 pub struct Options {
     pub path: PathBuf,
-    /// A file of upstream's form; `None`: everything.
+    /// A file of upstream's form; `None`: who asked for what and how it ended, of everything.
     pub policy: Option<PathBuf>,
     pub max_bytes: u64,
     pub max_files: usize,
@@ -54,14 +63,21 @@ pub struct Audit(Option<Arc<Log>>);
 
 struct Log {
     policy: Policy,
-    lines: mpsc::Sender<Vec<u8>>,
+    lines: mpsc::Sender<Line>,
+    room_bytes: Arc<Semaphore>,
     lost: AtomicU64,
+}
+
+/// A line, and the room that it takes until it is written.
+struct Line {
+    text: Vec<u8>,
+    _room: OwnedSemaphorePermit,
 }
 
 /// Writes what requests record.
 pub struct Writer {
     file: File,
-    lines: mpsc::Receiver<Vec<u8>>,
+    lines: mpsc::Receiver<Line>,
 }
 
 /// Opens the log.
@@ -79,7 +95,8 @@ pub fn open(options: &Options) -> anyhow::Result<(Audit, Writer)> {
     let file = File::open(&options.path, options.max_bytes, options.max_files)
         .with_context(|| format!("audit_log: {}", options.path.display()))?;
     let (sender, lines) = mpsc::channel(QUEUED_LINES);
-    let log = Log { policy, lines: sender, lost: AtomicU64::new(0) };
+    let room_bytes = Arc::new(Semaphore::new(QUEUED_BYTES as usize));
+    let log = Log { policy, lines: sender, room_bytes, lost: AtomicU64::new(0) };
     Ok((Audit(Some(Arc::new(log))), Writer { file, lines }))
 }
 
@@ -107,10 +124,10 @@ impl Writer {
     }
 
     /// `None` if the log cannot go on.
-    async fn write(&mut self, batch: &mut Vec<Vec<u8>>) -> Option<()> {
+    async fn write(&mut self, batch: &mut Vec<Line>) -> Option<()> {
         let (mut file, lines) = (self.file.take()?, std::mem::take(batch));
         let written = tokio::task::spawn_blocking(move || {
-            let result = file.write(&lines);
+            let result = file.write(lines.iter().map(|line| line.text.as_slice()));
             (file, lines, result)
         });
         let (file, mut lines, result) = written.await.ok()?;
@@ -135,12 +152,15 @@ pub struct Request<'a> {
     pub action: &'a Action<'a>,
     /// The API version in the path.
     pub version: &'a str,
+    /// The kind of object that it is about, if it is about any.
+    pub kind: Option<&'a Kind>,
 }
 
 /// A request that is recorded until it has ended; dropped, it has.
 pub struct Entry {
     log: Arc<Log>,
     record: Record,
+    level: Level,
     omitted: Vec<Stage>,
     code: Option<u16>,
 }
@@ -149,7 +169,8 @@ impl Audit {
     /// Records that a request came; `None` if it is not recorded.
     pub async fn receive(&self, request: &Request<'_>) -> Option<Entry> {
         let log = self.0.as_ref()?;
-        let omitted = log.policy.omitted(request.user, request.action)?;
+        let mut recording = log.policy.recording(request.user, request.action)?;
+        recording.level = recording.level.min(event::most(request.action, request.kind));
         let head = Head {
             id: &id(request.headers),
             uri: request.uri,
@@ -160,7 +181,9 @@ impl Audit {
             action: request.action,
             version: request.version,
         };
-        let entry = Entry { log: log.clone(), record: Record::new(&head, Timestamp::now()), omitted, code: None };
+        let record = Record::new(&head, &recording, Timestamp::now());
+        let Recording { level, omitted, .. } = recording;
+        let entry = Entry { log: log.clone(), record, level, omitted, code: None };
         entry.tell(Stage::RequestReceived).await;
         Some(entry)
     }
@@ -170,6 +193,18 @@ impl Entry {
     /// What the answer carries to be found in the log.
     pub fn id(&self) -> Option<HeaderValue> {
         HeaderValue::from_str(&self.record.id).ok()
+    }
+
+    /// Whether a body is to be recorded.
+    pub fn wants(&self, side: Side) -> bool {
+        self.level >= side.level()
+    }
+
+    /// A body that is [wanted](Self::wants); `None` if it is too large, or cannot be shown.
+    pub fn add(&mut self, side: Side, object: Option<Value>) {
+        if self.wants(side) {
+            self.record.add(side, object);
+        }
     }
 
     /// The answer has begun and goes on.
@@ -189,8 +224,8 @@ impl Entry {
         if self.omitted.contains(&stage) {
             return;
         }
-        let line = self.record.line(stage, Timestamp::now(), self.code);
-        if self.log.lines.send_timeout(line, MAX_WAIT).await.is_err() {
+        let text = self.record.line(stage, Timestamp::now(), self.code);
+        if !matches!(timeout(MAX_WAIT, self.log.send(text)).await, Ok(Some(()))) {
             self.log.lose();
         }
     }
@@ -201,14 +236,26 @@ impl Drop for Entry {
         if self.omitted.contains(&Stage::ResponseComplete) {
             return;
         }
-        let line = self.record.line(Stage::ResponseComplete, Timestamp::now(), self.code);
-        if self.log.lines.try_send(line).is_err() {
+        let text = self.record.line(Stage::ResponseComplete, Timestamp::now(), self.code);
+        if self.log.try_send(text).is_none() {
             self.log.lose();
         }
     }
 }
 
 impl Log {
+    /// Waits until there is room; `None` if nobody writes any more.
+    async fn send(&self, text: Vec<u8>) -> Option<()> {
+        let room = self.room_bytes.clone().acquire_many_owned(room_of(&text)).await.ok()?;
+        self.lines.send(Line { text, _room: room }).await.ok()
+    }
+
+    /// `None` if there is no room now.
+    fn try_send(&self, text: Vec<u8>) -> Option<()> {
+        let room = self.room_bytes.clone().try_acquire_many_owned(room_of(&text)).ok()?;
+        self.lines.try_send(Line { text, _room: room }).ok()
+    }
+
     /// Told once for each power of two, so that a full disk does not fill the other log.
     fn lose(&self) {
         let lost = self.lost.fetch_add(1, Ordering::Relaxed) + 1;
@@ -216,6 +263,11 @@ impl Log {
             warn!(lost, "requests are missing from the audit log");
         }
     }
+}
+
+/// What a line takes; one that is larger than all the room there is waits for all of it.
+fn room_of(text: &[u8]) -> u32 {
+    u32::try_from(text.len()).unwrap_or(u32::MAX).min(QUEUED_BYTES)
 }
 
 /// The client's own id if it can be one, or else a new one.
@@ -260,6 +312,7 @@ mod tests {
             user: &user,
             action: &action,
             version: "",
+            kind: None,
         };
         audit.receive(&request).await.unwrap().complete(200).await;
         let mut long = audit.receive(&request).await.unwrap();
@@ -287,6 +340,7 @@ mod tests {
             user: &user,
             action: &action,
             version: "",
+            kind: None,
         };
         assert!(Audit::default().receive(&request).await.is_none());
     }

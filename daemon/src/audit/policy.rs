@@ -1,4 +1,4 @@
-//! Which requests are recorded: upstream's audit policy, as far as nothing of a body is asked for.
+//! Which requests are recorded, and how much of them: upstream's audit policy.
 
 use flotilla_control::rbac::Action;
 use serde::Deserialize;
@@ -17,13 +17,42 @@ pub struct Policy {
     _metadata: serde_json::Value,
     #[serde(default)]
     omit_stages: Vec<Stage>,
+    #[serde(default)]
+    omit_managed_fields: bool,
     rules: Vec<Rule>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// How much is recorded, each more than the one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub enum Level {
     None,
+    /// Who asked for what and how it ended.
     Metadata,
+    /// And what was sent.
+    Request,
+    /// And what came back.
+    RequestResponse,
+}
+
+impl Level {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Level::None => "None",
+            Level::Metadata => "Metadata",
+            Level::Request => "Request",
+            Level::RequestResponse => "RequestResponse",
+        }
+    }
+}
+
+/// What is recorded of one request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recording {
+    pub level: Level,
+    /// Stages at which nothing is.
+    pub omitted: Vec<Stage>,
+    /// Whether `metadata.managedFields` is left out of what is sent and comes back.
+    pub omit_managed_fields: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
@@ -65,6 +94,8 @@ struct Rule {
     non_resource_urls: Vec<String>,
     #[serde(default)]
     omit_stages: Vec<Stage>,
+    /// What the policy says, if the rule says nothing.
+    omit_managed_fields: Option<bool>,
 }
 
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -79,7 +110,7 @@ struct Resources {
 }
 
 impl Policy {
-    /// Everything is recorded.
+    /// Of everything it is recorded who asked for what and how it ended.
     pub fn everything() -> Self {
         let rule = Rule {
             level: Level::Metadata,
@@ -90,12 +121,14 @@ impl Policy {
             namespaces: Vec::new(),
             non_resource_urls: Vec::new(),
             omit_stages: Vec::new(),
+            omit_managed_fields: None,
         };
         Self {
             api_version: None,
             kind: None,
             _metadata: serde_json::Value::Null,
             omit_stages: Vec::new(),
+            omit_managed_fields: false,
             rules: vec![rule],
         }
     }
@@ -103,22 +136,17 @@ impl Policy {
     /// # Errors
     /// What is wrong with the file, in words.
     pub fn parse(text: &str) -> Result<Self, String> {
-        serde_saphyr::from_str(text).map_err(|error| {
-            let error = error.to_string();
-            match error.contains("unknown variant `Request") {
-                true => "levels Request and RequestResponse are not supported: bodies may hold secrets".into(),
-                false => error,
-            }
-        })
+        serde_saphyr::from_str(text).map_err(|error| error.to_string())
     }
 
-    /// The stages at which this request is not recorded; `None` if it is recorded at none.
-    pub fn omitted(&self, user: &User, action: &Action) -> Option<Vec<Stage>> {
+    /// What is recorded of this request; `None` if nothing is.
+    pub fn recording(&self, user: &User, action: &Action) -> Option<Recording> {
         let rule = self.rules.iter().find(|rule| rule.matches(user, action))?;
-        match rule.level {
-            Level::None => None,
-            Level::Metadata => Some(self.omit_stages.iter().chain(&rule.omit_stages).copied().collect()),
-        }
+        (rule.level != Level::None).then(|| Recording {
+            level: rule.level,
+            omitted: self.omit_stages.iter().chain(&rule.omit_stages).copied().collect(),
+            omit_managed_fields: rule.omit_managed_fields.unwrap_or(self.omit_managed_fields),
+        })
     }
 }
 
@@ -191,7 +219,8 @@ rules:
   omitStages: ["ResponseStarted"]
 - level: None
   userGroups: ["system:nodes"]
-- level: Metadata
+- level: RequestResponse
+  omitManagedFields: true
   namespaces: ["red"]
 "#;
 
@@ -218,15 +247,28 @@ rules:
             (&User::node("n"), on("get", "pods", "red"), None),
         ];
         for (user, action, omitted) in table {
-            assert_eq!(policy.omitted(user, &action), omitted, "{} {action:?}", user.name);
+            let recording = policy.recording(user, &action);
+            assert_eq!(recording.map(|recording| recording.omitted), omitted, "{} {action:?}", user.name);
         }
-        assert_eq!(Policy::everything().omitted(&ann, &on("get", "pods", "")), Some(vec![]));
+        let everything = Policy::everything().recording(&ann, &on("get", "pods", "")).unwrap();
+        assert_eq!((everything.level, everything.omitted), (Level::Metadata, vec![]));
     }
 
     #[test]
-    fn bodies_are_never_recorded() {
-        let error = Policy::parse("rules:\n- level: RequestResponse\n").unwrap_err();
-        assert!(error.contains("bodies may hold secrets"), "{error}");
+    fn rules_say_how_much_is_recorded() {
+        let policy = Policy::parse(FILE).unwrap();
+        let ann = User::new("ann", vec![]);
+        let of = |resource: &str, namespace: &str| policy.recording(&ann, &on("get", resource, namespace)).unwrap();
+        let red = of("pods", "red");
+        assert_eq!((red.level, red.omit_managed_fields), (Level::RequestResponse, true));
+        let log = of("pods/log", "red");
+        assert_eq!((log.level, log.omit_managed_fields), (Level::Metadata, false));
+        assert!(Level::Request < Level::RequestResponse && Level::Metadata < Level::Request);
+    }
+
+    #[test]
+    fn what_is_no_policy_is_refused() {
+        assert!(Policy::parse("rules:\n- level: Everything\n").is_err());
         assert!(Policy::parse("rules:\n- level: Metadata\n  user: [a]\n").is_err());
     }
 }

@@ -56,17 +56,22 @@ impl Gate {
 
     fn decide_eviction(&self, user: &User, key: &Key, options: &DeleteOptions) -> Result<Decision<Deleted>, Status> {
         let kind = self.built_in(Builtin::Pod)?;
-        let decision = self.decide_delete(user, &kind, key, options)?;
+        // A dry run asks the budget as well, and only then spends nothing.
+        let earnest = DeleteOptions { dry_run: false, ..options.clone() };
+        let decision = self.decide_delete(user, &kind, key, &earnest)?;
         let Decision::Write(change, deleted) = decision else { return Ok(decision) };
         let before = self.load(key)?.as_ref().map(super::object).transpose()?.unwrap_or_default();
         let budget = match needs_budget(&before) {
             true => self.budget_of(key, &deleted.object)?,
             false => None,
         };
-        Ok(match budget {
-            Some((_, budget)) if is_let_go(&budget, &before) => Decision::Write(change, deleted),
-            None => Decision::Write(change, deleted),
-            Some((kv, budget)) => Decision::Write(spend(change, &kv, budget, key, Timestamp::now())?, deleted),
+        let change = match budget {
+            Some((kv, budget)) if !is_let_go(&budget, &before) => spend(change, &kv, budget, key, Timestamp::now())?,
+            _ => change,
+        };
+        Ok(match options.dry_run {
+            true => Decision::Keep(deleted),
+            false => Decision::Write(change, deleted),
         })
     }
 

@@ -48,7 +48,7 @@ pub use apply::Outcome;
 pub use authorize::{HEALTH_PATHS, resource_action};
 pub use delete::{DeleteOptions, Propagation};
 #[cfg(any(test, fuzzing))]
-pub(crate) use read::parse_continue as continue_token;
+pub(crate) use read::Continue;
 pub use read::{At, Happened, List, ListQuery, ObjectEvent, Observer};
 pub use seal::{Ring, Sealer, keyring_key};
 pub(crate) use write::prepare;

@@ -1,9 +1,11 @@
 //! Get, list and watch.
 
+use std::fmt;
+
 use bytes::Bytes;
 use flotilla_api::selector::{Fields, Labels};
 use flotilla_api::{Kind, Reason, Status};
-use flotilla_raft::{Event, KeyValue, Range, Watch, WatchItem};
+use flotilla_raft::{Event, KeyValue, Range, ReadError, Watch, WatchItem};
 use serde_json::Value;
 
 use super::authorize::Attempt;
@@ -74,10 +76,14 @@ pub struct List<T> {
     pub revision: u64,
     /// Empty on the last page.
     pub continue_token: String,
+    /// How many come after this page, if nothing selects among them and they are not too many to count.
+    pub remaining: Option<usize>,
 }
 
 /// A page in the store, however few of its objects match a selector.
 const PAGE: usize = 500;
+/// What comes after a page is counted as far as this.
+const MAX_COUNTED: usize = 100_000;
 
 impl Gate {
     /// # Errors
@@ -164,9 +170,11 @@ impl Gate {
     ) -> Result<List<T>, Status> {
         self.authorize_collection(user, verb, kind, query).await?;
         let query = &Self::check_fields(kind, query)?;
-        let (mut revision, mut after) = match query.continue_token.as_str() {
-            "" => (self.reach(query.at).await?, None),
-            token => parse_continue(token).map(|(revision, key)| (Some(revision), Some(key)))?,
+        let token = Some(query.continue_token.as_str()).filter(|token| !token.is_empty()).map(Continue::parse);
+        let (mut revision, mut after) = match token.transpose()? {
+            None => (self.reach(query.at).await?, None),
+            Some(Continue { revision: None, after }) => (self.reach(At::Latest).await?, Some(after)),
+            Some(Continue { revision, after }) => (revision, Some(after)),
         };
         if let Some(revision) = revision {
             self.store.reach(revision).await.map_err(read_status)?;
@@ -174,7 +182,7 @@ impl Gate {
         let mut items = Vec::new();
         loop {
             let range = Range { prefix: query.prefix(kind), after: after.take(), revision, limit: PAGE };
-            let page = self.store.range(range).map_err(read_status)?;
+            let page = self.store.range(range).map_err(|error| too_old(error, query))?;
             revision = Some(page.revision);
             for kv in &page.items {
                 if query.takes(kv)? {
@@ -182,15 +190,35 @@ impl Gate {
                 }
                 if query.limit > 0 && items.len() == query.limit {
                     let last = page.items.last().is_some_and(|last| last.key == kv.key) && !page.more;
-                    let continue_token = if last { String::new() } else { format!("{}:{}", page.revision, kv.key) };
-                    return Ok(List { items, revision: page.revision, continue_token });
+                    let list = List { items, revision: page.revision, continue_token: String::new(), remaining: None };
+                    return if last { Ok(list) } else { self.to_be_continued(list, query.prefix(kind), query, kv) };
                 }
             }
             match page.items.last() {
                 Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-                _ => return Ok(List { items, revision: page.revision, continue_token: String::new() }),
+                _ => {
+                    let (revision, continue_token) = (page.revision, String::new());
+                    return Ok(List { items, revision, continue_token, remaining: None });
+                }
             }
         }
+    }
+
+    /// A page that more follow, after `last`.
+    fn to_be_continued<T>(
+        &self,
+        page: List<T>,
+        prefix: String,
+        query: &ListQuery,
+        last: &KeyValue,
+    ) -> Result<List<T>, Status> {
+        let (revision, after) = (Some(page.revision), last.key.to_string());
+        let rest = Range { prefix, after: Some(after.clone()), revision, limit: 0 };
+        let remaining = match query.takes_all() {
+            true => self.store.count(&rest, MAX_COUNTED).map_err(read_status)?,
+            false => None,
+        };
+        Ok(List { continue_token: Continue { revision, after }.to_string(), remaining, ..page })
     }
 
     /// The revision now, behind everything that was acknowledged before.
@@ -384,9 +412,77 @@ impl Observer {
     }
 }
 
-pub(crate) fn parse_continue(token: &str) -> Result<(u64, String), Status> {
-    token
-        .split_once(':')
-        .and_then(|(revision, key)| Some((revision.parse().ok()?, key.to_owned())))
-        .ok_or_else(|| Status::bad_request(format!("continue token {token:?} is not one of ours; list from the start")))
+/// Where a list goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Continue {
+    /// `None`: whatever is newest.
+    pub revision: Option<u64>,
+    /// The last key that was listed.
+    pub after: String,
+}
+
+impl Continue {
+    /// In place of a revision: none.
+    const NEWEST: &str = "newest";
+
+    /// # Errors
+    /// `BadRequest` if it is none.
+    pub fn parse(token: &str) -> Result<Self, Status> {
+        let revision = |text: &str| match text {
+            Self::NEWEST => Some(None),
+            text => text.parse().ok().map(Some),
+        };
+        let parts = token.split_once(':').and_then(|(at, after)| Some((revision(at)?, after.to_owned())));
+        let (revision, after) = parts.ok_or_else(|| {
+            Status::bad_request(format!("continue token {token:?} is not one of ours; list from the start"))
+        })?;
+        Ok(Self { revision, after })
+    }
+}
+
+impl fmt::Display for Continue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.revision {
+            Some(revision) => write!(f, "{revision}:{}", self.after),
+            None => write!(f, "{}:{}", Self::NEWEST, self.after),
+        }
+    }
+}
+
+/// Why a page cannot be read. One whose revision is forgotten can be had as of now, if the client likes that better than
+/// to begin anew; in upstream's words.
+fn too_old(error: ReadError, query: &ListQuery) -> Status {
+    if !matches!(error, ReadError::Compacted { .. }) {
+        return read_status(error);
+    }
+    match Continue::parse(&query.continue_token) {
+        Err(_) => Status::new(Reason::Expired, "The resourceVersion for the provided list is too old."),
+        Ok(token) => Status {
+            continue_token: Some(Continue { revision: None, ..token }.to_string()),
+            ..Status::new(Reason::Expired, INCONSISTENT)
+        },
+    }
+}
+
+const INCONSISTENT: &str = "The provided continue parameter is too old to display a consistent list result. You can \
+     start a new list without the continue parameter, or use the continue token in this response to retrieve the \
+     remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were \
+     created, modified, or deleted between the time the first chunk was returned and now may show up in the list.";
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_page_that_is_too_old_can_be_had_as_of_now() {
+        let compacted = || ReadError::Compacted { wanted: 7, oldest: 9 };
+        let query = ListQuery { continue_token: "7:/x/a".into(), ..ListQuery::default() };
+        let status = too_old(compacted(), &query);
+        assert_eq!((status.reason, status.continue_token.as_deref()), (Reason::Expired, Some("newest:/x/a")));
+        assert!(status.message.contains("or use the continue token in this response"), "{}", status.message);
+        assert_eq!(Continue::parse("newest:/x/a").unwrap(), Continue { revision: None, after: "/x/a".into() });
+        let first = too_old(compacted(), &ListQuery::default());
+        assert_eq!((first.reason, first.continue_token), (Reason::Expired, None));
+        assert!(Continue::parse("older:/x").is_err() && Continue::parse("7").is_err());
+    }
 }

@@ -1,11 +1,12 @@
-//! The way of every gRPC call to its service: who asks, a seat, a line in the audit log.
+//! The way of every gRPC call to its service: who asks, a seat, a line in the audit log, and what is counted of it.
 
 use std::convert::Infallible;
 
+use bytes::Bytes;
 use flotilla_control::rbac::Action;
 use http::{Request, Response};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Frame, Incoming};
 use tonic::service::Routes;
 use tower::Service;
 
@@ -13,6 +14,7 @@ use super::refuse;
 use crate::audit;
 use crate::gate::User;
 use crate::listen::Peer;
+use crate::metrics::Calling;
 use crate::node::Node;
 use crate::rest::{Body, authenticate};
 use crate::turnstile::Seat;
@@ -27,6 +29,7 @@ pub async fn call(
     peer: Peer,
     mut request: Request<Incoming>,
 ) -> Result<Response<Body>, Infallible> {
+    let mut counted = node.metrics.calls.begin(request.uri().path());
     let sender = authenticate(node, &peer, request.headers()).await;
     let user = sender.as_ref().cloned().unwrap_or_else(|_| User::anonymous());
     let path = request.uri().path().to_owned();
@@ -38,6 +41,7 @@ pub async fn call(
         user: &user,
         action: &Action::Path { verb: "post", path: &path },
         version: "",
+        kind: None,
     };
     let entry = node.audit.receive(&recorded).await;
     let seat = match sender {
@@ -58,7 +62,19 @@ pub async fn call(
     if let Some(entry) = entry {
         entry.complete(code(&answer)).await;
     }
-    Ok(answer)
+    counted.ended(answer.headers());
+    Ok(counting(answer, counted))
+}
+
+/// The same answer, which counts as under way until it has ended. How that was stands behind it.
+fn counting(answer: Response<Body>, mut counted: Calling) -> Response<Body> {
+    let look = move |frame: Frame<Bytes>| {
+        if let Some(trailers) = frame.trailers_ref() {
+            counted.ended(trailers);
+        }
+        frame
+    };
+    answer.map(|body| body.map_frame(look).boxed_unsync())
 }
 
 /// A seat for whoever needs one.

@@ -164,6 +164,7 @@ fn table(list: &List<Value>, kind: &Kind) -> proto::ListObjectsResponse {
         items: list.items.iter().map(json).collect(),
         revision: list.revision,
         continue_token: list.continue_token.clone(),
+        remaining: list.remaining,
     };
     proto::ListObjectsResponse {
         columns: kind.columns().iter().map(column).collect(),

@@ -6,6 +6,7 @@
 //! Invariant: what a client sends makes no series of its own: only kinds that are served, and paths from a list, are named.
 //! Invariant: to count takes a shared lock and adds to numbers; what must be looked up is looked up when somebody scrapes.
 
+mod calls;
 mod node;
 mod requests;
 
@@ -15,6 +16,9 @@ use prometheus::process_collector::ProcessCollector;
 use prometheus::{Encoder, Histogram, HistogramOpts, IntGauge, Opts, Registry, TextEncoder};
 
 use crate::gate::Gate;
+use crate::proto;
+pub use calls::Calling;
+use calls::Calls;
 use node::Gauges;
 pub use node::Standing;
 pub use requests::{Asking, Requests, verb};
@@ -26,6 +30,8 @@ pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
 pub struct Metrics {
     /// Requests to the REST face.
     pub requests: Requests,
+    /// Calls over gRPC.
+    pub calls: Calls,
     gauges: Gauges,
     registry: Registry,
 }
@@ -39,7 +45,13 @@ impl Metrics {
         registry.register(Box::new(gate.commits().clone()))?;
         let build = Opts::new("flotilla_build_info", "The version of this program; always 1.");
         register(&registry, IntGauge::with_opts(build.const_label("version", crate::VERSION))?)?.set(1);
-        Ok(Self { requests: Requests::new(&registry)?, gauges: Gauges::new(&registry)?, registry })
+        let descriptors = [proto::DESCRIPTORS, tonic_health::pb::FILE_DESCRIPTOR_SET];
+        Ok(Self {
+            requests: Requests::new(&registry)?,
+            calls: Calls::new(&registry, &descriptors)?,
+            gauges: Gauges::new(&registry)?,
+            registry,
+        })
     }
 
     /// Everything, with this node's standing as it is now.

@@ -1,25 +1,30 @@
 //! What is to be done about one certificate request: no store, no key, no clock.
 //!
-//! Defined by upstream's signers (`kubernetes.io/kube-apiserver-client`), its cleaner of old requests, and the validation
-//! of approvals.
+//! Defined by upstream's signers (`kubernetes.io/kube-apiserver-client` and `kubernetes.io/kubelet-serving`), its cleaner of
+//! old requests, and the validation of approvals.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use flotilla_api::Cause;
 use flotilla_api::k8s_openapi::api::certificates::v1::CertificateSigningRequest;
+use flotilla_net::{NODE_GROUP, NODE_USER_PREFIX};
 use jiff::{SignedDuration, Timestamp};
 use rustls::pki_types::CertificateSigningRequestDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use x509_parser::certification_request::X509CertificationRequest;
+use x509_parser::extensions::{GeneralName, ParsedExtension};
 use x509_parser::prelude::FromDer;
 
 /// Signs certificates that programs and people call the API with.
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client";
-/// Upstream's signers for kubelets: nodes here get their certificates by joining.
-const NODE_SIGNERS: &[&str] = &["kubernetes.io/kube-apiserver-client-kubelet", "kubernetes.io/kubelet-serving"];
+/// Signs certificates that servers of nodes show.
+const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+/// Upstream's signer of what nodes call the API with: here they get that by joining.
+const NODE_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 
 /// How long a request stays that was decided, or was not.
 const DECIDED_STAYS: SignedDuration = SignedDuration::from_secs(60 * 60);
@@ -29,7 +34,9 @@ const PENDING_STAYS: SignedDuration = SignedDuration::from_secs(24 * 60 * 60);
 const LIFETIME: Duration = Duration::from_secs(365 * 24 * 3600);
 const MIN_LIFETIME_SECONDS: i32 = 600;
 
-const CLIENT_USAGES: &[&str] = &["key encipherment", "digital signature", "client auth"];
+/// Whichever key is used: one of an elliptic curve enciphers nothing.
+const SERVING_USAGES: [&[&str]; 2] =
+    [&["digital signature", "key encipherment", "server auth"], &["digital signature", "server auth"]];
 const DECISIONS: &[&str] = &["Approved", "Denied"];
 
 /// The largest request that is looked into.
@@ -40,6 +47,7 @@ pub enum Decision {
     Wait,
     Remove,
     Sign(Grant),
+    SignServing(Serving),
     /// It is never signed, and why.
     Refuse(String),
 }
@@ -52,13 +60,32 @@ pub struct Grant {
     pub lifetime: Duration,
 }
 
+#[derive(Debug, PartialEq)]
+pub struct Serving {
+    pub der: Vec<u8>,
+    pub node: String,
+    pub names: AltNames,
+    pub lifetime: Duration,
+}
+
 /// What a request says of itself.
 #[derive(Debug, PartialEq)]
 pub struct Parsed {
     pub der: Vec<u8>,
     pub common_name: String,
     pub organizations: Vec<String>,
-    pub names_others: bool,
+    pub names: AltNames,
+}
+
+/// The alternative names in a request.
+#[derive(Debug, Default, PartialEq)]
+pub struct AltNames {
+    pub dns: Vec<String>,
+    pub addresses: Vec<IpAddr>,
+    pub emails: bool,
+    pub uris: bool,
+    /// There are some, of whatever kind.
+    pub any: bool,
 }
 
 pub fn decide(request: &CertificateSigningRequest, value: &Value, now: Timestamp) -> Decision {
@@ -69,36 +96,79 @@ pub fn decide(request: &CertificateSigningRequest, value: &Value, now: Timestamp
         return Decision::Wait;
     }
     let spec = &request.spec;
-    if NODE_SIGNERS.contains(&spec.signer_name.as_str()) {
-        return Decision::Refuse("nodes of this cluster get their certificates by joining it".into());
-    }
-    if spec.signer_name != CLIENT_SIGNER {
-        return Decision::Wait;
-    }
-    match grant(request, value) {
-        Ok(grant) => Decision::Sign(grant),
-        Err(why) => Decision::Refuse(why),
-    }
+    let decision = match spec.signer_name.as_str() {
+        CLIENT_SIGNER => grant(request, value).map(Decision::Sign),
+        SERVING_SIGNER => serving(request, value).map(Decision::SignServing),
+        NODE_SIGNER => Err("nodes of this cluster get their certificates by joining it".into()),
+        _ => return Decision::Wait,
+    };
+    decision.unwrap_or_else(Decision::Refuse)
+}
+
+fn usages(request: &CertificateSigningRequest) -> &[String] {
+    request.spec.usages.as_deref().unwrap_or_default()
+}
+
+/// How long what is signed lives.
+fn lifetime(request: &CertificateSigningRequest) -> Duration {
+    let seconds = request.spec.expiration_seconds.map(|seconds| seconds.max(MIN_LIFETIME_SECONDS).unsigned_abs());
+    let asked = seconds.map(|seconds| Duration::from_secs(seconds.into()));
+    asked.unwrap_or(LIFETIME).min(LIFETIME)
 }
 
 fn grant(request: &CertificateSigningRequest, value: &Value) -> Result<Grant, String> {
-    let usages = request.spec.usages.as_deref().unwrap_or_default();
-    let known = usages.iter().all(|usage| CLIENT_USAGES.contains(&usage.as_str()));
-    if !known || !usages.iter().any(|usage| usage == "client auth") {
-        return Err("usages are not of this set: [\"client auth\" \"digital signature\" \"key encipherment\"]".into());
+    let may = |usage: &str| matches!(usage, "digital signature" | "key encipherment" | "client auth");
+    if let Some(other) = usages(request).iter().find(|usage| !may(usage)) {
+        return Err(format!("invalid usage for client certificate: {other}"));
+    }
+    if !usages(request).iter().any(|usage| usage == "client auth") {
+        return Err("missing required usage for client certificate: client auth".into());
     }
     let parsed = read(value)?;
-    if parsed.names_others {
+    if parsed.names.any {
         return Err("a client's certificate has no alternative names".into());
     }
-    let seconds = request.spec.expiration_seconds.map(|seconds| seconds.max(MIN_LIFETIME_SECONDS).unsigned_abs());
-    let asked = seconds.map(|seconds| Duration::from_secs(seconds.into()));
-    Ok(Grant {
-        der: parsed.der,
-        user: parsed.common_name,
-        groups: parsed.organizations,
-        lifetime: asked.unwrap_or(LIFETIME).min(LIFETIME),
-    })
+    Ok(Grant { der: parsed.der, user: parsed.common_name, groups: parsed.organizations, lifetime: lifetime(request) })
+}
+
+fn serving(request: &CertificateSigningRequest, value: &Value) -> Result<Serving, String> {
+    let parsed = read(value)?;
+    if parsed.organizations != [NODE_GROUP] {
+        return Err("subject organization is not system:nodes".into());
+    }
+    let node = parsed.common_name.strip_prefix(NODE_USER_PREFIX);
+    let node = node.ok_or_else(|| "subject common name does not begin with system:node: ".to_owned())?.to_owned();
+    if parsed.names.dns.is_empty() && parsed.names.addresses.is_empty() {
+        return Err("DNS or IP subjectAltName is required".into());
+    }
+    if parsed.names.emails {
+        return Err("Email subjectAltNames are not allowed".into());
+    }
+    if parsed.names.uris {
+        return Err("URI subjectAltNames are not allowed".into());
+    }
+    let mut asked: Vec<&str> = usages(request).iter().map(String::as_str).collect();
+    asked.sort_unstable();
+    if !SERVING_USAGES.contains(&asked.as_slice()) {
+        return Err("usages did not match [digital signature key encipherment server auth]".into());
+    }
+    Ok(Serving { der: parsed.der, node, names: parsed.names, lifetime: lifetime(request) })
+}
+
+impl AltNames {
+    fn add(&mut self, name: &GeneralName<'_>) {
+        match name {
+            GeneralName::DNSName(name) => self.dns.push((*name).to_owned()),
+            GeneralName::RFC822Name(_) => self.emails = true,
+            GeneralName::URI(_) => self.uris = true,
+            GeneralName::IPAddress(bytes) => {
+                let four = <[u8; 4]>::try_from(*bytes).map(IpAddr::from);
+                let sixteen = || <[u8; 16]>::try_from(*bytes).map(IpAddr::from);
+                self.addresses.extend(four.or_else(|_| sixteen()));
+            }
+            _ => {}
+        }
+    }
 }
 
 fn has(request: &CertificateSigningRequest, condition: &str) -> bool {
@@ -151,17 +221,16 @@ pub fn read(object: &Value) -> Result<Parsed, String> {
     let common_names: Vec<String> =
         subject.iter_common_name().map(|name| text(name.as_str())).collect::<Result<_, _>>()?;
     let organizations = subject.iter_organization().map(|name| text(name.as_str())).collect::<Result<_, _>>()?;
-    let names_others = parsed
-        .requested_extensions()
-        .into_iter()
-        .flatten()
-        .any(|extension| matches!(extension, x509_parser::extensions::ParsedExtension::SubjectAlternativeName(_)));
-    Ok(Parsed {
-        common_name: common_names.into_iter().next_back().unwrap_or_default(),
-        organizations,
-        names_others,
-        der,
-    })
+    let mut names = AltNames::default();
+    for extension in parsed.requested_extensions().into_iter().flatten() {
+        if let ParsedExtension::SubjectAlternativeName(found) = extension {
+            names.any = true;
+            for name in &found.general_names {
+                names.add(name);
+            }
+        }
+    }
+    Ok(Parsed { common_name: common_names.into_iter().next_back().unwrap_or_default(), organizations, names, der })
 }
 
 /// The complaint about a request that cannot be read.
@@ -203,6 +272,7 @@ pub fn changes_refused(old: &Value, new: &Value, is_approval: bool) -> Vec<Cause
 
 #[cfg(test)]
 mod tests {
+    use rcgen::SanType;
     use serde_json::json;
 
     use super::*;
@@ -249,15 +319,52 @@ mod tests {
             assert_eq!(decided(&request(&subject, CLIENT_SIGNER, conditions, 0)), Decision::Wait);
         }
         assert_eq!(decided(&request(&subject, "example.com/other", approved(), 0)), Decision::Wait);
-        for signer in NODE_SIGNERS {
-            assert!(matches!(decided(&request(&subject, signer, approved(), 0)), Decision::Refuse(_)));
-        }
+        assert!(matches!(decided(&request(&subject, NODE_SIGNER, approved(), 0)), Decision::Refuse(_)));
         let mut serving = request(&subject, CLIENT_SIGNER, approved(), 0);
         serving["spec"]["usages"] = json!(["client auth", "server auth"]);
         assert!(matches!(decided(&serving), Decision::Refuse(_)));
         let mut short = request(&subject, CLIENT_SIGNER, approved(), 0);
         short["spec"]["expirationSeconds"] = json!(3600);
         assert!(matches!(decided(&short), Decision::Sign(grant) if grant.lifetime == Duration::from_secs(3600)));
+    }
+
+    #[test]
+    fn servers_of_nodes_are_signed_for_what_they_are_reached_by() {
+        let of = |names: Vec<SanType>, organization: &str, user: &str, usages: &[&str]| {
+            let key = rcgen::KeyPair::generate().unwrap();
+            let mut params = rcgen::CertificateParams::default();
+            params.distinguished_name = rcgen::DistinguishedName::new();
+            params.distinguished_name.push(rcgen::DnType::OrganizationName, organization);
+            params.distinguished_name.push(rcgen::DnType::CommonName, user);
+            params.subject_alt_names = names;
+            let pem = params.serialize_request(&key).unwrap().pem().unwrap();
+            let mut value = request(&[], SERVING_SIGNER, json!([condition("Approved")]), 0);
+            value["spec"]["request"] = json!(STANDARD.encode(pem));
+            value["spec"]["usages"] = json!(usages);
+            decided(&value)
+        };
+        let names = || vec![SanType::DnsName("n1".try_into().unwrap()), SanType::IpAddress([10, 0, 0, 1].into())];
+        let usages = ["server auth", "digital signature"];
+        let Decision::SignServing(serving) = of(names(), "system:nodes", "system:node:n1", &usages) else {
+            panic!("not signed")
+        };
+        assert_eq!((serving.node.as_str(), serving.lifetime), ("n1", LIFETIME));
+        assert_eq!(serving.names.dns, ["n1"]);
+        assert_eq!(serving.names.addresses, [IpAddr::from([10, 0, 0, 1])]);
+        let uri = || vec![SanType::DnsName("n1".try_into().unwrap()), SanType::URI("a://b".try_into().unwrap())];
+        let table = [
+            (of(names(), "dev", "system:node:n1", &usages), "subject organization is not system:nodes"),
+            (of(names(), "system:nodes", "n1", &usages), "subject common name does not begin with system:node: "),
+            (of(vec![], "system:nodes", "system:node:n1", &usages), "DNS or IP subjectAltName is required"),
+            (of(uri(), "system:nodes", "system:node:n1", &usages), "URI subjectAltNames are not allowed"),
+            (
+                of(names(), "system:nodes", "system:node:n1", &["client auth", "digital signature"]),
+                "usages did not match [digital signature key encipherment server auth]",
+            ),
+        ];
+        for (decision, why) in table {
+            assert_eq!(decision, Decision::Refuse(why.into()));
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use flotilla_api::k8s_openapi::ByteString;
 use flotilla_api::k8s_openapi::api::certificates::v1::{CertificateSigningRequest, CertificateSigningRequestCondition};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use flotilla_api::{Builtin, Change, Status, object};
+use flotilla_net::ServingNames;
 use flotilla_raft::{KeyValue, Range, Store, WatchItem};
 use jiff::Timestamp;
 use serde_json::Value;
@@ -20,7 +21,7 @@ use tracing::{debug, info};
 
 use crate::gate;
 use crate::trust::Trust;
-use decide::{Decision, Grant, decide};
+use decide::{Decision, Grant, Serving, decide};
 
 pub use decide::{CLIENT_SIGNER, changes_refused, read, unreadable};
 
@@ -84,6 +85,7 @@ fn act(trust: &Trust, kv: &KeyValue) -> Option<Change> {
         Decision::Remove => return Some(change.remove(kv.key.clone(), kv.mod_revision)),
         Decision::Refuse(why) => Err(why),
         Decision::Sign(grant) => sign(trust, &grant),
+        Decision::SignServing(serving) => sign_serving(trust, &serving),
     };
     let status = request.status.get_or_insert_default();
     match outcome {
@@ -106,4 +108,9 @@ fn act(trust: &Trust, kv: &KeyValue) -> Option<Change> {
 fn sign(trust: &Trust, grant: &Grant) -> Result<String, String> {
     let issued = trust.issue(&grant.der, &grant.user, &grant.groups, grant.lifetime);
     issued.map(|issued| issued.certificate).map_err(|status| status.message)
+}
+
+fn sign_serving(trust: &Trust, serving: &Serving) -> Result<String, String> {
+    let names = ServingNames { dns: &serving.names.dns, addresses: &serving.names.addresses };
+    trust.issue_serving(&serving.der, &serving.node, &names, serving.lifetime).map_err(|status| status.message)
 }

@@ -47,6 +47,24 @@ pub fn bodiless(response: Response<Body>) -> Response<Body> {
     Response::from_parts(parts, full(Bytes::new()))
 }
 
+/// The same answer, and the object that it is; `None` if it is none, or larger than `max_bytes` as it is sent.
+pub async fn shown(response: Response<Body>, max_bytes: usize) -> (Response<Body>, Option<Value>) {
+    let (parts, body) = response.into_parts();
+    let fits = body.size_hint().exact().is_some_and(|size| size <= max_bytes as u64);
+    if !fits || parts.headers.contains_key(header::CONTENT_ENCODING) {
+        return (Response::from_parts(parts, body), None);
+    }
+    // It is there already: its length is known.
+    match body.collect().await {
+        Ok(collected) => {
+            let bytes = collected.to_bytes();
+            let object = serde_json::from_slice(&bytes).ok();
+            (Response::from_parts(parts, full(bytes)), object)
+        }
+        Err(error) => (failure(&Status::internal(error), &Details::default()), None),
+    }
+}
+
 pub fn text(code: StatusCode, text: impl Into<String>) -> Response<Body> {
     bytes(code, "text/plain; charset=utf-8", text.into().into_bytes())
 }
@@ -118,9 +136,9 @@ pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Bod
 }
 
 /// Adds a `Warning` header for each sentence.
-pub fn warn(response: &mut Response<Body>, warnings: &[String]) {
+pub fn warn(response: &mut Response<Body>, warnings: &[impl AsRef<str>]) {
     for warning in warnings {
-        let mut text: String = warning.chars().filter(|c| !c.is_control()).collect();
+        let mut text: String = warning.as_ref().chars().filter(|c| !c.is_control()).collect();
         if text.len() > MAX_WARNING_BYTES {
             text = text.chars().take(MAX_WARNING_BYTES / 4).collect();
         }
@@ -194,6 +212,9 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
         "reason": status.reason,
         "code": status.reason.code(),
     });
+    if let Some(token) = &status.continue_token {
+        body["metadata"]["continue"] = token.as_str().into();
+    }
     if named || !details.is_empty() || status.reason == Reason::MethodNotAllowed {
         body["details"] = Value::Object(details);
     }
@@ -299,7 +320,7 @@ mod tests {
     #[test]
     fn warnings_stay_within_their_quotes() {
         let mut response = text(StatusCode::OK, "");
-        warn(&mut response, &["unknown field \"spec.x\"\r\n".into()]);
+        warn(&mut response, &["unknown field \"spec.x\"\r\n"]);
         assert_eq!(response.headers()[header::WARNING], "299 - \"unknown field \\\"spec.x\\\"\"");
     }
 }

@@ -1,5 +1,6 @@
 //! What a request carries: bounded, and decoded as its content type says.
 
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -24,18 +25,44 @@ const MAX_MANAGER_BYTES: usize = 128;
 /// For sending a body: whoever is slower holds a seat that others wait for.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// Where a body is kept once it is read.
+pub type Copy = Arc<OnceLock<Bytes>>;
+
+/// A body that was not read yet.
+pub struct Sent {
+    body: Incoming,
+    copy: Option<Copy>,
+}
+
+impl Sent {
+    pub fn new(body: Incoming, copy: Option<Copy>) -> Self {
+        Self { body, copy }
+    }
+
+    /// The body, for somebody else to read.
+    pub fn into_inner(self) -> Incoming {
+        self.body
+    }
+}
+
 /// Reads a body whole.
 ///
 /// # Errors
 /// `RequestEntityTooLarge`, `Timeout`, or `BadRequest` if the client hung up.
-pub async fn read(body: Incoming) -> Result<Bytes, Status> {
-    let collected = timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+pub async fn read(sent: Sent) -> Result<Bytes, Status> {
+    let collected = timeout(BODY_TIMEOUT, Limited::new(sent.body, MAX_BODY_BYTES).collect()).await;
     let collected = collected.map_err(|_| {
         let words = format!("the request's body did not come within {} s", BODY_TIMEOUT.as_secs());
         Status::new(Reason::Timeout, words)
     })?;
     match collected {
-        Ok(collected) => Ok(collected.to_bytes()),
+        Ok(collected) => {
+            let bytes = collected.to_bytes();
+            if let Some(copy) = sent.copy {
+                _ = copy.set(bytes.clone());
+            }
+            Ok(bytes)
+        }
         Err(error) if error.is::<LengthLimitError>() => Err(Status::new(
             Reason::RequestEntityTooLarge,
             format!("Request entity too large: limit is {MAX_BODY_BYTES}"),
@@ -48,6 +75,14 @@ pub async fn read(body: Incoming) -> Result<Bytes, Status> {
 fn is_protobuf(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     value.split(';').next().unwrap_or_default().trim() == "application/vnd.kubernetes.protobuf"
+}
+
+/// What bytes of any form say, if they can be read at all.
+pub fn shown(headers: &HeaderMap, bytes: &[u8]) -> Option<Value> {
+    if is_protobuf(headers) {
+        return protobuf::decode(bytes).ok();
+    }
+    serde_json::from_slice(bytes).ok().or_else(|| yaml(bytes).ok())
 }
 
 /// What a content type says of the bytes.

@@ -43,17 +43,18 @@ use bytes::Bytes;
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Kind, Reason, Status, questions};
 use http::request::Parts;
-use http::{Method, Request, Response};
+use http::{HeaderMap, Method, Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 
-use crate::audit;
+use crate::audit::{self, Side};
 use crate::gate::{Gate, HEALTH_PATHS, User};
 use crate::listen::Peer;
 use crate::node::Node;
 use crate::turnstile::{Place, Seat};
 use asked::Asked;
 pub use authn::authenticate;
+use body::Sent;
 use negotiate::Accepts;
 use part::Part;
 use query::Query;
@@ -141,8 +142,11 @@ impl Rest {
             user: user.as_ref().unwrap_or(&sender),
             action: &asked.action(),
             version: asked.version(),
+            kind: kind.as_deref(),
         };
         let entry = self.node.audit.receive(&recorded).await;
+        let seen = entry.map(|entry| Seen::new(entry, &head));
+        let body = Sent::new(body, seen.as_ref().and_then(|seen| seen.sent.clone()));
         let is_long = asked.is_long;
         let turn = match user {
             Ok(user) => self.turn(&asked, user).await.inspect_err(|_| counted.terminated()),
@@ -156,8 +160,8 @@ impl Rest {
         counted.answered(response.status());
         let goes_on = is_long && !response.status().is_client_error() && !response.status().is_server_error();
         let response = if goes_on { answer::with(response, counted) } else { response };
-        match entry {
-            Some(entry) => conclude(response, entry, goes_on).await,
+        match seen {
+            Some(seen) => seen.conclude(response, goes_on).await,
             None => response,
         }
     }
@@ -204,7 +208,7 @@ impl Rest {
         kind: Option<Arc<Kind>>,
         head: Parts,
         query: Query,
-        body: Incoming,
+        body: Sent,
     ) -> Answer {
         let Turn { user, long, mut seat } = turn?;
         let response = match asked.route.clone() {
@@ -235,7 +239,7 @@ impl Rest {
         })
     }
 
-    async fn resource(&self, call: &Call, body: Incoming) -> Answer {
+    async fn resource(&self, call: &Call, body: Sent) -> Answer {
         let (kind, target) = (&call.kind, &call.target);
         if questions::is_one(kind) {
             return self.review(call, body, kind, target).await;
@@ -267,18 +271,46 @@ impl Rest {
     }
 }
 
-/// Records how a request ended, or that its answer goes on until its body ends.
-async fn conclude(mut response: Response<Body>, mut entry: audit::Entry, goes_on: bool) -> Response<Body> {
-    if let Some(id) = entry.id() {
-        response.headers_mut().insert(audit::ID_HEADER, id);
+/// A request that is recorded.
+struct Seen {
+    entry: audit::Entry,
+    /// What says how to read the body.
+    headers: HeaderMap,
+    sent: Option<body::Copy>,
+}
+
+impl Seen {
+    fn new(entry: audit::Entry, head: &Parts) -> Self {
+        let sent = entry.wants(Side::Request).then(body::Copy::default);
+        let mut headers = HeaderMap::new();
+        if let Some(value) = head.headers.get(header::CONTENT_TYPE).filter(|_| sent.is_some()) {
+            headers.insert(header::CONTENT_TYPE, value.clone());
+        }
+        Self { entry, headers, sent }
     }
-    let code = response.status();
-    if goes_on {
-        entry.started(code.as_u16()).await;
-        return answer::with(response, entry);
+
+    /// Records how it ended, or that its answer goes on until its body ends.
+    async fn conclude(mut self, mut response: Response<Body>, goes_on: bool) -> Response<Body> {
+        if let Some(id) = self.entry.id() {
+            response.headers_mut().insert(audit::ID_HEADER, id);
+        }
+        if let Some(bytes) = self.sent.as_ref().and_then(|sent| sent.get()).filter(|bytes| !bytes.is_empty()) {
+            let fits = bytes.len() <= audit::MAX_BODY_BYTES;
+            self.entry.add(Side::Request, fits.then(|| body::shown(&self.headers, bytes)).flatten());
+        }
+        let code = response.status().as_u16();
+        if goes_on {
+            self.entry.started(code).await;
+            return answer::with(response, self.entry);
+        }
+        if self.entry.wants(Side::Response) && !response.body().is_end_stream() {
+            let object;
+            (response, object) = answer::shown(response, audit::MAX_BODY_BYTES).await;
+            self.entry.add(Side::Response, object);
+        }
+        self.entry.complete(code).await;
+        response
     }
-    entry.complete(code.as_u16()).await;
-    response
 }
 
 fn at<'a>(kind: &Arc<Kind>, target: &'a Target, name: &'a str) -> Result<(&'a str, &'a str), Status> {

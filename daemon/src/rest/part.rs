@@ -66,7 +66,12 @@ impl Part {
                 take_over(kind, stored, &mut new)?;
                 signing::decide(stored, &new, Timestamp::now());
             }
-            Self::Finalizers => stored["spec"]["finalizers"] = wanted["spec"]["finalizers"].clone(),
+            Self::Finalizers => {
+                let mut new = wanted.clone();
+                take_over(kind, stored, &mut new)?;
+                stored["metadata"]["resourceVersion"] = new["metadata"]["resourceVersion"].clone();
+                stored["spec"]["finalizers"] = new["spec"]["finalizers"].clone();
+            }
         }
         Ok(())
     }

@@ -3,15 +3,15 @@
 use flotilla_api::patch::{Patch, PatchType};
 use flotilla_api::{Reason, Status};
 use http::{StatusCode, header};
-use hyper::body::Incoming;
 use serde_json::Value;
 
+use super::body::Sent;
 use super::part::Part;
 use super::{Answer, Call, Rest, body};
 use crate::gate::{Verb, WriteOptions};
 
 impl Rest {
-    pub(super) async fn patch(&self, call: &Call, body: Incoming, part: Part) -> Answer {
+    pub(super) async fn patch(&self, call: &Call, body: Sent, part: Part) -> Answer {
         let kind = &call.kind;
         let patch_type = patch_type(call)?;
         // How its lists are merged is known of a kind from its Go type, which a custom one does not have.

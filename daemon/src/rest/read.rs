@@ -39,7 +39,7 @@ impl Rest {
             return Ok(answer::json(StatusCode::OK, headers, list_json(kind, &list)).await);
         }
         let list = self.gate().list(&call.user, kind, &query).await?;
-        let metadata = list_metadata(list.revision, &list.continue_token);
+        let metadata = list_metadata(&list);
         let body = match call.accepts.view {
             View::Table(version) => {
                 let include = Include::parse(call.query.get("includeObject"))?;
@@ -94,7 +94,7 @@ fn is_whole_json(call: &Call) -> bool {
 
 /// A list around objects that are JSON already.
 fn list_json(kind: &Kind, list: &List<Vec<u8>>) -> Vec<u8> {
-    let metadata = list_metadata(list.revision, &list.continue_token);
+    let metadata = list_metadata(list);
     let head = format!(
         "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
         kind.kind,
@@ -113,10 +113,13 @@ fn list_json(kind: &Kind, list: &List<Vec<u8>>) -> Vec<u8> {
     json
 }
 
-fn list_metadata(revision: u64, continue_token: &str) -> Value {
-    let mut metadata = json!({"resourceVersion": revision.to_string()});
-    if !continue_token.is_empty() {
-        metadata["continue"] = continue_token.into();
+fn list_metadata<T>(list: &List<T>) -> Value {
+    let mut metadata = json!({"resourceVersion": list.revision.to_string()});
+    if !list.continue_token.is_empty() {
+        metadata["continue"] = list.continue_token.as_str().into();
+    }
+    if let Some(remaining) = list.remaining {
+        metadata["remainingItemCount"] = remaining.into();
     }
     metadata
 }

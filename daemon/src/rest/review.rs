@@ -8,10 +8,10 @@ use flotilla_api::k8s_openapi::api::authorization::v1::{
 use flotilla_api::{Cause, Kind, Reason, Status, admit};
 use flotilla_control::rbac::Action;
 use http::{Method, StatusCode};
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body::Sent;
 use super::read::write;
 use super::route::Target;
 use super::{Answer, Call, Rest, answer, body, no_such_resource, not_allowed};
@@ -19,7 +19,7 @@ use crate::gate::{User, resource_action};
 
 impl Rest {
     /// Answers a question, if this is one that is asked here.
-    pub(super) async fn review(&self, call: &Call, body: Incoming, kind: &Kind, target: &Target) -> Answer {
+    pub(super) async fn review(&self, call: &Call, body: Sent, kind: &Kind, target: &Target) -> Answer {
         if target.name.is_some() || kind.is_namespaced() != target.namespace.is_some() {
             return Err(no_such_resource());
         }

@@ -3,9 +3,9 @@
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Builtin, Reason, Status};
 use http::{Method, StatusCode};
-use hyper::body::Incoming;
 use serde_json::{Value, json};
 
+use super::body::Sent;
 use super::part::Part;
 use super::read::write;
 use super::scale::SCALE;
@@ -14,7 +14,7 @@ use super::{Answer, Call, Rest, answer, body, delete, no_such_resource, not_allo
 use crate::gate::{How, Verb};
 
 impl Rest {
-    pub(super) async fn subresource(&self, call: &Call, body: Incoming, name: &str, subresource: &str) -> Answer {
+    pub(super) async fn subresource(&self, call: &Call, body: Sent, name: &str, subresource: &str) -> Answer {
         let (kind, target) = (&call.kind, &call.target);
         if !kind.subresources.iter().any(|known| known == subresource) {
             return Err(no_such_resource());
@@ -32,7 +32,7 @@ impl Rest {
             ("exec", &Method::GET | &Method::POST) => self.exec(call, target, name).await,
             ("attach", &Method::GET | &Method::POST) => self.attach(call, target, name).await,
             ("portforward", &Method::GET | &Method::POST) => self.port_forward(call, target, name).await,
-            ("proxy", _) => self.proxy(call, body, kind, target, name).await,
+            ("proxy", _) => self.proxy(call, body.into_inner(), kind, target, name).await,
             ("log", &Method::GET | &Method::HEAD) => self.log(call, target, name).await,
             ("eviction", &Method::POST) => self.evict(call, body).await,
             ("token", &Method::POST) if kind.builtin == Some(Builtin::ServiceAccount) => {
@@ -52,7 +52,7 @@ impl Rest {
     }
 
     /// Assigns a pod to a node: what a scheduler of somebody else's does.
-    async fn bind(&self, call: &Call, body: Incoming) -> Answer {
+    async fn bind(&self, call: &Call, body: Sent) -> Answer {
         let (kind, place) = (&call.kind, call.place()?);
         let name = place.1;
         let options = body::write_options(call)?;
@@ -90,7 +90,7 @@ impl Rest {
     }
 
     /// Deletes a pod if its budget allows that.
-    async fn evict(&self, call: &Call, body: Incoming) -> Answer {
+    async fn evict(&self, call: &Call, body: Sent) -> Answer {
         let place = call.place()?;
         let eviction = body::value(&call.head.headers, &body::read(body).await?, false)?;
         let text = |pointer: &str| eviction.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
@@ -101,7 +101,7 @@ impl Rest {
         if !matches!(text("/metadata/name"), "") && text("/metadata/name") != place.1 {
             return Err(Status::bad_request("name in URL does not match name in Eviction object"));
         }
-        let options = delete::options_of(call, eviction["deleteOptions"].clone())?;
+        let options = delete::of_eviction(call, eviction["deleteOptions"].clone())?;
         self.gate().evict(&call.user, place, &options).await?;
         write(call, StatusCode::CREATED, &answer::success(json!({}))).await
     }

@@ -5,17 +5,17 @@
 use flotilla_api::k8s_openapi::api::authentication::v1::TokenRequest;
 use flotilla_api::{Status, admit, questions};
 use http::StatusCode;
-use hyper::body::Incoming;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::body::Sent;
 use super::read::write;
 use super::route::Target;
 use super::{Answer, Call, Rest, answer, body, no_such_resource};
 
 impl Rest {
     /// A token for a service account.
-    pub(super) async fn request_token(&self, call: &Call, body: Incoming, target: &Target, name: &str) -> Answer {
+    pub(super) async fn request_token(&self, call: &Call, body: Sent, target: &Target, name: &str) -> Answer {
         let namespace = target.namespace.as_deref().ok_or_else(no_such_resource)?;
         let kind = questions::token_request();
         let options = body::write_options(call)?;

@@ -3,16 +3,16 @@
 use flotilla_api::admit::{Subresource, UnknownFields};
 use flotilla_api::{Reason, Status};
 use http::StatusCode;
-use hyper::body::Incoming;
 use serde_json::Value;
 
+use super::body::Sent;
 use super::part::Part;
 use super::read::write;
 use super::{Answer, Call, Rest, answer, body, not_allowed};
 use crate::gate::{Verb, Written};
 
 impl Rest {
-    pub(super) async fn create(&self, call: &Call, body: Incoming) -> Answer {
+    pub(super) async fn create(&self, call: &Call, body: Sent) -> Answer {
         if call.kind.is_namespaced() && call.target.namespace.is_none() {
             return Err(not_allowed());
         }
@@ -24,7 +24,7 @@ impl Rest {
     }
 
     /// Replaces an object, or what a subresource shows of it, by what was sent. Some kinds are made this way, too.
-    pub(super) async fn replace(&self, call: &Call, body: Incoming, part: Part) -> Answer {
+    pub(super) async fn replace(&self, call: &Call, body: Sent, part: Part) -> Answer {
         let kind = &call.kind;
         let (place, options) = (call.place()?, body::write_options(call)?);
         let sent = read_value(call, body, options.unknown_fields).await?;
@@ -57,6 +57,6 @@ fn is_made_by(call: &Call, part: Part) -> bool {
     part == Part::Object(Subresource::None) && call.kind.create_on_update
 }
 
-async fn read_value(call: &Call, body: Incoming, unknown_fields: UnknownFields) -> Result<Value, Status> {
+async fn read_value(call: &Call, body: Sent, unknown_fields: UnknownFields) -> Result<Value, Status> {
     body::value(&call.head.headers, &body::read(body).await?, unknown_fields == UnknownFields::Refuse)
 }

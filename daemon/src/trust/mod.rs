@@ -17,7 +17,8 @@ use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::cluster::{ClusterObject, ClusterSpec};
 use flotilla_api::{Change, Key, Reason, Status, object};
 use flotilla_net::{
-    Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal, SealKey,
+    Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal,
+    SealKey, ServingNames,
 };
 use jiff::Timestamp;
 use serde_json::{Value, json};
@@ -148,6 +149,24 @@ impl Trust {
             ca: authorities.trusted.iter().map(|one| flotilla_net::certificate_pem(one)).collect(),
             expires: Timestamp::try_from(now + ttl).map_err(Status::bad_request)?,
         })
+    }
+
+    /// A certificate, as PEM, for the servers of a node.
+    ///
+    /// # Errors
+    /// Why it cannot be signed.
+    pub fn issue_serving(
+        &self,
+        csr_der: &[u8],
+        node: &str,
+        names: &ServingNames<'_>,
+        ttl: Duration,
+    ) -> Result<String, Status> {
+        let authorities = self.authorities()?;
+        let certificate = authorities.lasting().sign_serving(csr_der, node, names, ttl, SystemTime::now());
+        certificate
+            .map(|certificate| flotilla_net::certificate_pem(&certificate))
+            .map_err(|error| Status::bad_request(chain(&error)))
     }
 
     /// Whether the node is a member under this id and with this key.

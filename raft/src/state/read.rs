@@ -61,6 +61,15 @@ impl State {
         view.list(range, revision, undone)
     }
 
+    /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
+    pub fn count(&self, range: &Range, most: usize) -> Result<Option<usize>, ReadError> {
+        let view = View::new(self)?;
+        let revision = range.revision.unwrap_or(view.header.revision);
+        view.check(revision)?;
+        let undone = view.undone(revision, |key| key.as_str().starts_with(&range.prefix))?;
+        view.count(range, undone, most)
+    }
+
     /// One object as of a revision.
     pub fn get_at(&self, key: &Key, revision: u64) -> Result<Option<KeyValue>, ReadError> {
         let view = View::new(self)?;
@@ -126,14 +135,26 @@ impl<'a> View<'a> {
         Current::decode(bytes).map(Some).ok_or_else(|| ReadError::Damaged(key.to_string()))
     }
 
+    fn count(&self, range: &Range, undone: BTreeMap<String, u64>, most: usize) -> Result<Option<usize>, ReadError> {
+        let (start, upper) = bounds(range);
+        let mut count = 0;
+        for item in self.records.scan(&current_key(&start), &upper) {
+            let (bytes, _) = item?;
+            count += usize::from(!undone.contains_key(parse_key(&bytes)?.as_str()));
+            if count > most {
+                return Ok(None);
+            }
+        }
+        for (_, at) in undone.range(start..) {
+            count += usize::from(self.before(*at)?.is_some());
+        }
+        Ok(Some(count).filter(|count| *count <= most))
+    }
+
     fn list(&self, range: &Range, revision: u64, undone: BTreeMap<String, u64>) -> Result<Listing, ReadError> {
-        let start = match &range.after {
-            Some(after) if after.as_str() >= range.prefix.as_str() => format!("{after}\0"),
-            _ => range.prefix.clone(),
-        };
+        let (start, upper) = bounds(range);
         let mut page = Page { listing: Listing { revision, ..Listing::default() }, limit: range.limit, size_bytes: 0 };
         let mut undone = undone.into_iter().filter(|(key, _)| *key >= start).peekable();
-        let upper = after_prefix(&current_key(&range.prefix)).unwrap_or_else(|| b"d".to_vec());
         for item in self.records.scan(&current_key(&start), &upper) {
             let (bytes, record) = item?;
             let key = parse_key(&bytes)?;
@@ -151,6 +172,15 @@ impl<'a> View<'a> {
         undone.try_for_each(|(_, at)| page.add_before(self, at))?;
         Ok(page.listing)
     }
+}
+
+/// The first key that a range may have, and the first record behind it.
+fn bounds(range: &Range) -> (String, Vec<u8>) {
+    let start = match &range.after {
+        Some(after) if after.as_str() >= range.prefix.as_str() => format!("{after}\0"),
+        _ => range.prefix.clone(),
+    };
+    (start, after_prefix(&current_key(&range.prefix)).unwrap_or_else(|| b"d".to_vec()))
 }
 
 /// A listing while it fills.

@@ -166,6 +166,14 @@ fn check_ranges(state: &State, model: &Model, prefix: &str) -> Result<(), TestCa
             .collect();
         let listing = state.range(&range).unwrap();
         prop_assert_eq!(&listing.items, &expected);
+        for (index, kv) in expected.iter().enumerate() {
+            let rest = Range { after: Some(kv.key.as_str().to_owned()), ..range.clone() };
+            let left = expected.len() - index - 1;
+            prop_assert_eq!(state.count(&rest, left).unwrap(), Some(left));
+            if left > 0 {
+                prop_assert_eq!(state.count(&rest, left - 1).unwrap(), None);
+            }
+        }
         // The same in pages of two.
         let mut paged = Vec::new();
         let mut after = None;
