@@ -195,6 +195,8 @@ impl Keeper {
     }
 
     async fn follow_nodes(&self) {
+        // Whoever goes by members of long ago does not let those in who would bring the news.
+        self.store.caught_up().await;
         let prefix = GroupResource::new("", "nodes").prefix();
         loop {
             match self.read_nodes(&prefix) {

@@ -210,12 +210,16 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
 /// anew from the others.
 async fn open_store(options: flotilla_raft::Options, net: &Net, own: &Member) -> anyhow::Result<Store> {
     let transport: Arc<dyn Transport> = Arc::new(RaftTransport::new(net.clone()));
-    let damage = match Store::open(options.clone(), transport.clone()).await {
-        Err(OpenError::Disk(damage)) if damage.is_damage() => damage,
-        opened => return opened.context("the store cannot be opened"),
-    };
     // The members are in the replica; what is left of them is whose addresses were kept.
     let known: Vec<Member> = net.peers().iter().map(|peer| Member::known(peer.id(), peer.name())).collect();
+    let damage = match Store::open(options.clone(), transport.clone()).await {
+        Err(OpenError::Disk(damage)) if damage.is_damage() => damage,
+        Ok(store) if store.is_behind() => {
+            net.set_members(known.iter().chain([own]));
+            return Ok(store);
+        }
+        opened => return opened.context("the store cannot be opened"),
+    };
     let others: Vec<NodeId> = known.iter().map(|member| member.id).filter(|id| *id != own.id).collect();
     if others.is_empty() {
         return Err(damage).context(

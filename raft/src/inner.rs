@@ -51,6 +51,7 @@ pub(crate) struct Inner {
     pub epoch: Arc<Epoch>,
     pub versions: Arc<Versions>,
     pub status: watch::Receiver<Status>,
+    pub is_behind: watch::Receiver<bool>,
     pub tasks: TaskTracker,
     /// Held while a snapshot is received.
     pub receiving: Mutex<()>,

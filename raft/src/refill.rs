@@ -21,7 +21,7 @@ use crate::codec;
 use crate::disk::{Disk, DiskError};
 use crate::machine::Machine;
 use crate::options::Options;
-use crate::runtime;
+use crate::runtime::{self, watch};
 use crate::transport::Transport;
 use crate::types::{NodeId, Raft};
 use crate::wire::{Addressed, Refusal, Reply, Request};
@@ -107,7 +107,7 @@ pub(crate) fn behind(dir: &Path, disk: &Disk) -> Result<Option<u64>, DiskError> 
 }
 
 /// Lets a replica stand for election once it has applied this log index.
-pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>) {
+pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>, behind: watch::Sender<bool>) {
     let applied = raft.wait(None);
     let reached = applied.applied_index_at_least(Some(index), "an emptied replica catches up");
     match machine.closing().run_until_cancelled(reached).await {
@@ -115,6 +115,9 @@ pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>) {
         // It ends, or Raft has.
         Some(Err(_)) | None => return,
     }
+    raft.runtime_config().elect(true);
+    behind.send_replace(false);
+    // From here on the note only makes the next start more careful than it need be.
     let path = machine.root().with_extension(BEHIND);
     let caught_up = machine.clone();
     let removed = runtime::blocking(move || {
@@ -124,9 +127,7 @@ pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>) {
     });
     if let Err(error) = removed.await.map_err(DiskError::io(machine.root())).flatten() {
         tracing::error!(error = &error as &dyn std::error::Error, "that a replica has caught up cannot be noted");
-        return;
     }
-    raft.runtime_config().elect(true);
 }
 
 /// The mark of a replica that is damaged.

@@ -95,8 +95,9 @@ impl Store {
         machine.started();
 
         let tasks = TaskTracker::new();
+        let (catching_up, is_behind) = watch::channel(behind.is_some());
         if let Some(index) = behind {
-            runtime::spawn(&tasks, refill::catch_up(index, raft.clone(), machine.clone()));
+            runtime::spawn(&tasks, refill::catch_up(index, raft.clone(), machine.clone(), catching_up));
         }
         let (publish, status) = watch::channel(Status { id: options.id, epoch: epoch.own(), ..Status::default() });
         let sources = Sources {
@@ -122,6 +123,7 @@ impl Store {
             epoch,
             versions,
             status,
+            is_behind,
             tasks,
             receiving: Mutex::new(()),
             absences: Mutex::new(Absences::default()),
@@ -129,6 +131,19 @@ impl Store {
         let inner = Arc::new(inner);
         runtime::spawn(&inner.tasks, keeper::keep(inner.clone(), asker));
         Ok(Self { inner })
+    }
+
+    /// Whether this replica was emptied and has yet to catch up: what it has is what was there long ago.
+    pub fn is_behind(&self) -> bool {
+        *self.inner.is_behind.borrow()
+    }
+
+    /// Waits until this replica is no longer behind.
+    pub async fn caught_up(&self) {
+        // Who is told no more is at its end, and so is whoever waits.
+        if self.inner.is_behind.clone().wait_for(|behind| !behind).await.is_err() {
+            self.inner.machine.closing().cancelled().await;
+        }
     }
 
     /// Makes this replica the sole voter of a new cluster. Does nothing if it is in a cluster.

@@ -94,7 +94,6 @@ impl Asking {
         });
         // What has dots names a field or a resource: others may be named elsewhere.
         if let Some(mut values) = taken.filter(|values| values.iter().all(|value| !value.contains('.'))) {
-            values.retain(|value| !value.is_empty());
             values.sort_unstable();
             self.found.entry(type_name.to_owned()).or_default().insert(field.to_owned(), values);
         }

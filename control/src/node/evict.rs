@@ -57,7 +57,8 @@ pub(crate) fn plan(name: &str, cx: &mut Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let view = cx.view;
     let Some(node) = view.node(name).filter(|node| disturbs(node)) else { return plan };
-    let silent = readiness_of(node) != Some("True");
+    let readiness = readiness_of(node);
+    let (silent, lost) = (readiness != Some("True"), readiness == Some("Unknown"));
     for pod in view.pods_on(name).filter(|pod| !pods::is_finished(pod)) {
         let leaves_at = leaves_at(pod, node, cx.settings.default_toleration_seconds);
         let leaves = leaves_at.is_some_and(|at| at <= cx.now) && !meta::is_deleting(&pod.metadata);
@@ -65,7 +66,7 @@ pub(crate) fn plan(name: &str, cx: &mut Context<'_>) -> Plan {
             Some(at) if at > cx.now => plan.wake(at),
             _ => {}
         }
-        plan.add(move_on(pod, name, leaves, silent, cx));
+        plan.add(move_on(pod, leaves, silent, lost.then_some(name), cx));
     }
     plan
 }
@@ -99,7 +100,7 @@ fn came_at(pod: &Pod) -> Timestamp {
 }
 
 /// Marks the pod for deletion if it leaves; not ready, or lost if it was to end, if nobody can tell whether it is.
-fn move_on(pod: &PodEntry, node: &str, leaves: bool, silent: bool, cx: &mut Context<'_>) -> Change {
+fn move_on(pod: &PodEntry, leaves: bool, silent: bool, lost: Option<&str>, cx: &mut Context<'_>) -> Change {
     let mut next = pod.object.clone();
     if leaves {
         let message = "The node is not available to the pod any more";
@@ -113,7 +114,7 @@ fn move_on(pod: &PodEntry, node: &str, leaves: bool, silent: bool, cx: &mut Cont
     }
     if silent {
         forget_readiness(&mut next, cx.now);
-        if meta::is_deleting(&next.metadata) {
+        if let Some(node) = lost.filter(|_| meta::is_deleting(&next.metadata)) {
             let message = format!("Node {node} which was running pod {} is unresponsive", pod.key.name());
             pods::lose(&mut next, message);
         }

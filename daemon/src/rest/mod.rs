@@ -294,7 +294,10 @@ impl Seen {
         if let Some(id) = self.entry.id() {
             response.headers_mut().insert(audit::ID_HEADER, id);
         }
-        if let Some(bytes) = self.sent.as_ref().and_then(|sent| sent.get()).filter(|bytes| !bytes.is_empty()) {
+        // What was refused before it was understood may be anything, a Secret too.
+        let understood = !matches!(response.status().as_u16(), 400 | 413 | 415);
+        let sent = self.sent.as_ref().and_then(|sent| sent.get());
+        if let Some(bytes) = sent.filter(|bytes| understood && !bytes.is_empty()) {
             let fits = bytes.len() <= audit::MAX_BODY_BYTES;
             self.entry.add(Side::Request, fits.then(|| body::shown(&self.headers, bytes)).flatten());
         }
