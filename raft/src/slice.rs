@@ -123,8 +123,8 @@ impl Slice {
         self.questions.send(told).await.ok()?;
         let revision = answer.await.ok()?;
         let mut applied = self.hub.subscribe();
-        applied.wait_for(|applied| *applied >= revision).await.ok()?;
-        Some(self.hub.revision())
+        let reached = *applied.wait_for(|applied| *applied >= revision).await.ok()?;
+        Some(reached)
     }
 
     fn apply(&self, update: SliceUpdate) {
