@@ -12,6 +12,7 @@ use crate::codec::{LogIdForm, VoteForm};
 use crate::disk::{Disk, DiskError, StoreMeta};
 use crate::epoch::REVISION_JUMP;
 use crate::log::{self, Offline};
+use crate::refill;
 use crate::snapshot::{Places, SnapshotDir};
 use crate::state::State;
 use crate::types::{LogId, Membership, NodeId, StoredMembership, term_of};
@@ -131,6 +132,8 @@ impl<'a> Stopped<'a> {
         let meta = StoreMeta { epoch, ..StoreMeta::new(self.cluster, Some(self.id)) };
         log::begin(&log, &meta, at, vote, &self.disk)?;
         copy.promote_with(self.dir, log)?;
+        // It was short of what the epoch before had; of this one it is all there is.
+        refill::forget(self.dir, &self.disk)?;
         Ok(Remains {
             epoch,
             revision,

@@ -42,6 +42,15 @@ pub(crate) struct Mark {
     pub epoch: u64,
 }
 
+/// How far an emptied replica has to come before it is like any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Behind {
+    /// The replica that was emptied. Another one in its place never promised anything.
+    id: NodeId,
+    /// The log index that was committed when the replica was let go.
+    index: u64,
+}
+
 /// A damaged replica was not made anew. It is as it was, and still does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum RefillError {
@@ -62,9 +71,10 @@ pub enum RefillError {
 pub async fn refill(options: &Options, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<(), RefillError> {
     let (dir, disk) = (options.dir.clone(), Disk::default());
     let Some(mark) = read(&dir, &disk)? else { return Ok(()) };
-    let committed = leave(options.id, mark.epoch, peers, transport).await?;
+    let id = options.id;
+    let index = leave(id, mark.epoch, peers, transport).await?;
     let emptied = runtime::blocking(move || {
-        note(&dir.with_extension(BEHIND), &committed, &disk)?;
+        note(&dir.with_extension(BEHIND), &Behind { id, index }, &disk)?;
         empty(&dir, &disk)
     })
     .await;
@@ -96,14 +106,29 @@ fn note(path: &Path, what: &impl Serialize, disk: &Disk) -> Result<(), DiskError
     }
 }
 
-/// The log index that an emptied replica has to have applied before it stands for election.
+/// The log index that this replica, if it was emptied, has to have applied before it stands for election. What is left
+/// over of another replica is removed.
 ///
 /// # Errors
 /// `Damaged` if it cannot be read any more: the replica has to be made anew once more.
-pub(crate) fn behind(dir: &Path, disk: &Disk) -> Result<Option<u64>, DiskError> {
+pub(crate) fn behind(dir: &Path, id: NodeId, disk: &Disk) -> Result<Option<u64>, DiskError> {
     let path = dir.with_extension(BEHIND);
-    let bytes = disk.read(&path, MAX_BEHIND_BYTES).map_err(DiskError::io(&path))?;
-    bytes.map(|bytes| codec::decode(&bytes).map_err(|e| DiskError::damaged(&path, e))).transpose()
+    let Some(bytes) = disk.read(&path, MAX_BEHIND_BYTES).map_err(DiskError::io(&path))? else { return Ok(None) };
+    let behind: Behind = codec::decode(&bytes).map_err(|e| DiskError::damaged(&path, e))?;
+    if behind.id == id {
+        return Ok(Some(behind.index));
+    }
+    forget(dir, disk)?;
+    Ok(None)
+}
+
+/// Lets the replica be like any other: it has caught up, or there is nobody left whom it could mislead.
+pub(crate) fn forget(dir: &Path, disk: &Disk) -> Result<(), DiskError> {
+    let path = dir.with_extension(BEHIND);
+    match disk.remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(DiskError::io(&path)(error)),
+        _ => Ok(()),
+    }
 }
 
 /// Lets a replica stand for election once it has applied this log index.
@@ -118,12 +143,11 @@ pub(crate) async fn catch_up(index: u64, raft: Raft, machine: Arc<Machine>, behi
     raft.runtime_config().elect(true);
     behind.send_replace(false);
     // From here on the note only makes the next start more careful than it need be.
-    let path = machine.root().with_extension(BEHIND);
     let caught_up = machine.clone();
     let removed = runtime::blocking(move || {
         // What was applied is read back from the state, which must outlive what says that it is needed.
         caught_up.state().flush().map_err(DiskError::db(caught_up.root()))?;
-        caught_up.disk().remove_file(&path).map_err(DiskError::io(&path))
+        forget(caught_up.root(), caught_up.disk())
     });
     if let Err(error) = removed.await.map_err(DiskError::io(machine.root())).flatten() {
         tracing::error!(error = &error as &dyn std::error::Error, "that a replica has caught up cannot be noted");
@@ -226,9 +250,18 @@ mod tests {
         assert_eq!(read(&dir, &disk).unwrap().unwrap().epoch, 0, "a mark that cannot be read is one");
         empty(&dir, &disk).unwrap();
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
-        note(&dir.with_extension(BEHIND), &7_u64, &disk).unwrap();
-        assert_eq!(behind(&dir, &disk).unwrap(), Some(7));
+    }
+
+    #[test]
+    fn how_far_an_emptied_replica_has_to_come_is_no_other_replicas_concern() {
+        let parent = tempfile::TempDir::new().unwrap();
+        let (dir, disk) = (parent.path().join("store"), Disk::default());
+        forget(&dir, &disk).unwrap();
+        note(&dir.with_extension(BEHIND), &Behind { id: 1, index: 7 }, &disk).unwrap();
+        assert_eq!(behind(&dir, 1, &disk).unwrap(), Some(7));
+        assert_eq!(behind(&dir, 2, &disk).unwrap(), None);
+        assert_eq!(behind(&dir, 1, &disk).unwrap(), None, "it was removed");
         std::fs::write(dir.with_extension(BEHIND), b"").unwrap();
-        assert!(behind(&dir, &disk).unwrap_err().is_damage());
+        assert!(behind(&dir, 1, &disk).unwrap_err().is_damage());
     }
 }

@@ -390,7 +390,7 @@ fn open_databases(options: &Options, disk: &Disk, found: &mut u64) -> Result<Ope
     *found = machine.as_ref().map_or(0, |machine| machine.state().epoch()).max(*found);
     let (log, machine) = (log?, Arc::new(machine?));
     let epoch = Arc::new(Epoch::open(&log, &machine)?);
-    Ok(Opened { log, machine, space, epoch, behind: refill::behind(dir, disk)? })
+    Ok(Opened { log, machine, space, epoch, behind: refill::behind(dir, options.id, disk)? })
 }
 
 fn raft_config(options: &Options) -> Result<Config, OpenError> {

@@ -206,7 +206,11 @@ async fn what_only_the_log_has_is_kept_and_an_empty_replica_cannot_recover() {
     until("it is in the log", || cluster.status(leader).last_log_index > logged).await;
     cluster.stop_all().await;
     let _ = uncommitted.await.unwrap();
+    // Left by a refill of which there is nobody any more to catch up with.
+    let behind = cluster.dir(leader).with_extension("behind");
+    std::fs::write(&behind, b"").unwrap();
     let begun = recover(cluster.dir(leader), CLUSTER, leader).unwrap();
+    assert!(!behind.exists());
     assert!(begun.unapplied > 0, "{begun:?}");
     cluster.net.heal();
     let store = cluster.start(leader).await;
