@@ -10,6 +10,8 @@ use crate::{condition, deletion, meta, pods};
 
 /// Upstream's default of `spec.backoffLimit`.
 const DEFAULT_BACKOFF_LIMIT: i32 = 6;
+/// How long the end waits for a pod on a lost node after its time is up: a node may be away for seconds only, and end it.
+const LOST_FOR_SECONDS: i64 = 30;
 
 /// How a Job ends, as its conditions say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,11 +139,10 @@ impl Pass<'_> {
     }
 
     /// First the intent, while pods still have to go; then the end.
-    pub(super) fn note_outcome(&mut self, outcome: &Outcome, is_counted: bool, now: Timestamp) {
+    pub(super) fn note_outcome(&mut self, outcome: &Outcome, is_counted: bool, now: Timestamp, plan: &mut Plan) {
         let Outcome { is_success, reason, message } = outcome;
         let (intent, end) = if *is_success { ("SuccessCriteriaMet", "Complete") } else { ("FailureTarget", "Failed") };
-        // Whether a pod on a lost node has ended nobody can say; the end does not wait for it.
-        let over = is_counted && self.active.is_empty() && self.terminating().all(|pod| pods::is_lost(pod));
+        let over = is_counted && self.active.is_empty() && !self.still_ends(now, plan);
         let conditions = &mut self.status().conditions;
         condition::set(conditions, intent, "True", reason, message, now);
         if !over {
@@ -155,6 +156,20 @@ impl Pass<'_> {
             self.told.push((true, reason.clone(), message.clone()));
         }
     }
+
+    /// Whether a pod that was told to go may still run.
+    fn still_ends(&self, now: Timestamp, plan: &mut Plan) -> bool {
+        let until: Vec<Option<Timestamp>> =
+            self.terminating().map(given_up).filter(|at| at.is_none_or(|at| at > now)).collect();
+        until.iter().flatten().for_each(|at| plan.wake(*at));
+        !until.is_empty()
+    }
+}
+
+/// When its end is not waited for any longer, if it is on a lost node: nobody can say whether it has ended.
+fn given_up(pod: &PodEntry) -> Option<Timestamp> {
+    let deleted = pod.metadata.deletion_timestamp.as_ref().filter(|_| pods::is_lost(pod))?;
+    Some(meta::plus_seconds(deleted.0, LOST_FOR_SECONDS))
 }
 
 fn total_restarts(pod: &PodEntry) -> i32 {

@@ -5,7 +5,7 @@
 //!
 //! Invariant: a pod is counted if and only if its finalizer is taken away by the Change that counts it.
 //! Invariant: a pod lost to its node is replaced and is no failure of the Job.
-//! Invariant: a finished Job creates no pod, and has none that still ends, unless its node is lost.
+//! Invariant: a finished Job creates no pod, and has none that still ends, unless its node is lost for long.
 
 mod count;
 mod create;
@@ -152,7 +152,7 @@ impl<'a> Pass<'a> {
                 // Pods that a failed Job ends have failed with it: they keep their finalizer until they are counted.
                 let counted = if outcome.is_success { Counted::No } else { Counted::AsFailed };
                 self.delete_pods(self.active.clone(), counted, cx, plan);
-                self.note_outcome(outcome, counting.is_complete, cx.now);
+                self.note_outcome(outcome, counting.is_complete, cx.now, plan);
                 0
             }
             None if suspended => {

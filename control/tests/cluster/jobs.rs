@@ -69,6 +69,12 @@ fn a_job_is_over_although_a_dead_node_cannot_say_that_its_pods_have_ended() {
     let status = sim.job("j").status.unwrap();
     assert_eq!((status.succeeded, status.failed), (Some(30), None));
     assert!(status.terminating > Some(0));
+    assert_eq!(condition(&raw(&sim), "SuccessCriteriaMet")["status"], "True");
+    let is_complete = |sim: &Sim| sim.job("j").status.unwrap().completion_time.is_some();
+    assert!(!is_complete(&sim), "the node may come back and end them");
+    sim.advance(61);
+    sim.run();
+    assert!(is_complete(&sim));
     assert_eq!(condition(&raw(&sim), "Complete")["status"], "True");
 }
 
