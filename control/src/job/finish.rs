@@ -10,8 +10,9 @@ use crate::{condition, deletion, meta, pods};
 
 /// Upstream's default of `spec.backoffLimit`.
 const DEFAULT_BACKOFF_LIMIT: i32 = 6;
-/// How long the end waits for a pod on a lost node after its time is up: a node may be away for seconds only, and end it.
-const LOST_FOR_SECONDS: i64 = 30;
+/// How long the end waits for a pod that was told to go and is on a lost node: most nodes that come back do so within
+/// seconds, and end it then.
+const LOST_FOR_SECONDS: i64 = 15;
 
 /// How a Job ends, as its conditions say it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -166,10 +167,11 @@ impl Pass<'_> {
     }
 }
 
-/// When its end is not waited for any longer, if it is on a lost node: nobody can say whether it has ended.
+/// When its end is no longer waited for, if it is on a lost node: nobody can say whether it has ended.
 fn given_up(pod: &PodEntry) -> Option<Timestamp> {
-    let deleted = pod.metadata.deletion_timestamp.as_ref().filter(|_| pods::is_lost(pod))?;
-    Some(meta::plus_seconds(deleted.0, LOST_FOR_SECONDS))
+    let ends = pod.metadata.deletion_timestamp.as_ref().filter(|_| pods::is_lost(pod))?;
+    let grace = pod.metadata.deletion_grace_period_seconds.unwrap_or(0);
+    Some(meta::plus_seconds(ends.0, LOST_FOR_SECONDS.saturating_sub(grace)))
 }
 
 fn total_restarts(pod: &PodEntry) -> i32 {

@@ -72,7 +72,7 @@ fn a_job_is_over_although_a_dead_node_cannot_say_that_its_pods_have_ended() {
     assert_eq!(condition(&raw(&sim), "SuccessCriteriaMet")["status"], "True");
     let is_complete = |sim: &Sim| sim.job("j").status.unwrap().completion_time.is_some();
     assert!(!is_complete(&sim), "the node may come back and end them");
-    sim.advance(61);
+    sim.advance(16);
     sim.run();
     assert!(is_complete(&sim));
     assert_eq!(condition(&raw(&sim), "Complete")["status"], "True");
