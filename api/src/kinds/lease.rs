@@ -6,6 +6,7 @@ use k8s_openapi::api::coordination::v1 as coordination;
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
+use crate::names;
 
 pub struct Lease;
 
@@ -35,13 +36,24 @@ impl BuiltIn for Lease {
         if spec.preferred_holder.as_deref().is_some_and(|h| !h.is_empty()) && spec.strategy.is_none() {
             errors.forbidden(&path.child("preferredHolder"), "may only be specified when `strategy` is defined");
         }
-        if let Some(strategy) = spec.strategy.as_deref().filter(|s| *s != "OldestEmulationVersion") {
-            errors.not_supported(&path.child("strategy"), strategy, &["OldestEmulationVersion"]);
+        if let Some(strategy) = spec.strategy.as_deref() {
+            validate_strategy(strategy, &path.child("strategy"), errors);
         }
     }
 
     fn row(lease: &coordination::Lease, now: Timestamp) -> Vec<String> {
         let holder = lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone()).unwrap_or_default();
         vec![columns::name(&lease.metadata), holder, columns::age(&lease.metadata, now)]
+    }
+}
+
+/// The one that Kubernetes has, or somebody's own under a name with a domain.
+fn validate_strategy(strategy: &str, path: &Path, errors: &mut Errors) {
+    match strategy {
+        "OldestEmulationVersion" => {}
+        own if own.contains('/') => {
+            names::qualified_name(own).iter().for_each(|complaint| errors.invalid(path, own, complaint));
+        }
+        other => errors.not_supported(path, other, &["OldestEmulationVersion"]),
     }
 }

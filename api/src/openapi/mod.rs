@@ -71,6 +71,7 @@ static DATA: LazyLock<u64> = LazyLock::new(|| {
     let mut hasher = DefaultHasher::new();
     env!("CARGO_PKG_VERSION").hash(&mut hasher);
     schema::names().for_each(|name| schema::json(name).hash(&mut hasher));
+    values::all().hash(&mut hasher);
     hasher.finish()
 });
 
@@ -84,7 +85,7 @@ fn fingerprint<'a>(kinds: impl Iterator<Item = &'a Arc<Kind>>) -> String {
     for kind in kinds {
         for hasher in &mut hashers {
             (&kind.group, &kind.version, &kind.kind, &kind.plural, &kind.singular).hash(hasher);
-            (&kind.subresources, kind.is_namespaced(), &kind.schema).hash(hasher);
+            (&kind.subresources, kind.is_namespaced(), &kind.schema, kind.shows_deleted).hash(hasher);
             kind.structure.as_ref().map(|structure| structure.fingerprint()).hash(hasher);
         }
     }

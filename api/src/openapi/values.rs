@@ -18,6 +18,8 @@ use crate::schema::{self, Schema};
 
 /// What no field takes.
 const NOTHING: &str = "\u{1}";
+/// What only fields take in which anybody may have a value of their own.
+const SOMEBODYS: &str = "example.com/own";
 /// A type is looked at in so many places.
 const MAX_PLACES: usize = 3;
 /// Types within types.
@@ -33,6 +35,11 @@ static VALUES: LazyLock<BTreeMap<String, BTreeMap<String, Vec<String>>>> = LazyL
     }
     asking.found
 });
+
+/// All that is known, by type and field.
+pub(super) fn all() -> &'static BTreeMap<String, BTreeMap<String, Vec<String>>> {
+    &VALUES
+}
 
 /// The values that a field of a type may have, sorted; `None` if it may be any.
 pub(super) fn of(type_name: &str, field: &str) -> Option<&'static [String]> {
@@ -82,16 +89,11 @@ impl Asking {
 
     fn ask(&mut self, kind: &Kind, type_name: &str, field: &str, way: &[Step]) {
         let known = self.found.get(type_name).is_some_and(|fields| fields.contains_key(field));
-        if known || way.len() < 2 {
+        let is_head = way.len() == 1 && matches!(field, "apiVersion" | "kind");
+        if known || is_head {
             return;
         }
-        let (mut object, mut errors) = (object(kind, way), Errors::new());
-        kind.behaviour.create(&mut object, &mut errors);
-        let path = path(way);
-        let taken = errors.into_causes().iter().find(|cause| cause.field == path).and_then(|cause| {
-            let (_, values) = cause.message.split_once("supported values: ")?;
-            serde_json::from_str::<Vec<String>>(&format!("[{values}]")).ok()
-        });
+        let taken = values(kind, way, NOTHING).filter(|_| values(kind, way, SOMEBODYS).is_some());
         // What has dots names a field or a resource: others may be named elsewhere.
         if let Some(mut values) = taken.filter(|values| values.iter().all(|value| !value.contains('.'))) {
             values.sort_unstable();
@@ -100,13 +102,23 @@ impl Asking {
     }
 }
 
+/// What the kind would have taken in place of a value that it does not take.
+fn values(kind: &Kind, way: &[Step], value: &str) -> Option<Vec<String>> {
+    let (mut object, mut errors) = (object(kind, way, value), Errors::new());
+    kind.behaviour.create(&mut object, &mut errors);
+    let path = path(way);
+    let causes = errors.into_causes();
+    let (_, values) = causes.iter().find(|cause| cause.field == path)?.message.split_once("supported values: ")?;
+    serde_json::from_str(&format!("[{values}]")).ok()
+}
+
 fn is_text(schema: &Schema) -> bool {
     schema.type_.as_deref() == Some("string") && schema.format.is_none() && schema.allowed.is_empty()
 }
 
-/// An object that says nothing but what no field takes, at the end of a way.
-fn object(kind: &Kind, way: &[Step]) -> Value {
-    let inner = way.iter().rev().fold(json!(NOTHING), |inner, step| match step {
+/// An object that says nothing but a value, at the end of a way.
+fn object(kind: &Kind, way: &[Step], value: &str) -> Value {
+    let inner = way.iter().rev().fold(json!(value), |inner, step| match step {
         Step::Field(field) => Value::Object(Map::from_iter([(field.clone(), inner)])),
         Step::First => json!([inner]),
     });
@@ -145,6 +157,9 @@ mod tests {
             ("io.k8s.api.core.v1.ServiceSpec", "type", &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"]),
             ("io.k8s.api.apps.v1.DeploymentStrategy", "type", &["Recreate", "RollingUpdate"]),
             ("io.k8s.api.batch.v1.CronJobSpec", "concurrencyPolicy", &["Allow", "Forbid", "Replace"]),
+            ("io.k8s.api.storage.v1.StorageClass", "volumeBindingMode", &["Immediate", "WaitForFirstConsumer"]),
+            ("io.k8s.api.batch.v1.JobSpec", "podReplacementPolicy", &["Failed", "TerminatingOrFailed"]),
+            ("io.k8s.api.core.v1.VolumeMount", "mountPropagation", &["Bidirectional", "HostToContainer", "None"]),
         ];
         let all: Vec<String> = VALUES
             .iter()
@@ -154,10 +169,13 @@ mod tests {
             let found = of(name, field).unwrap_or_else(|| panic!("{name}.{field} is not among {all:#?}"));
             assert_eq!(found, values, "{name}.{field}");
         }
-        for (name, field) in
-            [("Container", "image"), ("NodeSelectorRequirement", "key"), ("ResourceFieldSelector", "resource")]
-        {
-            assert_eq!(of(&format!("io.k8s.api.core.v1.{name}"), field), None, "{name}.{field}");
+        for (name, field) in [
+            ("core.v1.Container", "image"),
+            ("core.v1.NodeSelectorRequirement", "key"),
+            ("core.v1.ResourceFieldSelector", "resource"),
+            ("coordination.v1.LeaseSpec", "strategy"),
+        ] {
+            assert_eq!(of(&format!("io.k8s.api.{name}"), field), None, "{name}.{field}");
         }
     }
 }
