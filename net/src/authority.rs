@@ -203,6 +203,12 @@ impl Authority {
         if names.dns.len() + names.addresses.len() > MAX_SERVING_NAMES {
             return Err(AuthorityError::Request(format!("more than {MAX_SERVING_NAMES} alternative names")));
         }
+        if let Some(dns) = names.dns.iter().find(|dns| stands_for_api(dns)) {
+            return Err(AuthorityError::Request(format!("{dns:?} is, or covers, a name of the API")));
+        }
+        if let Some(address) = names.addresses.iter().find(|address| address.is_loopback()) {
+            return Err(AuthorityError::Request(format!("{address} is no address of one node")));
+        }
         let mut request = read_request(csr_der, true, lifetime, now)?;
         let params = &mut request.params;
         params.distinguished_name = name(&format!("{NODE_USER_PREFIX}{node}"), Some(NODE_GROUP));
@@ -218,20 +224,30 @@ impl Authority {
         let mut names = vec![
             SanType::URI(Ia5String::try_from(node_uri_text(self.cluster, node.id))?),
             SanType::DnsName(Ia5String::try_from(node.name)?),
-            SanType::DnsName(Ia5String::try_from("localhost")?),
         ];
-        // Clients on the machine itself, and pods that ask for the API by its name.
         for address in ["127.0.0.1", "::1"] {
             names.extend(address.parse().map(SanType::IpAddress));
         }
-        for service in
-            ["kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"]
-        {
-            names.push(SanType::DnsName(Ia5String::try_from(service)?));
+        for api in API_NAMES {
+            names.push(SanType::DnsName(Ia5String::try_from(api)?));
         }
         names.extend(node.addresses.iter().take(MAX_ADDRESSES).map(|address| SanType::IpAddress(*address)));
         Ok(names)
     }
+}
+
+/// What every node's API is called: by clients on the machine itself, and by pods.
+const API_NAMES: [&str; 5] =
+    ["localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local"];
+
+/// Whether who has a certificate for the name could pass for the API.
+fn stands_for_api(name: &str) -> bool {
+    let name = name.trim_end_matches('.');
+    let under = name.strip_prefix("*.");
+    API_NAMES.iter().any(|api| {
+        let parent = api.split_once('.').map(|(_, parent)| parent);
+        name.eq_ignore_ascii_case(api) || under.zip(parent).is_some_and(|(one, other)| one.eq_ignore_ascii_case(other))
+    })
 }
 
 /// What a node is called in its certificate.
@@ -307,6 +323,10 @@ fn read_request(
     request.params = blank_params(now, lifetime)?;
     request.params.is_ca = IsCa::ExplicitNoCa;
     request.params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    if rsa {
+        // What older clients still do with it.
+        request.params.key_usages.push(KeyUsagePurpose::KeyEncipherment);
+    }
     Ok(request)
 }
 

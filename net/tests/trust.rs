@@ -100,6 +100,25 @@ fn what_a_nodes_servers_show_is_no_leave_to_call() {
 }
 
 #[test]
+fn no_server_of_a_node_passes_for_the_api() {
+    let authority = authority();
+    let csr = NodeKey::generate().expect("a key").request().expect("a request");
+    let sign = |dns: &str, address: [u8; 4]| {
+        let (dns, addresses) = ([dns.to_owned()], [address.into()]);
+        let names = ServingNames { dns: &dns, addresses: &addresses };
+        authority.sign_serving(&csr, "a", &names, LIFETIME, SystemTime::now()).map(|_| ())
+    };
+    let address = [10, 0, 0, 1];
+    for dns in ["a", "db.default.svc", "*.db.default.svc", "kubernetes.red"] {
+        sign(dns, address).expect(dns);
+    }
+    for dns in ["localhost", "kubernetes", "Kubernetes.Default.svc", "kubernetes.default.", "*.default.svc"] {
+        assert!(matches!(sign(dns, address), Err(AuthorityError::Request(_))), "{dns}");
+    }
+    assert!(matches!(sign("a", [127, 0, 0, 1]), Err(AuthorityError::Request(_))));
+}
+
+#[test]
 fn what_is_no_request_or_out_of_bounds_is_refused() {
     let authority = authority();
     let csr = NodeKey::generate().expect("a key").request().expect("a request");

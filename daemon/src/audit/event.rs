@@ -139,7 +139,7 @@ impl Record {
     }
 }
 
-/// Of an object, or of each in a list.
+/// Of an object, or of each in a list or in a table.
 fn without_managed_fields(mut object: Value) -> Value {
     let remove = |object: &mut Value| {
         if let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) {
@@ -148,6 +148,8 @@ fn without_managed_fields(mut object: Value) -> Value {
     };
     remove(&mut object);
     object.get_mut("items").and_then(Value::as_array_mut).into_iter().flatten().for_each(remove);
+    let rows = object.get_mut("rows").and_then(Value::as_array_mut).into_iter().flatten();
+    rows.filter_map(|row| row.get_mut("object")).for_each(remove);
     object
 }
 
@@ -327,6 +329,10 @@ mod tests {
         assert_eq!(event["level"], "RequestResponse");
         assert_eq!(event["requestObject"], json!({"metadata": {"name": "p"}}));
         assert_eq!(event["responseObject"], json!({"items": [{"metadata": {}}]}));
+        let table = json!({"rows": [{"cells": [], "object": {"metadata": {"managedFields": [{}]}}}]});
+        record.add(Side::Response, Some(table));
+        let event = line(&record);
+        assert_eq!(event["responseObject"], json!({"rows": [{"cells": [], "object": {"metadata": {}}}]}));
         let mut record = Record::new(&head, &recording, Timestamp::UNIX_EPOCH);
         record.add(Side::Request, Some(json!({"data": "x".repeat(MAX_BODY_BYTES)})));
         let event = line(&record);

@@ -14,7 +14,7 @@ use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
 
 use super::route::Target;
-use super::{Body, BoxError};
+use super::{Body, BoxError, body};
 
 /// Answers larger than this are compressed for clients that accept it: upstream's threshold.
 const COMPRESS_FROM_BYTES: usize = 128 * 1024;
@@ -58,7 +58,7 @@ pub async fn shown(response: Response<Body>, max_bytes: usize) -> (Response<Body
     match body.collect().await {
         Ok(collected) => {
             let bytes = collected.to_bytes();
-            let object = serde_json::from_slice(&bytes).ok();
+            let object = body::shown(&parts.headers, &bytes).filter(Value::is_object);
             (Response::from_parts(parts, full(bytes)), object)
         }
         Err(error) => (failure(&Status::internal(error), &Details::default()), None),

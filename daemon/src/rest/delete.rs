@@ -80,11 +80,13 @@ impl Rest {
     pub(super) async fn delete(&self, call: &Call, body: Sent) -> Answer {
         let (kind, place) = (&call.kind, call.place()?);
         let sent = options(call, body).await?;
-        let warnings = sent.warnings(kind);
+        let (warnings, cascades) = (sent.warnings(kind), sent.orphan_dependents == Some(false));
         let options = checked(call, sent)?;
         let deleted = self.gate().delete(&call.user, kind, place, &options).await?;
         if !deleted.gone || kind.shows_deleted {
-            let mut response = self.show(call, kind, StatusCode::OK, &deleted.object).await?;
+            // Only who asks for it the old way is told by the code that something is still to be done.
+            let code = if !deleted.gone && cascades { StatusCode::ACCEPTED } else { StatusCode::OK };
+            let mut response = self.show(call, kind, code, &deleted.object).await?;
             answer::warn(&mut response, warnings);
             return Ok(response);
         }
@@ -103,7 +105,9 @@ impl Rest {
         if kind.builtin == Some(Builtin::Namespace) || (kind.is_namespaced() && call.target.namespace.is_none()) {
             return Err(not_allowed());
         }
-        let options = checked(call, options(call, body).await?)?;
+        let sent = options(call, body).await?;
+        let warnings = sent.warnings(kind);
+        let options = checked(call, sent)?;
         let query = list_query(call, kind, &call.target)?;
         let deleted = self.gate().delete_collection(&call.user, kind, &query, &options).await?;
         let body = json!({
@@ -112,7 +116,9 @@ impl Rest {
             "metadata": {"resourceVersion": deleted.revision.to_string()},
             "items": deleted.items,
         });
-        write(call, StatusCode::OK, &body).await
+        let mut response = write(call, StatusCode::OK, &body).await?;
+        answer::warn(&mut response, warnings);
+        Ok(response)
     }
 }
 
