@@ -24,6 +24,9 @@ const FIRST_OCTETS: [u8; 2] = [10, 99];
 const GATEWAY_HOST: u8 = 254;
 /// Host numbers above are left to the gateway.
 pub const MAX_NODES: usize = 100;
+/// Behind its router each node has the same address, as behind routers of one make.
+const LAN_ROUTER: &str = "192.168.1.1";
+const LAN_NODE: &str = "192.168.1.2";
 const BRIDGE: &str = "br0";
 
 /// A /24 for the nodes of one cluster.
@@ -100,6 +103,15 @@ impl From<Subnet> for String {
     }
 }
 
+/// How a node's router masquerades.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Nat {
+    /// All see the node at one port, as most home routers do it: a hole can be punched.
+    Cone,
+    /// Each sees it at another port: no hole can be punched.
+    Symmetric,
+}
+
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Fabric {
     pub space: Space,
@@ -142,6 +154,49 @@ impl Fabric {
         )?;
         let address = self.subnet.node(host);
         ip_in(node, &format!("link set lo up\naddr add {address}/24 dev eth0\nlink set eth0 up\n"))
+    }
+
+    /// Lays a cable to a node that was just switched on from a router of its own, which is what the bridge sees. The router
+    /// lets in only what belongs to something that went out. It lasts as long as the node's network.
+    pub(crate) fn plug_in_behind(
+        &self,
+        mark: &Path,
+        node: &Space,
+        number: u8,
+        host: u8,
+        nat: Nat,
+    ) -> Result<(), DevError> {
+        let router = Space::network(mark)?;
+        self.plug_in(&router, number, host)?;
+        let (pid, gateway) = (node.holder.pid, self.subnet.gateway());
+        ip_in(
+            &router,
+            &format!(
+                "route add default via {gateway}\n\
+                 link add lan0 type veth peer name eth0 netns {pid}\n\
+                 addr add {LAN_ROUTER}/24 dev lan0\nlink set lan0 up\n"
+            ),
+        )?;
+        let translate = match nat {
+            Nat::Cone => "masquerade",
+            Nat::Symmetric => "masquerade fully-random",
+        };
+        let rules = format!(
+            "table ip nat {{\n\
+             chain out {{ type nat hook postrouting priority 100; oifname \"eth0\" {translate}; }}\n\
+             chain in {{ type filter hook input priority 0; iifname \"eth0\" ct state new drop; }}\n\
+             chain through {{ type filter hook forward priority 0; iifname \"eth0\" ct state new drop; }}\n\
+             }}\n"
+        );
+        feed(router.network_command("nft")?, &["-f", "-"], "cannot set up a router", &rules)?;
+        let forward = || fs::write("/proc/sys/net/ipv4/ip_forward", "1");
+        router.in_network(forward)?.doing(|| "cannot let a router forward".into())?;
+        ip_in(
+            node,
+            &format!(
+                "link set lo up\naddr add {LAN_NODE}/24 dev eth0\nlink set eth0 up\nroute add default via {LAN_ROUTER}\n"
+            ),
+        )
     }
 
     /// Takes a node's address away and gives it another.
@@ -222,9 +277,15 @@ fn ip_in(space: &Space, lines: &str) -> Result<(), DevError> {
     batch(space.network_command("ip")?, lines)
 }
 
-fn batch(mut command: Command, lines: &str) -> Result<(), DevError> {
-    let doing = || format!("cannot run 'ip {}'", lines.trim_end().replace('\n', "; ip "));
-    let command = command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
+fn batch(command: Command, lines: &str) -> Result<(), DevError> {
+    let doing = format!("cannot run 'ip {}'", lines.trim_end().replace('\n', "; ip "));
+    feed(command, &["-batch", "-"], &doing, lines)
+}
+
+/// Runs a command that reads what it is to do.
+fn feed(mut command: Command, args: &[&str], what: &str, lines: &str) -> Result<(), DevError> {
+    let doing = || what.to_owned();
+    let command = command.args(args).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped());
     let mut child = command.spawn().doing(doing)?;
     if let Some(mut stdin) = child.stdin.take() {
         stdin.write_all(lines.as_bytes()).doing(doing)?;

@@ -26,7 +26,7 @@ use nix::sys::signal::Signal;
 pub use args::{DevArgs, run};
 pub use cgroups::processes as cgroup_processes;
 pub use error::DevError;
-pub use fabric::{MAX_NODES, Subnet};
+pub use fabric::{MAX_NODES, Nat, Subnet};
 pub use process::Process;
 pub use ready::channel;
 pub use record::{DEFAULT_ROOT, Places};

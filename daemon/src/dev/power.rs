@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use nix::sys::signal::Signal;
 
 use super::error::{DevError, Doing};
-use super::fabric::MAX_NODES;
+use super::fabric::{MAX_NODES, Nat};
 use super::process::Process;
 use super::ready::START_WAIT;
 use super::record::NodeRecord;
@@ -21,11 +21,25 @@ impl Cluster {
     /// # Errors
     /// If there are too many.
     pub fn add_node(&mut self) -> Result<String, DevError> {
+        self.add(None)
+    }
+
+    /// As [`Self::add_node`], for a node behind a router of its own that masquerades. Its address on the cluster's network is
+    /// the router's, and its daemon knows only one behind it.
+    ///
+    /// # Errors
+    /// If there are too many.
+    pub fn add_node_behind(&mut self, nat: Nat) -> Result<String, DevError> {
+        self.add(Some(nat))
+    }
+
+    fn add(&mut self, nat: Option<Nat>) -> Result<String, DevError> {
         let count = self.record.nodes.len() + 1;
         let too_many = DevError::TooManyNodes { asked: count, max: MAX_NODES };
         let number = u8::try_from(count).ok().filter(|_| count <= MAX_NODES).ok_or(too_many)?;
         let name = format!("node-{number}");
-        let node = NodeRecord { number, host: number, name: name.clone(), space: None, daemon: None, roaming: false };
+        let (name_of, roaming) = (name.clone(), nat.is_some());
+        let node = NodeRecord { number, host: number, name: name_of, space: None, daemon: None, roaming, nat };
         self.record.nodes.push(node);
         self.places.save(&self.record)?;
         Ok(name)
@@ -51,7 +65,7 @@ impl Cluster {
 
     /// What a machine finds after power came back: its disks, and nothing in `/run` or in control groups.
     fn switch_on(&mut self, node: &str) -> Result<Space, DevError> {
-        let NodeRecord { number, host, .. } = *self.node(node)?;
+        let NodeRecord { number, host, nat, .. } = *self.node(node)?;
         cgroups::remove(&self.places.node_cgroup(node))?;
         let run = self.places.node_run(node);
         remove_dir(&run)?;
@@ -60,7 +74,10 @@ impl Cluster {
         }
         let space = Space::machine(&self.places.dir(), node)?;
         self.change(node, |record| (record.space, record.daemon) = (Some(space), None))?;
-        self.record.fabric.plug_in(&space, number, host)?;
+        match nat {
+            None => self.record.fabric.plug_in(&space, number, host)?,
+            Some(nat) => self.record.fabric.plug_in_behind(&self.places.dir(), &space, number, host, nat)?,
+        }
         Ok(space)
     }
 

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::{DevError, Doing};
-use super::fabric::Fabric;
+use super::fabric::{Fabric, Nat};
 use super::process::Process;
 use super::space::Space;
 
@@ -42,6 +42,9 @@ pub struct NodeRecord {
     /// Its daemon finds out the machine's addresses by itself, instead of being told.
     #[serde(default)]
     pub roaming: bool,
+    /// What it is behind, if it is not on the cluster's network itself.
+    #[serde(default)]
+    pub nat: Option<Nat>,
 }
 
 /// The directories of one cluster.
