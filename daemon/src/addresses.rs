@@ -34,7 +34,7 @@ pub async fn follow(config: Arc<Config>, net: Net, stop: CancellationToken) {
 }
 
 fn tell(net: &Net, found: Vec<SocketAddr>) {
-    let told = net.own_record().map(|record| record.addresses().to_vec()).unwrap_or_default();
+    let told = net.advertised();
     // A machine without a network for a while is found where it was, if it comes back there.
     if found == told || found.iter().all(|address| address.ip().is_loopback()) {
         return;

@@ -18,6 +18,8 @@ pub enum Alpn {
     Blob,
     /// Heartbeats and address records.
     Beat,
+    /// Packets between members that only another member reaches.
+    Relay,
     /// A machine that holds a token asks for a certificate.
     Join,
     /// A member asks for its next certificate.
@@ -25,7 +27,8 @@ pub enum Alpn {
 }
 
 impl Alpn {
-    pub const ALL: [Alpn; 7] = [Alpn::Raft, Alpn::Rpc, Alpn::Stream, Alpn::Blob, Alpn::Beat, Alpn::Join, Alpn::Renew];
+    pub const ALL: [Alpn; 8] =
+        [Alpn::Raft, Alpn::Rpc, Alpn::Stream, Alpn::Blob, Alpn::Beat, Alpn::Relay, Alpn::Join, Alpn::Renew];
 
     /// The name as it stands in the handshake.
     pub const fn as_str(self) -> &'static str {
@@ -35,6 +38,7 @@ impl Alpn {
             Alpn::Stream => "flotilla/stream/1",
             Alpn::Blob => "flotilla/blob/1",
             Alpn::Beat => "flotilla/beat/1",
+            Alpn::Relay => "flotilla/relay/1",
             Alpn::Join => "flotilla/join/1",
             Alpn::Renew => "flotilla/renew/1",
         }
@@ -47,6 +51,11 @@ impl Alpn {
     /// Whether a peer may speak this protocol without a certificate.
     pub const fn admits_strangers(self) -> bool {
         matches!(self, Alpn::Join | Alpn::Renew)
+    }
+
+    /// Whether the network itself answers, rather than a handler.
+    pub const fn is_internal(self) -> bool {
+        self.admits_strangers() || matches!(self, Alpn::Beat | Alpn::Relay)
     }
 
     pub(crate) fn to_vec(self) -> Vec<u8> {

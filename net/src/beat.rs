@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use quinn::{Connection, RecvStream};
@@ -24,7 +24,10 @@ use crate::ports::PeerInfo;
 use crate::pulse::MAX_PAYLOAD_BYTES;
 use crate::record::AddressRecord;
 use crate::shared::Shared;
+use crate::socket::is_relayed;
 
+/// Between two looks for a direct way to a node that is reached through another.
+const DIRECT_PAUSE: Duration = Duration::from_secs(5);
 const MAX_BEAT_BYTES: usize = MAX_PAYLOAD_BYTES + 64;
 const MAX_RECORDS_FRAME_BYTES: usize = 64 * 1024;
 const MAX_FRAMES_EACH_STREAM: usize = 1024;
@@ -86,12 +89,28 @@ async fn beat_to(shared: Arc<Shared>, id: NodeId) {
     let mut ticks = tokio::time::interval(shared.options.beat_period);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut line = Line::default();
+    let mut next_direct = Instant::now() + DIRECT_PAUSE;
     loop {
         ticks.tick().await;
         match shared.connect(id, Alpn::Beat).await {
-            Ok(connection) => line.send(&shared, id, &connection).await,
+            Ok(connection) => {
+                line.send(&shared, id, &connection).await;
+                let now = Instant::now();
+                if is_relayed(connection.remote_address()) && now >= next_direct {
+                    next_direct = now + DIRECT_PAUSE;
+                    shared.tasks.spawn(find_direct(shared.clone(), id));
+                }
+            }
             Err(error) => tracing::trace!(node = id, %error, "no heartbeat could be sent"),
         }
+    }
+}
+
+/// Replaces a relayed connection by one that is not, if there is a way by now; all others follow it.
+async fn find_direct(shared: Arc<Shared>, id: NodeId) {
+    match shared.connect_directly(id).await {
+        Ok(()) => tracing::info!(node = id, "a node that was reached through other members is reached directly"),
+        Err(error) => tracing::trace!(node = id, %error, "a node is reached through other members only"),
     }
 }
 
@@ -108,6 +127,9 @@ impl Line {
     async fn send(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
         if self.connection != connection.stable_id() {
             *self = Line { connection: connection.stable_id(), ..Line::default() };
+            if is_relayed(connection.remote_address()) {
+                tracing::info!(node = id, "a node is reached through other members");
+            }
         }
         self.beats += 1;
         let beat = Beat { sequence: self.beats, payload: shared.pulse.own_payload() };
@@ -176,7 +198,9 @@ pub(crate) async fn receive(shared: &Arc<Shared>, peer: &PeerInfo, connection: &
 fn take_beat(shared: &Shared, peer: &PeerInfo, connection: &Connection, datagram: &[u8], last: u64) -> u64 {
     match codec::decode_within::<Beat, MAX_BEAT_BYTES>(datagram) {
         Ok(beat) if beat.payload.len() <= MAX_PAYLOAD_BYTES && beat.sequence > last => {
-            shared.pulse.heard(peer.id, canonical(connection.remote_address()), beat.payload, Instant::now());
+            let from = canonical(connection.remote_address());
+            let from = (!is_relayed(from)).then_some(from);
+            shared.pulse.heard(peer.id, from, beat.payload, Instant::now());
             beat.sequence
         }
         Ok(_) => last,

@@ -8,7 +8,7 @@ use crate::frame::read_frame_or_end;
 use crate::record::AddressRecord;
 use crate::seal::SealKey;
 use crate::token::{Token, TokenId};
-use crate::{authority, beat, blobs, join, renew};
+use crate::{authority, beat, blobs, join, observed, relay, renew};
 
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
@@ -17,6 +17,7 @@ pub const TARGETS: &[Target] = &[
     ("token", token),
     ("messages", messages),
     ("blobs", blobs::fuzz),
+    ("relay", relayed),
     ("frame", frame),
     ("certificate", certificate),
     ("seal", seal),
@@ -40,6 +41,12 @@ fn messages(input: &[u8]) {
         _ = (record.addresses(), record.name());
         crate::codec::encode(&record).expect("what decoded encodes");
     }
+}
+
+/// What is relayed, and where a peer says that it sees this node.
+fn relayed(input: &[u8]) {
+    relay::fuzz(input);
+    observed::fuzz(input);
 }
 
 /// Any number of frames on one stream.

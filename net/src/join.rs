@@ -11,6 +11,7 @@ use std::time::{Duration, SystemTime};
 use quinn::{Connection, ConnectionError, Endpoint};
 use serde::{Deserialize, Serialize};
 
+use crate::alpn::Alpn;
 use crate::authority::MAX_REQUEST_BYTES;
 use crate::certificate::fingerprint;
 use crate::codec::{self, CodecError};
@@ -205,7 +206,7 @@ async fn dial(endpoint: &Endpoint, token: &Token, address: SocketAddr) -> Result
     let tls =
         tls::quic_join(*token.authority(), token.cluster()).map_err(|error| JoinError::Local(error.to_string()))?;
     let keeping = Keeping { idle_timeout: Duration::from_secs(10), keep_alive: Duration::from_secs(2) };
-    let config = transport::client(tls, keeping).map_err(JoinError::Local)?;
+    let config = transport::client(tls, keeping, Alpn::Join).map_err(JoinError::Local)?;
     let unreachable = |error: String| JoinError::Unreachable(format!("{address}: {error}"));
     let connecting =
         endpoint.connect_with(config, address, "join.flotilla").map_err(|error| unreachable(error.to_string()))?;

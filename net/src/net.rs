@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use quinn::{Endpoint, RecvStream, SendStream};
+use quinn::{Endpoint, RecvStream, Runtime, SendStream};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
@@ -22,11 +22,14 @@ use crate::identity::Identity;
 use crate::members::{Listed, Members};
 use crate::names::NodeId;
 use crate::options::Options;
+use crate::pool::canonical;
 use crate::ports::{Admission, Handler, Renewal};
 use crate::pulse::{MAX_PAYLOAD_BYTES, Peers};
 use crate::record::AddressRecord;
+use crate::relay::Relay;
 use crate::shared::Shared;
-use crate::{beat, discovery, renew, router, tls, transport};
+use crate::socket::{Ends, Socket};
+use crate::{beat, discovery, relay, renew, router, tls, transport};
 
 /// How long tasks and connections may take to end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(6);
@@ -63,14 +66,16 @@ impl Net {
         let start = |error: String| NetError::Start(error);
         let home = Home::new(options.threads).map_err(|error| start(error.to_string()))?;
         let credentials = Credentials::new(options.identity.clone()).map_err(|error| start(error.to_string()))?;
-        let endpoint = endpoint(&options, &credentials, home.handle()).map_err(start)?;
+        let (endpoint, ends) = endpoint(&options, &credentials, home.handle()).map_err(start)?;
         let members = Members::load(&options.dir).map_err(|error| start(error.to_string()))?;
-        let shared = Shared::new(options, credentials, endpoint, members, Handle::current(), Instant::now());
+        let relay = Relay::new(ends.inward);
+        let shared = Shared::new(options, credentials, endpoint, members, relay, Handle::current(), Instant::now());
         let shared = Arc::new(shared);
         shared.publish(&shared.options.advertise)?;
         let spawn = |task: Pin<Box<dyn Future<Output = ()> + Send>>| shared.tasks.spawn_on(task, home.handle());
         spawn(Box::pin(router::run(shared.clone())));
         spawn(Box::pin(beat::run(shared.clone())));
+        spawn(Box::pin(relay::run(shared.clone(), ends.outward)));
         spawn(Box::pin(renew::run(shared.clone())));
         spawn(Box::pin(keep_book(shared.clone())));
         if shared.options.discovery {
@@ -90,14 +95,14 @@ impl Net {
 
     /// The address that was bound.
     pub fn local_addr(&self) -> Result<SocketAddr, NetError> {
-        self.shared().endpoint.local_addr().map_err(|error| NetError::Start(error.to_string()))
+        self.shared().endpoint.local_addr().map(canonical).map_err(|error| NetError::Start(error.to_string()))
     }
 
     /// Lets `handler` answer the calls of `alpn`. Connections that are already open keep the handler they began with.
     ///
-    /// `Beat`, `Join` and `Renew` are answered by the network itself; a handler for them is never asked.
+    /// `Beat`, `Relay`, `Join` and `Renew` are answered by the network itself; a handler for them is never asked.
     pub fn register(&self, alpn: Alpn, handler: Arc<dyn Handler>) {
-        if alpn.admits_strangers() || alpn == Alpn::Beat {
+        if alpn.is_internal() {
             return tracing::error!(%alpn, "this protocol is the network's own and takes no handler");
         }
         self.shared().ports.set_handler(alpn, handler);
@@ -143,6 +148,11 @@ impl Net {
     /// This node's own record.
     pub fn own_record(&self) -> Option<Arc<AddressRecord>> {
         self.shared().book.get(self.id())
+    }
+
+    /// Where this node knows itself to be found. Its record also says where others see it, as behind a NAT.
+    pub fn advertised(&self) -> Vec<SocketAddr> {
+        self.shared().whereabouts.advertised()
     }
 
     /// Tells others that this node is now found at `addresses`.
@@ -237,13 +247,16 @@ impl Net {
     }
 }
 
-fn endpoint(options: &Options, credentials: &Arc<Credentials>, handle: &Handle) -> Result<Endpoint, String> {
+fn endpoint(options: &Options, credentials: &Arc<Credentials>, handle: &Handle) -> Result<(Endpoint, Ends), String> {
     let tls = tls::quic_server(credentials).map_err(|error| error.to_string())?;
     let server = transport::server(tls, options.keeping(), options.max_handshakes)?;
     let socket = transport::bind(options.listen)?;
     let config = transport::endpoint(&options.identity);
     let runtime = Arc::new(QuicRuntime(handle.clone()));
-    Endpoint::new(config, Some(server), socket, runtime).map_err(|error| error.to_string())
+    let socket = runtime.wrap_udp_socket(socket).and_then(Socket::new);
+    let (socket, ends) = socket.map_err(|error| error.to_string())?;
+    let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), Arc::new(socket), runtime);
+    endpoint.map(|endpoint| (endpoint, ends)).map_err(|error| error.to_string())
 }
 
 /// Keeps `identity` and uses it. On disk first: what is used must be found again.
@@ -254,8 +267,7 @@ pub(crate) async fn replace_identity(shared: &Arc<Shared>, identity: Identity) -
     stored.map_err(|error| failed(error.to_string()))?.map_err(|error| failed(error.to_string()))?;
     shared.credentials.replace(identity).map_err(|error| failed(error.to_string()))?;
     shared.pool.forget_failures();
-    let addresses = shared.book.get(shared.own_id()).map(|record| record.addresses().to_vec()).unwrap_or_default();
-    shared.publish(&addresses)
+    shared.publish(&shared.whereabouts.advertised())
 }
 
 /// Writes the address book after each change, until the network stops.

@@ -18,6 +18,8 @@ use crate::alpn::Alpn;
 use crate::error::NetError;
 use crate::links::Close;
 use crate::names::NodeId;
+use crate::observed::{MAX_SEEN_BYTES, decode_seen};
+use crate::socket::is_relayed;
 use crate::tls::server_name;
 use crate::transport::is_tls_alert;
 
@@ -25,9 +27,9 @@ use crate::transport::is_tls_alert;
 const FAILURE_HOLDS: Duration = Duration::from_millis(100);
 
 /// Between the first tries of a node's addresses.
-const ADDRESS_STAGGER: Duration = Duration::from_millis(100);
+pub(crate) const ADDRESS_STAGGER: Duration = Duration::from_millis(100);
 
-/// What a server sends on a stream of its own once it has admitted a connection.
+/// What a server sends on a stream of its own once it has admitted a connection. Where it sees the peer follows.
 pub(crate) const WELCOME: [u8; 1] = [1];
 
 type Key = (NodeId, Alpn);
@@ -55,10 +57,13 @@ pub(crate) struct Dial<'a> {
     pub(crate) config: ClientConfig,
     pub(crate) node: NodeId,
     pub(crate) alpn: Alpn,
-    pub(crate) addresses: Vec<SocketAddr>,
+    /// Where to try, and after how long.
+    pub(crate) attempts: Vec<(SocketAddr, Duration)>,
     pub(crate) timeout: Duration,
     /// Told when one side does not believe the other's certificate.
     pub(crate) estranged: &'a Notify,
+    /// Told where the peer sees this node.
+    pub(crate) seen: &'a (dyn Fn(SocketAddr) + Send + Sync),
 }
 
 impl Pool {
@@ -86,6 +91,30 @@ impl Pool {
         result
     }
 
+    /// Whether heartbeats reach `node`, and not through another.
+    pub(crate) fn is_direct(&self, node: NodeId) -> bool {
+        self.open_connection((node, Alpn::Beat)).is_some_and(|connection| !is_relayed(connection.remote_address()))
+    }
+
+    /// The nodes that heartbeats reach directly.
+    pub(crate) fn direct_nodes(&self) -> Vec<NodeId> {
+        let slots: Vec<_> = {
+            let slots = self.lock();
+            slots.iter().filter(|(key, _)| key.1 == Alpn::Beat).map(|(key, slot)| (key.0, slot.clone())).collect()
+        };
+        let is_direct = |slot: &Slot| slot.live().is_some_and(|connection| !is_relayed(connection.remote_address()));
+        slots.into_iter().filter(|(_, slot)| is_direct(slot)).map(|(node, _)| node).collect()
+    }
+
+    /// Hands out `connection` for `key` from now on, and closes the one before.
+    pub(crate) fn replace(&self, key: Key, connection: Connection) {
+        let slot = self.lock().entry(key).or_default().clone();
+        if let Some(before) = slot.live() {
+            Close::Displaced.close(&before);
+        }
+        slot.keep(&Ok(connection), Instant::now());
+    }
+
     /// Closes the connections to `node` and forgets that dials failed.
     pub(crate) fn close(&self, node: NodeId, why: Close) {
         let slots: Vec<_> = {
@@ -101,7 +130,8 @@ impl Pool {
     pub(crate) fn close_elsewhere(&self, node: NodeId, addresses: &[SocketAddr]) {
         let slots: Vec<_> = self.lock().iter().filter(|(key, _)| key.0 == node).map(|(_, slot)| slot.clone()).collect();
         for connection in slots.iter().filter_map(|slot| slot.live()) {
-            if !addresses.contains(&canonical(connection.remote_address())) {
+            let at = canonical(connection.remote_address());
+            if !addresses.contains(&at) && !is_relayed(at) {
                 Close::Displaced.close(&connection);
             }
         }
@@ -144,7 +174,8 @@ impl Slot {
 }
 
 impl Dial<'_> {
-    async fn within_its_time(&self) -> Result<Connection, NetError> {
+    /// The first address that welcomes this node, within the dial timeout.
+    pub(crate) async fn within_its_time(&self) -> Result<Connection, NetError> {
         let late = NetError::Timeout {
             node: self.node,
             alpn: self.alpn,
@@ -153,22 +184,27 @@ impl Dial<'_> {
         tokio::time::timeout(self.timeout, self.any_address()).await.unwrap_or(Err(late))
     }
 
-    /// Tries all addresses, each a little after the one before, and takes the first that welcomes this node.
+    /// Tries all addresses, each after its time, and takes the first that welcomes this node.
     async fn any_address(&self) -> Result<Connection, NetError> {
         let mut tries: FuturesUnordered<_> = self
-            .addresses
+            .attempts
             .iter()
-            .zip(0..)
-            .map(|(address, turn)| async move {
-                tokio::time::sleep(ADDRESS_STAGGER * turn).await;
-                self.address(*address).await
+            .map(|(address, after)| async move {
+                tokio::time::sleep(*after).await;
+                (*address, self.address(*address).await)
             })
             .collect();
+        let mut direct = self.attempts.iter().filter(|(address, _)| !is_relayed(*address)).count();
         let mut last = NetError::NoAddress(self.node);
-        while let Some(result) = tries.next().await {
+        while let Some((address, result)) = tries.next().await {
             match result {
                 Ok(connection) => return Ok(connection),
                 Err(error) => last = error,
+            }
+            direct -= usize::from(!is_relayed(address));
+            // One that refuses this node does so whichever way it is asked.
+            if direct == 0 && matches!(last, NetError::Refused { .. }) {
+                break;
             }
         }
         Err(last)
@@ -186,7 +222,8 @@ impl Dial<'_> {
             .map_err(|error| unreachable(error.to_string()))?;
         let connection = connecting.await.map_err(|error| self.explain(address, error))?;
         if !self.alpn.admits_strangers() {
-            await_welcome(&connection).await.map_err(|error| self.explain(address, error))?;
+            let seen = await_welcome(&connection).await.map_err(|error| self.explain(address, error))?;
+            seen.into_iter().filter(|_| !is_relayed(address)).for_each(self.seen);
         }
         Ok(connection)
     }
@@ -214,11 +251,12 @@ impl Dial<'_> {
     }
 }
 
-async fn await_welcome(connection: &Connection) -> Result<(), ConnectionError> {
+/// Waits until the peer lets this node in, and returns where the peer sees it, if it says so.
+async fn await_welcome(connection: &Connection) -> Result<Option<SocketAddr>, ConnectionError> {
     let mut stream = connection.accept_uni().await?;
     let mut welcome = WELCOME;
     match stream.read_exact(&mut welcome).await {
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(stream.read_to_end(MAX_SEEN_BYTES).await.ok().and_then(|seen| decode_seen(&seen))),
         Err(_) => Err(connection.close_reason().unwrap_or(ConnectionError::Reset)),
     }
 }

@@ -79,8 +79,8 @@ impl Pulse {
         self.publish(&state, now);
     }
 
-    /// A heartbeat of `id` came from `address`.
-    pub(crate) fn heard(&self, id: NodeId, address: SocketAddr, payload: Bytes, now: Instant) {
+    /// A heartbeat of `id` came, from `address` unless it was relayed.
+    pub(crate) fn heard(&self, id: NodeId, address: Option<SocketAddr>, payload: Bytes, now: Instant) {
         let mut state = self.lock();
         if !state.names.contains_key(&id) {
             return;
@@ -88,7 +88,7 @@ impl Pulse {
         let changed = state.suspicion.heard(id, now);
         let signs = state.signs.entry(id).or_default();
         signs.payload = payload;
-        signs.seen_at = Some(address);
+        signs.seen_at = address.or(signs.seen_at);
         if changed {
             self.publish(&state, now);
         }

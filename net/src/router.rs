@@ -17,11 +17,13 @@ use crate::beat;
 use crate::certificate::Subject;
 use crate::limit::{Origin, Place};
 use crate::links::{Close, Link};
+use crate::observed::encode_seen;
 use crate::pool::{WELCOME, canonical};
 use crate::ports::{Handler, PeerInfo};
 use crate::shared::Shared;
+use crate::socket::is_relayed;
 use crate::transport::{MAX_CALLS, MEMBER_WINDOW_BYTES};
-use crate::{join, renew};
+use crate::{join, relay, renew};
 
 /// How long calls may go on after their connection has ended.
 const CALLS_GRACE: Duration = Duration::from_secs(5);
@@ -88,7 +90,9 @@ fn negotiated(connection: &Connection) -> Option<Alpn> {
 async fn serve_peer(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -> Result<(), Close> {
     let (peer, _link) = admit(shared, alpn, connection)?;
     let handler = shared.ports.handler(alpn);
-    if handler.is_none() && alpn != Alpn::Beat {
+    // What is relayed is not relayed further.
+    let is_detour = alpn == Alpn::Relay && is_relayed(connection.remote_address());
+    if is_detour || handler.is_none() && !alpn.is_internal() {
         return Err(Close::NotServed);
     }
     connection.set_receive_window(VarInt::from_u32(MEMBER_WINDOW_BYTES));
@@ -97,6 +101,7 @@ async fn serve_peer(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -
     }
     match handler {
         Some(handler) => serve_calls(shared, &peer, connection, handler).await,
+        None if alpn == Alpn::Relay => relay::receive(shared, &peer, connection).await,
         None => beat::receive(shared, &peer, connection).await,
     }
     Ok(())
@@ -118,9 +123,16 @@ fn admit(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -> Result<(P
     Ok((PeerInfo { id: node.id, name: node.name, address: canonical(connection.remote_address()) }, link))
 }
 
+/// Tells the peer that it was let in, and where it was seen.
 async fn welcome(connection: &Connection) -> Result<(), quinn::WriteError> {
     let mut stream = connection.open_uni().await?;
     stream.write_all(&WELCOME).await?;
+    let from = canonical(connection.remote_address());
+    if !is_relayed(from)
+        && let Ok(seen) = encode_seen(from)
+    {
+        stream.write_all(&seen).await?;
+    }
     // Only a stream that was finished or reset before cannot be finished.
     let _ = stream.finish();
     Ok(())

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use quinn::{Connection, Endpoint};
 use tokio::runtime::Handle;
@@ -20,13 +20,19 @@ use crate::limit::{Gate, Origin, RateLimit};
 use crate::links::{Close, Links};
 use crate::members::{Members, Standing};
 use crate::names::NodeId;
+use crate::observed::Whereabouts;
 use crate::options::Options;
-use crate::pool::{Dial, Pool};
+use crate::pool::{ADDRESS_STAGGER, Dial, Pool, canonical};
 use crate::ports::{Admission, Handler, Renewal};
 use crate::pulse::Pulse;
 use crate::record::AddressRecord;
+use crate::relay::Relay;
 use crate::renew::Reasons;
+use crate::socket::{is_relayed, relayed_address};
 use crate::{tls, transport};
+
+/// How long a node is looked for directly before it is looked for through others.
+const RELAYED_AFTER: Duration = Duration::from_secs(1);
 
 /// The most origins whose attempts are counted one by one.
 const MAX_ORIGINS: usize = 4096;
@@ -41,6 +47,8 @@ pub(crate) struct Shared {
     pub(crate) links: Arc<Links>,
     pub(crate) pool: Pool,
     pub(crate) pulse: Pulse,
+    pub(crate) whereabouts: Whereabouts,
+    pub(crate) relay: Relay,
     pub(crate) ports: Ports,
     pub(crate) handshakes: Arc<Gate<Origin>>,
     pub(crate) strangers: Arc<Gate<Origin>>,
@@ -99,6 +107,7 @@ impl Shared {
         credentials: Arc<Credentials>,
         endpoint: Endpoint,
         members: Members,
+        relay: Relay,
         callers: Handle,
         now: Instant,
     ) -> Self {
@@ -112,6 +121,8 @@ impl Shared {
             credentials,
             endpoint,
             members,
+            whereabouts: Whereabouts::default(),
+            relay,
             hints: Hints::default(),
             links: Arc::default(),
             pool: Pool::default(),
@@ -134,7 +145,7 @@ impl Shared {
         if !advertise.is_empty() {
             return advertise.to_vec();
         }
-        let local = self.endpoint.local_addr().ok().filter(|address| !address.ip().is_unspecified());
+        let local = self.endpoint.local_addr().ok().map(canonical).filter(|address| !address.ip().is_unspecified());
         local.into_iter().collect()
     }
 
@@ -147,31 +158,95 @@ impl Shared {
             return Err(NetError::NotAMember(node));
         }
         if let Some(connection) = self.pool.open_connection((node, alpn)) {
-            return Ok(connection);
+            if !is_relayed(connection.remote_address()) || !self.pool.is_direct(node) {
+                return Ok(connection);
+            }
+            Close::Displaced.close(&connection);
         }
-        let connection = self.pool.connection(self.dial(node, alpn)?).await?;
-        self.pulse.met(node, Instant::now());
-        // A node that was removed meanwhile had no connection yet that could have been closed.
-        if !self.members.is_listed(node) {
-            Close::NotAMember.close(&connection);
-            return Err(NetError::NotAMember(node));
-        }
+        let seen = |at| self.seen(node, at);
+        let connection = self.pool.connection(self.dial(node, alpn, self.attempts(node, alpn), &seen)?).await?;
+        self.connected(node, &connection)?;
         Ok(connection)
     }
 
-    fn dial(&self, node: NodeId, alpn: Alpn) -> Result<Dial<'_>, NetError> {
+    /// Replaces a relayed connection for heartbeats by a direct one.
+    pub(crate) async fn connect_directly(&self, node: NodeId) -> Result<(), NetError> {
+        let seen = |at| self.seen(node, at);
+        let attempts = staggered(self.addresses(node));
+        let connection = self.dial(node, Alpn::Beat, attempts, &seen)?.within_its_time().await?;
+        // Before it is judged again: a node that is removed at this moment is either found in the pool or refused here.
+        self.pool.replace((node, Alpn::Beat), connection.clone());
+        self.connected(node, &connection)
+    }
+
+    /// A connection has come about.
+    fn connected(&self, node: NodeId, connection: &Connection) -> Result<(), NetError> {
+        self.pulse.met(node, Instant::now());
+        // A node that was removed meanwhile had no connection yet that could have been closed.
+        if !self.members.is_listed(node) {
+            Close::NotAMember.close(connection);
+            return Err(NetError::NotAMember(node));
+        }
+        Ok(())
+    }
+
+    /// `by` sees this node at `at`.
+    fn seen(&self, by: NodeId, at: SocketAddr) {
+        if by == self.own_id() || !self.whereabouts.seen(by, at, &self.members.watch().borrow()) {
+            return;
+        }
+        if let Err(error) = self.publish_told() {
+            tracing::warn!(%error, "where this node is seen cannot be told");
+        }
+    }
+
+    fn dial<'a>(
+        &'a self,
+        node: NodeId,
+        alpn: Alpn,
+        attempts: Vec<(SocketAddr, Duration)>,
+        seen: &'a (dyn Fn(SocketAddr) + Send + Sync),
+    ) -> Result<Dial<'a>, NetError> {
         let start = |reason: String| NetError::Unreachable { node, alpn, reason };
         let tls = tls::quic_client(&self.credentials, alpn, self.members.key(node))
             .map_err(|error| start(error.to_string()))?;
         Ok(Dial {
             endpoint: &self.endpoint,
-            config: transport::client(tls, self.options.keeping()).map_err(start)?,
+            config: transport::client(tls, self.options.keeping(), alpn).map_err(start)?,
             node,
             alpn,
-            addresses: self.addresses(node),
+            attempts,
             timeout: self.options.dial_timeout,
             estranged: &self.renewal.estranged,
+            seen,
         })
+    }
+
+    /// Where `node` is tried, and when. Heartbeats find the way, and the others take it: first where heartbeats go, then
+    /// all addresses. Only a node behind a NAT looks for others through third ones.
+    fn attempts(&self, node: NodeId, alpn: Alpn) -> Vec<(SocketAddr, Duration)> {
+        let beat =
+            self.pool.open_connection((node, Alpn::Beat)).map(|connection| canonical(connection.remote_address()));
+        let mut addresses = self.addresses(node);
+        if let Some(direct) = beat.filter(|beat| !is_relayed(*beat)) {
+            addresses.retain(|address| *address != direct);
+            addresses.insert(0, direct);
+        }
+        let mut attempts = staggered(addresses);
+        match beat {
+            _ if alpn == Alpn::Relay => {}
+            Some(beat) if is_relayed(beat) && alpn != Alpn::Beat => attempts.push((beat, Duration::ZERO)),
+            None if self.whereabouts.is_translated() && self.has_others(node) => {
+                attempts.push((relayed_address(node), RELAYED_AFTER));
+            }
+            _ => {}
+        }
+        attempts
+    }
+
+    /// Whether there are nodes through which `node` may be reached.
+    fn has_others(&self, node: NodeId) -> bool {
+        self.pool.direct_nodes().iter().any(|other| *other != node && *other != self.own_id())
     }
 
     /// Where `node` may be found: its own word first, then where it was last heard, then where others saw it.
@@ -181,6 +256,13 @@ impl Shared {
         addresses.extend(seen);
         let hints = self.hints.of(node).into_iter().filter(|hint| !addresses.contains(hint)).collect::<Vec<_>>();
         addresses.extend(hints);
+        // Another node with an address of this one is in another network.
+        let own = self.whereabouts.advertised();
+        let is_ipv4 = self.endpoint.local_addr().is_ok_and(|local| canonical(local).is_ipv4());
+        addresses.retain(|address| {
+            let is_elsewhere = node == self.own_id() || !own.contains(address);
+            is_elsewhere && !is_relayed(*address) && (address.is_ipv4() || !is_ipv4)
+        });
         addresses
     }
 
@@ -201,8 +283,14 @@ impl Shared {
 
     /// Signs this node's own record anew, if anything in it changed.
     pub(crate) fn publish(&self, advertise: &[SocketAddr]) -> Result<(), NetError> {
-        let addresses = self.own_addresses(advertise);
-        self.book.publish(&addresses, SystemTime::now()).map_err(|error| NetError::Record(error.to_string()))
+        self.whereabouts.advertise(self.own_addresses(advertise));
+        self.publish_told()
+    }
+
+    /// Signs this node's own record anew, if it is seen elsewhere than before.
+    fn publish_told(&self) -> Result<(), NetError> {
+        let told = self.whereabouts.told();
+        self.book.publish(&told, SystemTime::now()).map_err(|error| NetError::Record(error.to_string()))
     }
 
     /// Ends all that a node that may no longer speak has open.
@@ -210,6 +298,7 @@ impl Shared {
         let why = if self.members.is_revoked(node) { Close::Revoked } else { Close::NotAMember };
         self.links.close(node, why);
         self.pool.close(node, why);
+        self.relay.forget(node);
     }
 
     /// Whether a peer that proved to be `id` by `key` may speak, or how to refuse it.
@@ -220,4 +309,9 @@ impl Shared {
             Standing::Revoked => Err(Close::Revoked),
         }
     }
+}
+
+/// Each a little after the one before.
+fn staggered(addresses: Vec<SocketAddr>) -> Vec<(SocketAddr, Duration)> {
+    addresses.into_iter().zip(0..).map(|(address, turn)| (address, ADDRESS_STAGGER * turn)).collect()
 }

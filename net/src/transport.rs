@@ -14,6 +14,7 @@ use quinn::{
 };
 use rustls::AlertDescription;
 
+use crate::alpn::Alpn;
 use crate::identity::Identity;
 
 /// The most calls that a peer may have open on one connection.
@@ -24,6 +25,9 @@ pub(crate) const MAX_UNI_STREAMS: u32 = 16;
 pub(crate) const STRANGER_WINDOW_BYTES: u32 = 128 * 1024;
 /// The same for a member.
 pub(crate) const MEMBER_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// How large packets of a connection over which others are relayed are at once, without finding out what its path carries: a
+/// relayed handshake's, of 1,200 bytes, must fit.
+pub(crate) const RELAY_MTU_BYTES: u16 = 1300;
 const CONNECTION_ID_BYTES: usize = 8;
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const SEND_WINDOW_BYTES: u64 = 8 * 1024 * 1024;
@@ -41,7 +45,7 @@ pub(crate) struct Keeping {
     pub(crate) keep_alive: Duration,
 }
 
-fn transport(keeping: Keeping, receive_window_bytes: u32) -> Result<Arc<TransportConfig>, String> {
+fn transport(keeping: Keeping, receive_window_bytes: u32) -> Result<TransportConfig, String> {
     let idle = IdleTimeout::try_from(keeping.idle_timeout).map_err(|error| error.to_string())?;
     let mut config = TransportConfig::default();
     config
@@ -55,24 +59,28 @@ fn transport(keeping: Keeping, receive_window_bytes: u32) -> Result<Arc<Transpor
         .datagram_receive_buffer_size(Some(DATAGRAM_BUFFER_BYTES))
         .datagram_send_buffer_size(DATAGRAM_BUFFER_BYTES)
         .initial_rtt(INITIAL_RTT);
-    Ok(Arc::new(config))
+    Ok(config)
 }
 
 pub(crate) fn server(tls: rustls::ServerConfig, keeping: Keeping, max_waiting: usize) -> Result<ServerConfig, String> {
     let crypto = QuicServerConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = ServerConfig::with_crypto(Arc::new(crypto));
     config
-        .transport_config(transport(keeping, STRANGER_WINDOW_BYTES)?)
+        .transport_config(Arc::new(transport(keeping, STRANGER_WINDOW_BYTES)?))
         .max_incoming(max_waiting)
         .incoming_buffer_size(MAX_WAITING_EACH_BYTES)
         .incoming_buffer_size_total(MAX_WAITING_BYTES);
     Ok(config)
 }
 
-pub(crate) fn client(tls: rustls::ClientConfig, keeping: Keeping) -> Result<ClientConfig, String> {
+pub(crate) fn client(tls: rustls::ClientConfig, keeping: Keeping, alpn: Alpn) -> Result<ClientConfig, String> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
-    config.transport_config(transport(keeping, MEMBER_WINDOW_BYTES)?);
+    let mut transport = transport(keeping, MEMBER_WINDOW_BYTES)?;
+    if alpn == Alpn::Relay {
+        transport.initial_mtu(RELAY_MTU_BYTES);
+    }
+    config.transport_config(Arc::new(transport));
     Ok(config)
 }
 

@@ -154,3 +154,24 @@ async fn addresses_are_passed_on() {
     await_state(&nodes[0], 3, Liveness::Alive).await;
     stop(nodes).await;
 }
+
+/// As behind NATs that keep ports.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nodes_that_do_not_know_their_addresses_meet_where_a_third_sees_them() {
+    let authority = authority();
+    let public = Node::start(&authority, 1).await;
+    let nowhere = "127.0.0.1:1".parse().expect("an address");
+    let hidden = |id| Node::start_with(&authority, id, move |options| options.advertise = vec![nowhere]);
+    let (one, two) = (hidden(2).await, hidden(3).await);
+    two.net.register(Alpn::Rpc, std::sync::Arc::new(Echo));
+    introduce(&[&public, &one, &two]);
+    until("they meet", || async { call(&one, 3, Alpn::Rpc, "hello").await.is_ok() }).await;
+    for node in [&one, &two] {
+        let record = node.net.own_record().expect("a record");
+        assert_eq!(record.addresses(), [nowhere, node.net.local_addr().expect("bound")]);
+        assert_eq!(node.net.advertised(), [nowhere]);
+    }
+    let record = public.net.own_record().expect("a record");
+    assert_eq!(record.addresses(), [public.net.local_addr().expect("bound")], "it is where it knows itself to be");
+    stop(vec![public, one, two]).await;
+}

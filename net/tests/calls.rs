@@ -245,7 +245,7 @@ async fn a_certificate_for_another_key_than_the_listed_one_is_worth_nothing() {
     let authority = authority();
     let honest = Node::start(&authority, 1).await;
     let forged = Node::start(&authority, 2).await;
-    for alpn in Alpn::ALL.into_iter().filter(|alpn| !alpn.admits_strangers() && *alpn != Alpn::Beat) {
+    for alpn in Alpn::ALL.into_iter().filter(|alpn| !alpn.is_internal()) {
         honest.net.register(alpn, echo());
     }
     introduce(&[&honest, &forged]);

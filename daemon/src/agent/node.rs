@@ -85,7 +85,7 @@ async fn moved(node: &Node, told: &[SocketAddr]) {
 
 /// Where this node says it is found.
 fn addresses(node: &Node) -> Vec<SocketAddr> {
-    node.net.own_record().map(|record| record.addresses().to_vec()).unwrap_or_default()
+    node.net.advertised()
 }
 
 /// Says at once how the node is; if that fails, [`publish`] says it later.

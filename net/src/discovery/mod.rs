@@ -73,8 +73,7 @@ pub(crate) async fn run(shared: Arc<Shared>) {
                 changes.borrow_and_update();
                 nodes = peer_ids(&shared);
                 shared.hints.retain(|node| shared.book.get(node).is_some());
-                let own = shared.book.get(shared.own_id()).map(|record| record.addresses().to_vec());
-                if let Err(error) = lan.tell(own.unwrap_or_default()) {
+                if let Err(error) = lan.tell(shared.whereabouts.advertised()) {
                     tracing::warn!(%error, "where this node is cannot be told on its network");
                 }
             }
