@@ -90,15 +90,19 @@ async fn beat_to(shared: Arc<Shared>, id: NodeId) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut line = Line::default();
     let mut next_direct = Instant::now() + DIRECT_PAUSE;
+    let mut look: Option<AbortHandle> = None;
     loop {
         ticks.tick().await;
         match shared.connect(id, Alpn::Beat).await {
             Ok(connection) => {
                 line.send(&shared, id, &connection).await;
                 let now = Instant::now();
-                if is_relayed(connection.remote_address()) && now >= next_direct {
+                let is_due = is_relayed(connection.remote_address()) && now >= next_direct;
+                if shared.is_seen_elsewhere(id, &connection) || is_due {
                     next_direct = now + DIRECT_PAUSE;
-                    shared.tasks.spawn(find_direct(shared.clone(), id));
+                    // One that is still under way knows less.
+                    let next = shared.tasks.spawn(find_direct(shared.clone(), id)).abort_handle();
+                    look.replace(next).inspect(AbortHandle::abort);
                 }
             }
             Err(error) => tracing::trace!(node = id, %error, "no heartbeat could be sent"),
@@ -106,11 +110,12 @@ async fn beat_to(shared: Arc<Shared>, id: NodeId) {
     }
 }
 
-/// Replaces a relayed connection by one that is not, if there is a way by now; all others follow it.
+/// Replaces a connection that is relayed, or leads where the node may no longer be, by another one, if there is a way by now;
+/// all others follow it.
 async fn find_direct(shared: Arc<Shared>, id: NodeId) {
     match shared.connect_directly(id).await {
-        Ok(()) => tracing::info!(node = id, "a node that was reached through other members is reached directly"),
-        Err(error) => tracing::trace!(node = id, %error, "a node is reached through other members only"),
+        Ok(()) => tracing::debug!(node = id, "there is another way to a node"),
+        Err(error) => tracing::trace!(node = id, %error, "there is no other way to a node"),
     }
 }
 
@@ -118,6 +123,8 @@ async fn find_direct(shared: Arc<Shared>, id: NodeId) {
 #[derive(Default)]
 struct Line {
     connection: usize,
+    is_relayed: bool,
+    acks: u64,
     beats: u64,
     book: Option<u64>,
     records: HashMap<NodeId, u64>,
@@ -126,11 +133,16 @@ struct Line {
 impl Line {
     async fn send(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
         if self.connection != connection.stable_id() {
-            *self = Line { connection: connection.stable_id(), ..Line::default() };
-            if is_relayed(connection.remote_address()) {
-                tracing::info!(node = id, "a node is reached through other members");
+            let was_relayed = self.is_relayed;
+            let is_relayed = is_relayed(connection.remote_address());
+            *self = Line { connection: connection.stable_id(), is_relayed, ..Line::default() };
+            match (was_relayed, is_relayed) {
+                (false, true) => tracing::info!(node = id, "a node is reached through other members"),
+                (true, false) => tracing::info!(node = id, "a node is reached directly again"),
+                _ => {}
             }
         }
+        self.prove_way(shared, id, connection);
         self.beats += 1;
         let beat = Beat { sequence: self.beats, payload: shared.pulse.own_payload() };
         let sent = codec::encode(&beat).map(|bytes| connection.send_datagram(bytes.into()));
@@ -141,6 +153,17 @@ impl Line {
         if let Err(error) = self.send_records(shared, id, connection).await {
             tracing::debug!(node = id, %error, "addresses could not be sent");
             self.book = None;
+        }
+    }
+
+    /// Whoever acknowledges heartbeats has got them: they go by a way that is one.
+    fn prove_way(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
+        if !self.is_relayed {
+            return;
+        }
+        let acks = connection.stats().frame_rx.acks;
+        if acks > std::mem::replace(&mut self.acks, acks) {
+            shared.relay.proved(id, Instant::now());
         }
     }
 

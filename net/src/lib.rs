@@ -33,6 +33,8 @@ mod names;
 mod net;
 mod observed;
 mod options;
+#[cfg(test)]
+mod pair;
 mod pool;
 mod ports;
 mod pulse;

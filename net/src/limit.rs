@@ -5,9 +5,11 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::socket::is_relayed;
 
 /// How often something may happen: `burst` times at once, and again after `refill` for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,7 +18,7 @@ pub struct Rate {
     pub refill: Duration,
 }
 
-/// Whoever shares an allowance: an IPv4 address or an IPv6 /64, which is one subscriber.
+/// Whoever shares an allowance: an IPv4 address, an IPv6 /64, which is one subscriber, or a node that is relayed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Origin(IpAddr);
 
@@ -24,6 +26,7 @@ impl Origin {
     pub(crate) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Origin(ip.into()),
+            IpAddr::V6(ip) if is_relayed(SocketAddr::new(ip.into(), 0)) => Origin(ip.into()),
             IpAddr::V6(ip) => Origin(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()),
         }
     }
@@ -167,6 +170,13 @@ mod tests {
         assert_eq!(ip("2001:db8::1"), ip("2001:db8::ffff:2"));
         assert_ne!(ip("2001:db8:0:1::1"), ip("2001:db8::1"));
         assert_eq!(ip("::ffff:10.0.0.1"), origin(1));
+    }
+
+    #[test]
+    fn relayed_nodes_are_as_many_origins() {
+        let relayed = |node| Origin::of(crate::socket::relayed_address(node).ip());
+        assert_ne!(relayed(1), relayed(2));
+        assert_eq!(relayed(1), relayed(1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use quinn::{Connection, VarInt};
 
 use crate::alpn::Alpn;
 use crate::names::NodeId;
+use crate::socket::is_relayed;
 
 const MAX_LINKS_EACH: usize = 4;
 
@@ -74,6 +75,13 @@ impl Links {
         Link { links: self.clone(), key }
     }
 
+    /// Whether heartbeats of `peer` come through others.
+    pub(crate) fn is_relayed(&self, peer: NodeId) -> bool {
+        let open = self.lock();
+        let mut beats = open.links.range((peer, Alpn::Beat, 0)..=(peer, Alpn::Beat, u64::MAX));
+        beats.any(|(_, connection)| connection.close_reason().is_none() && is_relayed(connection.remote_address()))
+    }
+
     /// Closes all connections of `peer`.
     pub(crate) fn close(&self, peer: NodeId, why: Close) {
         for (_, connection) in self.lock().links.iter().filter(|(key, _)| key.0 == peer) {
@@ -94,5 +102,27 @@ pub(crate) struct Link {
 impl Drop for Link {
     fn drop(&mut self) {
         self.links.lock().links.remove(&self.key);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::Pair;
+
+    #[tokio::test]
+    async fn whose_heartbeats_come_through_others_is_known_for_as_long_as_they_do() {
+        let (pair, links) = (Pair::start(), Arc::new(Links::default()));
+        let (_direct, seen) = pair.connect(pair.direct_address()).await;
+        let _link = links.add(1, Alpn::Beat, &seen);
+        assert!(!links.is_relayed(1));
+        let (_call, seen) = pair.connect(pair.relayed_address()).await;
+        let _link = links.add(1, Alpn::Rpc, &seen);
+        assert!(!links.is_relayed(1), "that is no heartbeat");
+        let (_relayed, seen) = pair.connect(pair.relayed_address()).await;
+        let link = links.add(1, Alpn::Beat, &seen);
+        assert!(links.is_relayed(1) && !links.is_relayed(2));
+        drop(link);
+        assert!(!links.is_relayed(1));
     }
 }

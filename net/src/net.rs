@@ -247,7 +247,11 @@ impl Net {
     }
 }
 
-fn endpoint(options: &Options, credentials: &Arc<Credentials>, handle: &Handle) -> Result<(Endpoint, Ends), String> {
+pub(crate) fn endpoint(
+    options: &Options,
+    credentials: &Arc<Credentials>,
+    handle: &Handle,
+) -> Result<(Endpoint, Ends), String> {
     let tls = tls::quic_server(credentials).map_err(|error| error.to_string())?;
     let server = transport::server(tls, options.keeping(), options.max_handshakes)?;
     let socket = transport::bind(options.listen)?;

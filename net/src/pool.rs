@@ -21,7 +21,7 @@ use crate::names::NodeId;
 use crate::observed::{MAX_SEEN_BYTES, decode_seen};
 use crate::socket::is_relayed;
 use crate::tls::server_name;
-use crate::transport::is_tls_alert;
+use crate::transport::is_estranging;
 
 /// A failed dial answers for others within this time.
 const FAILURE_HOLDS: Duration = Duration::from_millis(100);
@@ -106,13 +106,20 @@ impl Pool {
         slots.into_iter().filter(|(_, slot)| is_direct(slot)).map(|(node, _)| node).collect()
     }
 
-    /// Hands out `connection` for `key` from now on, and closes the one before.
-    pub(crate) fn replace(&self, key: Key, connection: Connection) {
+    /// Hands out `connection` for `key` from now on, and closes the one before. If that one led elsewhere, all others to the
+    /// node that lead there are closed as well: it has moved. A dial that is under way ends first: it would put its own in
+    /// place of this one.
+    pub(crate) async fn replace(&self, key: Key, connection: Connection) {
         let slot = self.lock().entry(key).or_default().clone();
-        if let Some(before) = slot.live() {
-            Close::Displaced.close(&before);
-        }
+        let _dialling = slot.dialling.lock().await;
+        let (before, at) = (slot.live(), canonical(connection.remote_address()));
         slot.keep(&Ok(connection), Instant::now());
+        let Some(before) = before else { return };
+        Close::Displaced.close(&before);
+        let left = canonical(before.remote_address());
+        if left != at && !is_relayed(left) {
+            self.close_where(key.0, |at| at == left);
+        }
     }
 
     /// Closes the connections to `node` and forgets that dials failed.
@@ -128,10 +135,13 @@ impl Pool {
 
     /// Closes the connections to `node` that go to none of `addresses`: it has moved.
     pub(crate) fn close_elsewhere(&self, node: NodeId, addresses: &[SocketAddr]) {
+        self.close_where(node, |at| !addresses.contains(&at) && !is_relayed(at));
+    }
+
+    fn close_where(&self, node: NodeId, is_left: impl Fn(SocketAddr) -> bool) {
         let slots: Vec<_> = self.lock().iter().filter(|(key, _)| key.0 == node).map(|(_, slot)| slot.clone()).collect();
         for connection in slots.iter().filter_map(|slot| slot.live()) {
-            let at = canonical(connection.remote_address());
-            if !addresses.contains(&at) && !is_relayed(at) {
+            if is_left(canonical(connection.remote_address())) {
                 Close::Displaced.close(&connection);
             }
         }
@@ -235,7 +245,7 @@ impl Dial<'_> {
             ConnectionError::ConnectionClosed(close) => Some(close.error_code),
             _ => None,
         };
-        if code.is_some_and(is_tls_alert) && !alpn.admits_strangers() {
+        if code.is_some_and(is_estranging) && !alpn.admits_strangers() {
             self.estranged.notify_one();
         }
         match error {
@@ -264,4 +274,51 @@ async fn await_welcome(connection: &Connection) -> Result<Option<SocketAddr>, Co
 /// An address as records write it.
 pub(crate) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pair::Pair;
+
+    const KEY: Key = (2, Alpn::Beat);
+
+    /// A relayed connection that a dial finds while a direct one takes its place would stay instead.
+    #[tokio::test]
+    async fn what_replaces_a_connection_is_not_replaced_by_a_dial_under_way() {
+        let (pair, pool) = (Pair::start(), Pool::default());
+        let (relayed, _there) = pair.connect(pair.relayed_address()).await;
+        let (direct, _there) = pair.connect(pair.direct_address()).await;
+        let slot = pool.lock().entry(KEY).or_default().clone();
+        let dialling = slot.dialling.lock().await;
+        let mut replacing = Box::pin(pool.replace(KEY, direct.clone()));
+        assert!(futures::poll!(&mut replacing).is_pending());
+        slot.keep(&Ok(relayed.clone()), Instant::now());
+        assert!(!pool.is_direct(2));
+        drop(dialling);
+        replacing.await;
+        assert!(pool.is_direct(2));
+        assert!(relayed.close_reason().is_some() && direct.close_reason().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_leads_where_heartbeats_no_longer_go_is_closed_with_them() {
+        let (pair, pool) = (Pair::start(), Pool::default());
+        let (beat, _there) = pair.connect(pair.direct_address()).await;
+        let (call, _there) = pair.connect(pair.direct_address()).await;
+        let (relayed, _there) = pair.connect(pair.relayed_address()).await;
+        let call_of = |alpn, connection: &Connection| {
+            pool.lock().entry((2, alpn)).or_default().keep(&Ok(connection.clone()), Instant::now());
+        };
+        call_of(Alpn::Rpc, &call);
+        call_of(Alpn::Raft, &relayed);
+        pool.replace(KEY, beat.clone()).await;
+        let (again, _there) = pair.connect(pair.direct_address()).await;
+        pool.replace(KEY, again.clone()).await;
+        assert!(beat.close_reason().is_some() && call.close_reason().is_none(), "it goes the same way");
+        let (elsewhere, _there) = pair.connect(pair.relayed_address()).await;
+        pool.replace(KEY, elsewhere.clone()).await;
+        assert!(again.close_reason().is_some() && call.close_reason().is_some());
+        assert!(relayed.close_reason().is_none() && elsewhere.close_reason().is_none());
+    }
 }

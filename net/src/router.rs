@@ -3,6 +3,7 @@
 //! Invariant: nothing is read from a peer of a member's protocol before it has proved to be a member.
 //! Invariant: handshakes, connections and calls are bounded, each in all and for each origin or peer.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -126,16 +127,20 @@ fn admit(shared: &Arc<Shared>, alpn: Alpn, connection: &Connection) -> Result<(P
 /// Tells the peer that it was let in, and where it was seen.
 async fn welcome(connection: &Connection) -> Result<(), quinn::WriteError> {
     let mut stream = connection.open_uni().await?;
-    stream.write_all(&WELCOME).await?;
-    let from = canonical(connection.remote_address());
-    if !is_relayed(from)
-        && let Ok(seen) = encode_seen(from)
-    {
-        stream.write_all(&seen).await?;
+    match stream.write_all(&welcome_of(canonical(connection.remote_address()))).await {
+        // An older daemon reads the first byte and no more; then it knows.
+        Ok(()) | Err(quinn::WriteError::Stopped(_)) => {}
+        Err(error) => return Err(error),
     }
     // Only a stream that was finished or reset before cannot be finished.
     let _ = stream.finish();
     Ok(())
+}
+
+/// What a peer at `from` is sent, all at once.
+fn welcome_of(from: SocketAddr) -> Vec<u8> {
+    let seen = if is_relayed(from) { None } else { encode_seen(from).ok() };
+    [&WELCOME[..], &seen.unwrap_or_default()].concat()
 }
 
 async fn serve_calls(shared: &Shared, peer: &PeerInfo, connection: &Connection, handler: Arc<dyn Handler>) {
@@ -204,4 +209,20 @@ async fn serve_stranger(shared: &Arc<Shared>, alpn: Alpn, connection: &Connectio
     // The stranger closes the connection once it has the answer.
     let _ = tokio::time::timeout(ANSWER_GRACE, connection.closed()).await;
     Close::Done.close(connection);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observed::decode_seen;
+    use crate::socket::relayed_address;
+
+    #[test]
+    fn a_welcome_says_where_a_peer_was_seen_in_one_piece() {
+        let from = SocketAddr::from(([203, 0, 113, 1], 6443));
+        let welcome = welcome_of(from);
+        let (first, seen) = welcome.split_at(WELCOME.len());
+        assert_eq!((first, decode_seen(seen)), (&WELCOME[..], Some(from)));
+        assert_eq!(welcome_of(relayed_address(7)), WELCOME, "a relayed peer was not seen");
+    }
 }

@@ -163,19 +163,30 @@ impl Shared {
             }
             Close::Displaced.close(&connection);
         }
-        let seen = |at| self.seen(node, at);
+        let moves = self.whereabouts.moves();
+        let seen = |at| self.seen(node, at, moves);
         let connection = self.pool.connection(self.dial(node, alpn, self.attempts(node, alpn), &seen)?).await?;
         self.connected(node, &connection)?;
         Ok(connection)
     }
 
-    /// Replaces a relayed connection for heartbeats by a direct one.
+    /// Whether `node` was just seen elsewhere than where `connection` leads: that one may be dead, which would only be noticed
+    /// when it has been silent for long.
+    pub(crate) fn is_seen_elsewhere(&self, node: NodeId, connection: &Connection) -> bool {
+        let Some(at) = self.hints.take_news(node) else { return false };
+        let record = self.book.get(node);
+        let recorded = record.as_ref().map(|record| record.addresses()).unwrap_or_default();
+        may_have_moved(canonical(connection.remote_address()), at, recorded)
+    }
+
+    /// Replaces the connection for heartbeats by another, direct one.
     pub(crate) async fn connect_directly(&self, node: NodeId) -> Result<(), NetError> {
-        let seen = |at| self.seen(node, at);
+        let moves = self.whereabouts.moves();
+        let seen = |at| self.seen(node, at, moves);
         let attempts = staggered(self.addresses(node));
         let connection = self.dial(node, Alpn::Beat, attempts, &seen)?.within_its_time().await?;
         // Before it is judged again: a node that is removed at this moment is either found in the pool or refused here.
-        self.pool.replace((node, Alpn::Beat), connection.clone());
+        self.pool.replace((node, Alpn::Beat), connection.clone()).await;
         self.connected(node, &connection)
     }
 
@@ -190,9 +201,9 @@ impl Shared {
         Ok(())
     }
 
-    /// `by` sees this node at `at`.
-    fn seen(&self, by: NodeId, at: SocketAddr) {
-        if by == self.own_id() || !self.whereabouts.seen(by, at, &self.members.watch().borrow()) {
+    /// `by` sees this node at `at`, on a connection that was dialled after so many `moves`.
+    fn seen(&self, by: NodeId, at: SocketAddr, moves: u64) {
+        if by == self.own_id() || !self.whereabouts.seen(by, at, moves, &self.members.watch().borrow()) {
             return;
         }
         if let Err(error) = self.publish_told() {
@@ -223,7 +234,7 @@ impl Shared {
     }
 
     /// Where `node` is tried, and when. Heartbeats find the way, and the others take it: first where heartbeats go, then
-    /// all addresses. Only a node behind a NAT looks for others through third ones.
+    /// all addresses. Only a node behind a NAT looks for others through third ones, and whoever is looked for in this way.
     fn attempts(&self, node: NodeId, alpn: Alpn) -> Vec<(SocketAddr, Duration)> {
         let beat =
             self.pool.open_connection((node, Alpn::Beat)).map(|connection| canonical(connection.remote_address()));
@@ -236,12 +247,17 @@ impl Shared {
         match beat {
             _ if alpn == Alpn::Relay => {}
             Some(beat) if is_relayed(beat) && alpn != Alpn::Beat => attempts.push((beat, Duration::ZERO)),
-            None if self.whereabouts.is_translated() && self.has_others(node) => {
+            None if self.is_relaying_of_use(node) && self.has_others(node) => {
                 attempts.push((relayed_address(node), RELAYED_AFTER));
             }
             _ => {}
         }
         attempts
+    }
+
+    /// Whether a NAT may stand between: others see this node elsewhere, or `node` itself came through others.
+    fn is_relaying_of_use(&self, node: NodeId) -> bool {
+        self.whereabouts.is_translated() || self.links.is_relayed(node)
     }
 
     /// Whether there are nodes through which `node` may be reached.
@@ -289,8 +305,8 @@ impl Shared {
 
     /// Signs this node's own record anew, if it is seen elsewhere than before.
     fn publish_told(&self) -> Result<(), NetError> {
-        let told = self.whereabouts.told();
-        self.book.publish(&told, SystemTime::now()).map_err(|error| NetError::Record(error.to_string()))
+        let told = self.whereabouts.tell(|told| self.book.publish(told, SystemTime::now()));
+        told.map_err(|error| NetError::Record(error.to_string()))
     }
 
     /// Ends all that a node that may no longer speak has open.
@@ -311,7 +327,28 @@ impl Shared {
     }
 }
 
+/// Whether a node that is connected at one address and was seen `at` another may have left the first: not if it says itself
+/// that it has both.
+fn may_have_moved(connected: SocketAddr, at: SocketAddr, recorded: &[SocketAddr]) -> bool {
+    connected != at && !(recorded.contains(&connected) && recorded.contains(&at))
+}
+
 /// Each a little after the one before.
 fn staggered(addresses: Vec<SocketAddr>) -> Vec<(SocketAddr, Duration)> {
     addresses.into_iter().zip(0..).map(|(address, turn)| (address, ADDRESS_STAGGER * turn)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_seen_elsewhere_may_have_moved_unless_it_says_that_it_is_at_both() {
+        let [a, b, c] = [1, 2, 3].map(|host| SocketAddr::from(([10, 0, 0, host], 6443)));
+        assert!(!may_have_moved(a, a, &[]));
+        assert!(may_have_moved(a, b, &[a]));
+        assert!(may_have_moved(a, b, &[b]), "its record is older, or newer, than the connection");
+        assert!(may_have_moved(a, b, &[c]));
+        assert!(!may_have_moved(a, b, &[a, b]));
+    }
 }

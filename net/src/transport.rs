@@ -25,8 +25,8 @@ pub(crate) const MAX_UNI_STREAMS: u32 = 16;
 pub(crate) const STRANGER_WINDOW_BYTES: u32 = 128 * 1024;
 /// The same for a member.
 pub(crate) const MEMBER_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
-/// How large packets of a connection over which others are relayed are at once, without finding out what its path carries: a
-/// relayed handshake's, of 1,200 bytes, must fit.
+/// How large packets of a connection over which others are relayed are at least, whatever is found out of its path: a relayed
+/// handshake's, of 1,200 bytes, must fit.
 pub(crate) const RELAY_MTU_BYTES: u16 = 1300;
 const CONNECTION_ID_BYTES: usize = 8;
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
@@ -76,12 +76,17 @@ pub(crate) fn server(tls: rustls::ServerConfig, keeping: Keeping, max_waiting: u
 pub(crate) fn client(tls: rustls::ClientConfig, keeping: Keeping, alpn: Alpn) -> Result<ClientConfig, String> {
     let crypto = QuicClientConfig::try_from(tls).map_err(|error| error.to_string())?;
     let mut config = ClientConfig::new(Arc::new(crypto));
+    config.transport_config(Arc::new(client_transport(keeping, alpn)?));
+    Ok(config)
+}
+
+fn client_transport(keeping: Keeping, alpn: Alpn) -> Result<TransportConfig, String> {
     let mut transport = transport(keeping, MEMBER_WINDOW_BYTES)?;
     if alpn == Alpn::Relay {
-        transport.initial_mtu(RELAY_MTU_BYTES);
+        // Also after losses that look as if the path no longer carried as much.
+        transport.initial_mtu(RELAY_MTU_BYTES).min_mtu(RELAY_MTU_BYTES);
     }
-    config.transport_config(Arc::new(transport));
-    Ok(config)
+    Ok(transport)
 }
 
 /// The endpoint's settings. The key of stateless resets comes from the node's key, so that a restarted daemon can tell
@@ -121,10 +126,43 @@ pub(crate) fn is_tls_alert(code: TransportErrorCode) -> bool {
 
 /// Whether a transport error is the alert that a certificate was revoked.
 pub(crate) fn is_revoked_alert(code: TransportErrorCode) -> bool {
-    u64::from(code) == 0x100 + u64::from(u8::from(AlertDescription::CertificateRevoked))
+    code == alert(AlertDescription::CertificateRevoked)
+}
+
+/// Whether a transport error says that one side does not believe the other. One that does not speak a protocol, since it is
+/// older, says nothing of that kind.
+pub(crate) fn is_estranging(code: TransportErrorCode) -> bool {
+    is_tls_alert(code) && code != alert(AlertDescription::NoApplicationProtocol)
+}
+
+fn alert(description: AlertDescription) -> TransportErrorCode {
+    TransportErrorCode::crypto(u8::from(description))
 }
 
 /// The socket of the one port.
 pub(crate) fn bind(listen: SocketAddr) -> Result<UdpSocket, String> {
     UdpSocket::bind(listen).map_err(|error| format!("UDP {listen} cannot be bound: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packets_of_a_relay_stay_large_enough_for_a_handshake() {
+        let keeping = Keeping { idle_timeout: Duration::from_secs(4), keep_alive: Duration::from_secs(1) };
+        let bounds = |alpn| format!("{:?}", client_transport(keeping, alpn).expect("a configuration"));
+        for bound in ["initial_mtu", "min_mtu"] {
+            assert!(bounds(Alpn::Relay).contains(&format!("{bound}: {RELAY_MTU_BYTES}")), "{bound}");
+            assert!(bounds(Alpn::Beat).contains(&format!("{bound}: 1200")), "{bound}");
+        }
+    }
+
+    #[test]
+    fn who_does_not_speak_a_protocol_is_no_stranger() {
+        assert!(is_estranging(alert(AlertDescription::UnknownCA)));
+        assert!(is_estranging(alert(AlertDescription::BadCertificate)));
+        assert!(!is_estranging(alert(AlertDescription::NoApplicationProtocol)));
+        assert!(!is_estranging(TransportErrorCode::CONNECTION_REFUSED));
+    }
 }

@@ -26,25 +26,41 @@ pub const MAX_HINTS: usize = 4;
 
 /// Where nodes may be, by what was seen.
 #[derive(Default)]
-pub(crate) struct Hints(Mutex<BTreeMap<NodeId, VecDeque<SocketAddr>>>);
+pub(crate) struct Hints(Mutex<BTreeMap<NodeId, Hint>>);
+
+/// Where one node was seen, newest first.
+#[derive(Default)]
+struct Hint {
+    addresses: VecDeque<SocketAddr>,
+    /// Nobody has asked for the newest one yet.
+    is_news: bool,
+}
 
 impl Hints {
     /// False if it is known already.
     fn add(&self, node: NodeId, address: SocketAddr) -> bool {
         let mut hints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = hints.entry(node).or_default();
-        if known.contains(&address) {
-            return false;
-        }
-        known.truncate(MAX_HINTS - 1);
-        known.push_front(address);
-        true
+        let hint = hints.entry(node).or_default();
+        let is_known = hint.addresses.contains(&address);
+        hint.addresses.retain(|known| *known != address);
+        hint.addresses.truncate(MAX_HINTS - 1);
+        hint.addresses.push_front(address);
+        hint.is_news = true;
+        !is_known
     }
 
     /// Newest first.
     pub(crate) fn of(&self, node: NodeId) -> Vec<SocketAddr> {
         let hints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        hints.get(&node).map(|known| known.iter().copied().collect()).unwrap_or_default()
+        hints.get(&node).map(|hint| hint.addresses.iter().copied().collect()).unwrap_or_default()
+    }
+
+    /// Where `node` was last seen, if that was after the last call.
+    pub(crate) fn take_news(&self, node: NodeId) -> Option<SocketAddr> {
+        let mut hints = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let hint = hints.get_mut(&node).filter(|hint| hint.is_news)?;
+        hint.is_news = false;
+        hint.addresses.front().copied()
     }
 
     /// Forgets those that are not to be kept.
@@ -135,7 +151,21 @@ mod tests {
             assert!(!hints.add(1, at(port)));
         }
         assert_eq!(hints.of(1), [at(9), at(8), at(7), at(6)]);
+        assert!(!hints.add(1, at(7)));
+        assert_eq!(hints.of(1), [at(7), at(9), at(8), at(6)], "it was seen there again");
         hints.retain(|node| node != 1);
         assert!(hints.of(1).is_empty());
+    }
+
+    #[test]
+    fn a_sighting_is_news_once() {
+        let hints = Hints::default();
+        let at = |port| SocketAddr::from(([10, 0, 0, 1], port));
+        assert_eq!(hints.take_news(1), None);
+        for port in [1, 2, 1] {
+            hints.add(1, at(port));
+            assert_eq!(hints.take_news(1), Some(at(port)), "also where it was seen before");
+            assert_eq!(hints.take_news(1), None);
+        }
     }
 }
