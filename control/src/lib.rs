@@ -14,6 +14,7 @@ mod account;
 mod address;
 pub mod authority;
 mod budget;
+pub mod concern;
 mod condition;
 mod definition;
 pub mod deletion;

@@ -9,7 +9,10 @@ use std::time::Duration;
 use std::{fs, io};
 
 use flotilla_net::{MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME};
+use flotilla_raft::membership::MAX_REPLICAS;
 use serde::{Deserialize, Serialize};
+
+use crate::members::NO_REPLICA_LABEL;
 
 /// Where the configuration file is looked for when none is named.
 pub const DEFAULT_FILE: &str = "/etc/flotilla/flotilla.toml";
@@ -26,6 +29,9 @@ const AUDIT_LOG_FILES: usize = 10;
 const HISTORY_SECONDS: u64 = 300;
 /// A client whose watch ended has at least this long to begin the next one.
 const LEAST_HISTORY_SECONDS: u64 = 10;
+
+/// A replica that has been dead for this long gives its place to another node.
+const REPLACE_DEAD_SECONDS: u64 = 300;
 
 /// `FLOTILLA_*` variables that belong to the command line rather than to the daemon.
 const CLIENT_VARIABLES: [&str; 5] =
@@ -106,6 +112,15 @@ pub struct Layer {
     /// How long the past is kept for watches and lists that resume, in seconds [default: 300]
     #[arg(long, value_name = "SECONDS")]
     pub history_seconds: Option<u64>,
+    /// Nodes that hold a replica of the store, at most; the same on every node [default: 15]
+    #[arg(long, value_name = "COUNT")]
+    pub max_replicas: Option<usize>,
+    /// How long a replica is dead before another node gets one in its place, in seconds [default: 300]
+    #[arg(long, value_name = "SECONDS")]
+    pub replace_dead_seconds: Option<u64>,
+    /// Never hold a replica of the store here: the Node is labelled `flotilla.dev/no-replica` [default: false]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub no_replica: Option<bool>,
     /// Labels of the Node; put on it whenever the daemon starts
     #[arg(skip)]
     pub labels: Option<BTreeMap<String, String>>,
@@ -169,6 +184,8 @@ pub struct Config {
     pub dead_ms: u64,
     pub node_certificate_seconds: u64,
     pub history_seconds: u64,
+    pub max_replicas: usize,
+    pub replace_dead_seconds: u64,
     pub labels: BTreeMap<String, String>,
     pub discovery: bool,
     pub layers_from_peers: bool,
@@ -292,6 +309,9 @@ impl Layer {
             dead_ms,
             node_certificate_seconds,
             history_seconds,
+            max_replicas,
+            replace_dead_seconds,
+            no_replica,
             labels,
             discovery,
             layers_from_peers,
@@ -300,6 +320,10 @@ impl Layer {
     }
 
     fn resolve(self) -> Result<Config, ConfigError> {
+        let mut labels = self.labels.unwrap_or_default();
+        if self.no_replica == Some(true) {
+            labels.insert(NO_REPLICA_LABEL.to_owned(), "true".to_owned());
+        }
         let config = Config {
             data_dir: self.data_dir.unwrap_or_else(|| "/var/lib/flotilla".into()),
             run_dir: self.run_dir.unwrap_or_else(|| "/run/flotilla".into()),
@@ -322,7 +346,9 @@ impl Layer {
             dead_ms: self.dead_ms.unwrap_or(3_000),
             node_certificate_seconds: self.node_certificate_seconds.unwrap_or(NODE_LIFETIME.as_secs()),
             history_seconds: self.history_seconds.unwrap_or(HISTORY_SECONDS),
-            labels: self.labels.unwrap_or_default(),
+            max_replicas: self.max_replicas.unwrap_or(MAX_REPLICAS),
+            replace_dead_seconds: self.replace_dead_seconds.unwrap_or(REPLACE_DEAD_SECONDS),
+            labels,
             discovery: self.discovery.unwrap_or(true),
             layers_from_peers: self.layers_from_peers.unwrap_or(true),
             registries: self.registries.unwrap_or_default(),
@@ -335,6 +361,9 @@ impl Layer {
 impl Config {
     fn check(&self) -> Result<(), ConfigError> {
         let bad = |key: &str, message: String| Err(ConfigError::Invalid { origin: key.into(), message });
+        if !(1..=MAX_REPLICAS).contains(&self.max_replicas) {
+            return bad("max_replicas", format!("{} is not between 1 and {MAX_REPLICAS}", self.max_replicas));
+        }
         if let Some(name) = self.name.as_deref().filter(|name| !is_node_name(name)) {
             return bad("name", name_rule(name));
         }

@@ -18,6 +18,7 @@ pub const TARGETS: &[Target] = &[
     ("spdy", spdy_frames),
     ("channel", channels),
     ("jwt", crate::accounts::fuzz),
+    ("slice", crate::slice::fuzz::messages),
 ];
 
 /// Messages of a stream to or from a pod, in their frames.

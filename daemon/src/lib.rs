@@ -39,6 +39,7 @@ pub mod revive;
 mod roles;
 mod secrets;
 pub mod serve;
+mod slice;
 mod streams;
 mod trust;
 mod turnstile;

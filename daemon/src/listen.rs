@@ -33,6 +33,7 @@ use crate::gate::User;
 use crate::grpc;
 use crate::handshakes::{Handshakes, Place};
 use crate::rest::{Body, Rest};
+use crate::slice;
 
 /// A client that does not finish its handshake, or the head of a request, in this time is hung up on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -61,7 +62,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    fn new(user: Option<User>, address: Option<IpAddr>) -> Self {
+    pub fn new(user: Option<User>, address: Option<IpAddr>) -> Self {
         Self { user, address, place: Arc::default() }
     }
 
@@ -174,6 +175,16 @@ async fn serve_stranger<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     }
 }
 
+/// Serves what another node passes on, as if whoever asks had come here.
+pub async fn serve_forwarded<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    faces: Faces,
+    stream: S,
+    peer: Peer,
+    stop: CancellationToken,
+) {
+    serve(faces, Accepted { stream, refused: Box::pin(std::future::pending()) }, peer, stop).await;
+}
+
 /// Serves one connection until it ends.
 async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     faces: Faces,
@@ -209,6 +220,10 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
 
 /// Gives a request to the face that it is for.
 async fn dispatch(faces: Faces, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
+    let request = match slice::forward(faces.rest.node(), &peer, request).await {
+        Ok(answered) => return Ok(answered),
+        Err(request) => *request,
+    };
     match is_grpc(&request) {
         true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await,
         false => Ok(faces.rest.answer(peer, request).await),

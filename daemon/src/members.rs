@@ -9,7 +9,6 @@ use std::time::Duration;
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::{Fingerprint, Listed, Net};
-use flotilla_raft::membership::MAX_REPLICAS;
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -33,6 +32,9 @@ pub const EPOCH_ANNOTATION: &str = "flotilla.dev/epoch";
 
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";
+
+/// A label of a Node that is never to get a replica of the store; its value does not matter.
+pub const NO_REPLICA_LABEL: &str = "flotilla.dev/no-replica";
 
 /// How long to wait before the Nodes are read again after that failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -72,6 +74,8 @@ pub struct Roll {
     pub by_name: BTreeMap<String, NodeId>,
     pub keys: BTreeMap<NodeId, Fingerprint>,
     pub leaving: BTreeSet<NodeId>,
+    /// Those that are to have no replica.
+    pub without_replica: BTreeSet<NodeId>,
     /// The cluster epoch in which each became a member: a replica of an earlier one is of no use in this.
     pub epochs: BTreeMap<NodeId, u64>,
 }
@@ -94,6 +98,8 @@ type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
 pub struct Members {
     own: Member,
     net: Net,
+    /// At most so many of them have a replica.
+    max_replicas: usize,
     roll: watch::Receiver<Arc<Roll>>,
     liveness: watch::Receiver<LivenessByName>,
 }
@@ -108,12 +114,13 @@ pub struct Keeper {
 }
 
 /// Begins with `seed`, which the cluster gave when this node joined, until the store knows better.
-pub fn members(store: Store, net: Net, own: Member, seed: &[Member]) -> (Members, Keeper) {
+pub fn members(store: Store, net: Net, own: Member, seed: &[Member], max_replicas: usize) -> (Members, Keeper) {
     let mut begun = Roll::default();
     seed.iter().chain([&own]).for_each(|member| begun.add(member.clone()));
     let (roll, roll_seen) = watch::channel(Arc::new(begun));
     let (liveness, liveness_seen) = watch::channel(LivenessByName::default());
-    let members = Members { own: own.clone(), net: net.clone(), roll: roll_seen, liveness: liveness_seen };
+    let members =
+        Members { own: own.clone(), net: net.clone(), max_replicas, roll: roll_seen, liveness: liveness_seen };
     (members, Keeper { store, net, own, roll, liveness })
 }
 
@@ -159,14 +166,32 @@ impl Members {
     /// If the store refuses a step; the next look tries again.
     pub async fn reconcile_replicas(&self, store: &Store) -> Result<(), flotilla_raft::Error> {
         let roll = self.roll.borrow().clone();
-        let wanted: BTreeSet<NodeId> = roll.by_name.values().filter(|id| !roll.leaving.contains(id)).copied().collect();
+        let may = |id: &&NodeId| !roll.leaving.contains(id) && !roll.without_replica.contains(id);
+        let wanted: BTreeSet<NodeId> = roll.by_name.values().filter(may).copied().collect();
         let status = store.status().borrow().clone();
         let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
         let of_this_epoch = |id: &&NodeId| roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch);
-        let room = MAX_REPLICAS.saturating_sub(replicas.len());
-        for id in wanted.difference(&replicas).filter(of_this_epoch).take(room) {
+        let liveness = self.net.liveness().borrow().clone();
+        let is_alive = |id: &NodeId| {
+            *id == self.own.id || liveness.get(id).is_some_and(|peer| peer.state != flotilla_net::Liveness::Dead)
+        };
+        // Another node gets a replica in place of one that is dead, and only then is the dead one let go, so that there
+        // are never fewer. Raft gives its vote away in between.
+        let dead: BTreeSet<NodeId> = store.long_dead().await.intersection(&replicas).copied().collect();
+        let room = self.max_replicas.saturating_sub(replicas.len());
+        let extra = usize::from(!dead.is_empty() && replicas.len() == self.max_replicas);
+        let (alive, absent): (Vec<_>, Vec<_>) =
+            wanted.difference(&replicas).filter(of_this_epoch).copied().partition(is_alive);
+        let chosen = alive.into_iter().take(room + extra).chain(absent).take(room.max(extra));
+        for id in chosen.filter(|id| room > 0 || is_alive(id)) {
             info!(id, "a replica is added");
-            store.add_replica(*id).await?;
+            store.add_replica(id).await?;
+        }
+        if replicas.len() > self.max_replicas
+            && let Some(id) = dead.iter().find(|id| status.learners.contains(id))
+        {
+            info!(id, "another node has a replica in place of one that is dead");
+            store.remove_replica(*id).await?;
         }
         for id in replicas.difference(&wanted).filter(|id| **id != self.own.id) {
             info!(id, "a replica is removed");
@@ -176,11 +201,16 @@ impl Members {
             info!(node = name, "a node has left");
             remove_node(store, name, *id).await;
         }
-        let liveness = self.net.liveness().borrow().clone();
-        let alive = wanted.into_iter().filter(|id| {
-            *id == self.own.id || liveness.get(id).is_some_and(|peer| peer.state != flotilla_net::Liveness::Dead)
-        });
+        let alive = wanted.into_iter().filter(is_alive);
         store.reconcile_membership(&alive.collect()).await.map(|_| ())
+    }
+
+    /// Whether a member has a replica, as this one knows the group, or the leader is about to give it one.
+    pub fn has_replica(&self, store: &Store, id: NodeId) -> bool {
+        let status = store.status().borrow().clone();
+        let has = status.voters.contains(&id) || status.learners.contains(&id);
+        let room = status.voters.len() + status.learners.len() < self.max_replicas;
+        has || (room && !self.roll.borrow().without_replica.contains(&id))
     }
 }
 
@@ -229,6 +259,9 @@ impl Keeper {
             let Some(member) = Member::of_node(&node) else { continue };
             if node.pointer("/metadata/annotations").is_some_and(|all| all.get(LEAVING_ANNOTATION).is_some()) {
                 roll.leaving.insert(member.id);
+            }
+            if node.pointer("/metadata/labels").is_some_and(|all| all.get(NO_REPLICA_LABEL).is_some()) {
+                roll.without_replica.insert(member.id);
             }
             let epoch = node.pointer("/metadata/annotations").and_then(|all| all.get(EPOCH_ANNOTATION)?.as_str());
             roll.epochs.extend(epoch.and_then(|epoch| epoch.parse().ok()).map(|epoch| (member.id, epoch)));

@@ -31,6 +31,7 @@ use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::peers::{RaftHandler, RaftTransport, StreamHandler};
 use crate::rest::Rest;
+use crate::slice::{self, ApiHandler, SliceHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
 use crate::turnstile::Turnstile;
@@ -127,12 +128,19 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     net.set_members(seed.iter().chain([&own]));
 
     let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
+    let options =
+        flotilla_raft::Options { replace_dead_after: Duration::from_secs(config.replace_dead_seconds), ..options };
     let store = open_store(options, &net, &own).await?;
     net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
 
     let tasks = TaskTracker::new();
-    let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), &seed);
+    let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), &seed, config.max_replicas);
     spawn(&tasks, "members", keeper.run(stop.clone()));
+    let (feeds, feeding) = slice::feed(store.clone(), stop.clone());
+    spawn(&tasks, "slices", feeding);
+    let handler = SliceHandler { store: store.clone(), members: members.clone(), feeds };
+    net.register(Alpn::Slice, Arc::new(handler));
+    spawn(&tasks, "slice", slice::follow(store.clone(), net.clone(), stop.clone()));
 
     let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()), Sealer::new(seal_key.clone()));
     let (roles, stopped) = (gate.clone(), stop.clone());
@@ -191,6 +199,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     spawn(&tasks, "authorities", async move { follower.follow(stopped).await });
 
     let faces = Faces { grpc: grpc::routes(&node).await?, rest: Rest::new(&node) };
+    net.register(Alpn::Api, Arc::new(ApiHandler { faces: faces.clone(), node: node.clone() }));
     let tls = flotilla_net::server_tls(net.credentials(), &["h2", "http/1.1"], ClientAuth::Optional)?;
     let listener =
         TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on TCP {}", config.listen))?;

@@ -16,6 +16,10 @@ pub enum Alpn {
     Stream,
     /// Image layers.
     Blob,
+    /// What of the store concerns a node that has no replica.
+    Slice,
+    /// Clients' requests that a node without a replica passes on.
+    Api,
     /// Heartbeats and address records.
     Beat,
     /// Packets between members that only another member reaches.
@@ -27,8 +31,18 @@ pub enum Alpn {
 }
 
 impl Alpn {
-    pub const ALL: [Alpn; 8] =
-        [Alpn::Raft, Alpn::Rpc, Alpn::Stream, Alpn::Blob, Alpn::Beat, Alpn::Relay, Alpn::Join, Alpn::Renew];
+    pub const ALL: [Alpn; 10] = [
+        Alpn::Raft,
+        Alpn::Rpc,
+        Alpn::Stream,
+        Alpn::Blob,
+        Alpn::Slice,
+        Alpn::Api,
+        Alpn::Beat,
+        Alpn::Relay,
+        Alpn::Join,
+        Alpn::Renew,
+    ];
 
     /// The name as it stands in the handshake.
     pub const fn as_str(self) -> &'static str {
@@ -37,6 +51,8 @@ impl Alpn {
             Alpn::Rpc => "flotilla/rpc/1",
             Alpn::Stream => "flotilla/stream/1",
             Alpn::Blob => "flotilla/blob/1",
+            Alpn::Slice => "flotilla/slice/1",
+            Alpn::Api => "flotilla/api/1",
             Alpn::Beat => "flotilla/beat/1",
             Alpn::Relay => "flotilla/relay/1",
             Alpn::Join => "flotilla/join/1",

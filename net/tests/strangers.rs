@@ -11,7 +11,7 @@ use flotilla_net::*;
 use raw::{Raw, Shown};
 use support::*;
 
-const MEMBERS_ONLY: [Alpn; 5] = [Alpn::Raft, Alpn::Rpc, Alpn::Stream, Alpn::Blob, Alpn::Beat];
+const MEMBERS_ONLY: [Alpn; 7] = [Alpn::Raft, Alpn::Rpc, Alpn::Stream, Alpn::Blob, Alpn::Slice, Alpn::Api, Alpn::Beat];
 
 /// A node that serves every protocol.
 async fn open_house(authority: &Authority, change: impl FnOnce(&mut Options)) -> (Node, SocketAddr) {

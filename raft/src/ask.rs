@@ -21,7 +21,7 @@ impl Inner {
     /// Has the leader do something, here or elsewhere; tries again while that can do no harm.
     pub async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
         let deadline = Instant::now() + self.options.request_timeout;
-        let mut leader = self.leader();
+        let mut leader = self.leader_or_feeder();
         // Who has refused since the last pause: replicas that each take the other for the leader are not asked in a
         // tight loop.
         let mut refused = BTreeSet::new();
@@ -63,7 +63,7 @@ impl Inner {
             }
         };
         let _ = tokio::time::timeout(RETRY_AFTER, changed).await;
-        self.leader()
+        self.leader_or_feeder()
     }
 
     async fn ask(&self, leader: NodeId, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {
@@ -82,7 +82,7 @@ impl Inner {
     }
 
     async fn ask_peer(&self, leader: NodeId, request: &Request, bound: Duration) -> Result<Reply, Refusal> {
-        let message = Addressed { epoch: self.epoch.own(), body: request };
+        let message = Addressed { epoch: self.spoken_epoch(), body: request };
         let message = codec::encode(&message).map_err(|e| Refusal::Failed(e.to_string()))?;
         match self.transport.call(leader, message.into(), bound).await {
             Ok(reply) => match codec::decode(&reply) {

@@ -17,12 +17,13 @@ use crate::epoch::Epoch;
 use crate::limits;
 use crate::log::Log;
 use crate::machine::Machine;
-use crate::membership::{self, Absences, MAX_REPLICAS, View};
+use crate::membership::{self, Absences, MAX_REPLICAS, MAX_REPLICAS_FOR_NOW, View};
 use crate::network::LowSpace;
 use crate::options::Options;
 use crate::outcome::Outcome;
 use crate::reads::Reads;
 use crate::runtime::watch;
+use crate::slice;
 use crate::space::Space;
 use crate::status::Status;
 use crate::transport::Transport;
@@ -53,6 +54,8 @@ pub(crate) struct Inner {
     pub status: watch::Receiver<Status>,
     pub is_behind: watch::Receiver<bool>,
     pub tasks: TaskTracker,
+    /// What is read from while this node has no replica.
+    pub slice: slice::Current,
     /// Held while a snapshot is received.
     pub receiving: Mutex<()>,
     /// Held while the membership changes.
@@ -122,7 +125,7 @@ impl Inner {
         if view.voters.contains(&id) || view.learners.contains(&id) {
             return Ok(());
         }
-        if view.voters.len() + view.learners.len() >= MAX_REPLICAS {
+        if view.voters.len() + view.learners.len() >= MAX_REPLICAS_FOR_NOW {
             return Err(Refusal::Invalid(format!("there are {MAX_REPLICAS} replicas already")));
         }
         self.change_membership(ChangeMembers::AddNodes([(id, ())].into()), true).await

@@ -39,6 +39,7 @@ mod runtime;
 mod serve;
 #[cfg(test)]
 mod sim;
+mod slice;
 mod snapshot;
 mod space;
 mod state;
@@ -60,6 +61,7 @@ pub use options::Options;
 pub use outcome::Applied;
 pub use recover::{RecoverError, Remains, inspect, recover};
 pub use refill::{RefillError, refill};
+pub use slice::{Question, SliceFeed, SliceStart, SliceUpdate, SliceWrite};
 pub use space::SpaceFloor;
 pub use state::{HistoryBounds, ReadError};
 pub use status::Status;

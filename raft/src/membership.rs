@@ -13,6 +13,8 @@ use crate::types::NodeId;
 
 pub const MAX_VOTERS: usize = 7;
 pub const MAX_REPLICAS: usize = 15;
+/// One more for as long as it takes the place of one that is dead.
+pub(crate) const MAX_REPLICAS_FOR_NOW: usize = MAX_REPLICAS + 1;
 /// Seven voters only from this many replicas on; below, five are enough.
 const SEVEN_FROM: usize = 9;
 
@@ -112,6 +114,12 @@ impl Absences {
             self.0.entry(*id).or_insert(now);
         }
         self.0.iter().map(|(id, since)| (*id, now.saturating_duration_since(*since))).collect()
+    }
+
+    /// Who has been absent for at least so long.
+    pub fn longer_than(&self, bound: Duration, now: Instant) -> BTreeSet<NodeId> {
+        let long = self.0.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= bound);
+        long.map(|(id, _)| *id).collect()
     }
 
     /// Another leader's observations do not count.

@@ -30,6 +30,7 @@ use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
 use crate::refill::{self, Mark};
 use crate::runtime::{self, watch};
+use crate::slice::{self, SliceFeed, SliceStart, Source};
 use crate::snapshot::Places;
 use crate::space::Space;
 use crate::state::ReadError;
@@ -125,6 +126,7 @@ impl Store {
             status,
             is_behind,
             tasks,
+            slice: slice::Current::default(),
             receiving: Mutex::new(()),
             absences: Mutex::new(Absences::default()),
         };
@@ -184,6 +186,10 @@ impl Store {
     /// Returns the revision applied here.
     pub async fn barrier(&self) -> Result<u64, ReadError> {
         let timeout = self.inner.options.request_timeout;
+        if let Some(slice) = self.inner.slice.slice() {
+            let reached = tokio::time::timeout(timeout, slice.barrier()).await;
+            return reached.ok().flatten().ok_or(ReadError::NoLeader(timeout));
+        }
         let index = match tokio::time::timeout(timeout, self.inner.reads.index()).await {
             Ok(Ok(index)) => index,
             _ if self.inner.machine.closing().is_cancelled() => return Err(ReadError::Closed),
@@ -199,17 +205,29 @@ impl Store {
 
     /// An object as this replica has it, which may be stale unless after a [`barrier`](Self::barrier).
     pub fn get(&self, key: &Key) -> Result<Option<KeyValue>, ReadError> {
-        self.inner.machine.state().get(key)
+        match self.source() {
+            Source::Slice(slice) => Ok(slice.get(key)),
+            Source::Replica(machine) => machine.state().get(key),
+        }
     }
 
     /// An object as it was at a revision.
     pub fn get_at(&self, key: &Key, revision: u64) -> Result<Option<KeyValue>, ReadError> {
-        self.inner.machine.state().get_at(key, revision)
+        match self.source() {
+            Source::Slice(slice) => match slice.hub().revision() {
+                now if now == revision => Ok(slice.get(key)),
+                now => Err(ReadError::Compacted { wanted: revision, oldest: now }),
+            },
+            Source::Replica(machine) => machine.state().get_at(key, revision),
+        }
     }
 
     /// Objects in order of their keys, as this replica has them now or had them at a revision.
     pub fn range(&self, range: Range) -> Result<Listing, ReadError> {
-        self.inner.machine.state().range(&range)
+        match self.source() {
+            Source::Slice(slice) => slice.range(&range),
+            Source::Replica(machine) => machine.state().range(&range),
+        }
     }
 
     /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
@@ -224,18 +242,24 @@ impl Store {
         if from > 1 {
             self.reach(from - 1).await?;
         }
-        let machine = &self.inner.machine;
-        let oldest = machine.state().header().compacted + 1;
+        let source = self.inner.slice.source(&self.inner.machine);
+        let oldest = match &source.0 {
+            Source::Replica(machine) => machine.state().header().compacted + 1,
+            Source::Slice(slice) => slice.first() + 1,
+        };
         match from {
-            0 => Ok(Watch::new(machine.clone(), prefix, self.revision() + 1)),
+            0 => {
+                let next = source.0.hub().revision() + 1;
+                Ok(Watch::new(source, prefix, next))
+            }
             from if from < oldest => Err(ReadError::Compacted { wanted: from, oldest }),
-            from => Ok(Watch::new(machine.clone(), prefix, from)),
+            from => Ok(Watch::new(source, prefix, from)),
         }
     }
 
     /// Waits, up to 3 s, until this replica has applied a revision; returns the one it is at.
     pub async fn reach(&self, revision: u64) -> Result<u64, ReadError> {
-        let mut applied = self.inner.machine.hub().subscribe();
+        let mut applied = self.source().hub().subscribe();
         let reached = tokio::time::timeout(FUTURE_REVISION_WAIT, applied.wait_for(|r| *r >= revision)).await;
         match reached {
             Ok(Ok(applied)) => Ok(*applied),
@@ -265,13 +289,13 @@ impl Store {
 
     /// The last revision applied here.
     pub fn revision(&self) -> u64 {
-        self.inner.machine.hub().revision()
+        self.source().hub().revision()
     }
 
     /// A revision after which nothing of the collection has changed, as far as this replica has applied: what was read
     /// at this revision or later still holds.
     pub fn changed_at(&self, collection: &GroupResource) -> u64 {
-        self.inner.machine.hub().changed_at(&collection.prefix())
+        self.source().hub().changed_at(&collection.prefix())
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {
@@ -296,6 +320,11 @@ impl Store {
     /// respond. Returns the new voters if they changed. To be called about once a second.
     pub async fn reconcile_membership(&self, alive: &BTreeSet<NodeId>) -> Result<Option<BTreeSet<NodeId>>, Error> {
         Ok(self.inner.reconcile_here(alive, Instant::now()).await?)
+    }
+
+    /// The replicas that have been dead for so long that others may take their places, as a leader has seen it.
+    pub async fn long_dead(&self) -> BTreeSet<NodeId> {
+        self.inner.absences.lock().await.longer_than(self.inner.options.replace_dead_after, Instant::now())
     }
 
     /// Makes another voter leader: this one, or whichever has most of the log.
@@ -336,6 +365,30 @@ impl Store {
     pub(crate) fn dump(&self) -> (u64, Vec<crate::disk::Record>) {
         let state = self.inner.machine.state();
         (state.header().applied.map_or(0, |id| id.index), state.every_record())
+    }
+
+    /// From now on reads come from a slice that a replica feeds; writes go to the leader by way of that replica.
+    pub fn read_slice(&self, start: SliceStart) -> SliceFeed {
+        self.inner.read_slice(start)
+    }
+
+    /// From now on reads come from this node's own replica.
+    pub fn leave_slice(&self) {
+        self.inner.leave_slice();
+    }
+
+    /// The replica that feeds the slice that is read from, if one is.
+    pub fn fed_by(&self) -> Option<NodeId> {
+        self.inner.slice.slice().map(|slice| slice.replica)
+    }
+
+    /// The last revision applied to this node's own replica, wherever reads come from.
+    pub fn own_revision(&self) -> u64 {
+        self.inner.machine.hub().revision()
+    }
+
+    fn source(&self) -> Source {
+        self.inner.slice.source(&self.inner.machine).0
     }
 
     async fn done_by_leader(&self, request: Request) -> Result<(), Error> {

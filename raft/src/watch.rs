@@ -9,9 +9,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use flotilla_api::Key;
+use tokio_util::sync::CancellationToken;
+
 use crate::kv::Event;
-use crate::machine::Machine;
 use crate::runtime::{self, watch as signal};
+use crate::slice::Source;
 use crate::state::ReadError;
 
 const RING_SPANS: usize = 4096;
@@ -59,12 +62,12 @@ impl Collections {
         Self { since: revision, last: HashMap::new() }
     }
 
-    fn note(&mut self, events: &[Event]) {
-        for event in events {
-            let collection = event.key().collection_prefix();
+    fn note<'a>(&mut self, written: impl Iterator<Item = (&'a Key, u64)>) {
+        for (key, revision) in written {
+            let collection = key.collection_prefix();
             match self.last.get_mut(collection) {
-                Some(last) => *last = event.revision(),
-                None => _ = self.last.insert(collection.to_owned(), event.revision()),
+                Some(last) => *last = revision,
+                None => _ = self.last.insert(collection.to_owned(), revision),
             }
         }
     }
@@ -99,6 +102,12 @@ impl Hub {
         self.revision.subscribe()
     }
 
+    /// Takes note that what is known of these keys changes with a revision, without an event.
+    pub fn note<'a>(&self, keys: impl Iterator<Item = &'a Key>, revision: u64) {
+        let mut collections = self.collections.write().unwrap_or_else(PoisonError::into_inner);
+        collections.note(keys.map(|key| (key, revision)));
+    }
+
     /// Announces the events of an entry after which the revision is `last`.
     pub fn publish(&self, last: u64, events: Vec<Event>) {
         let first = self.revision() + 1;
@@ -106,7 +115,10 @@ impl Hub {
             return;
         }
         let size_bytes = events.iter().map(Event::size_bytes).sum();
-        self.collections.write().unwrap_or_else(PoisonError::into_inner).note(&events);
+        self.collections
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .note(events.iter().map(|event| (event.key(), event.revision())));
         {
             let mut ring = self.ring.write().unwrap_or_else(PoisonError::into_inner);
             ring.size_bytes += size_bytes;
@@ -143,7 +155,9 @@ impl Hub {
 
 /// The events of keys with one prefix, from one revision on.
 pub struct Watch {
-    machine: Arc<Machine>,
+    source: Source,
+    /// Cancelled when this node reads from elsewhere.
+    over: CancellationToken,
     prefix: String,
     /// The first revision not yet seen.
     next: u64,
@@ -152,9 +166,9 @@ pub struct Watch {
 }
 
 impl Watch {
-    pub(crate) fn new(machine: Arc<Machine>, prefix: &str, next: u64) -> Self {
-        let revision = machine.hub().subscribe();
-        Self { machine, prefix: prefix.into(), next, revision, ended: false }
+    pub(crate) fn new((source, over): (Source, CancellationToken), prefix: &str, next: u64) -> Self {
+        let revision = source.hub().subscribe();
+        Self { source, over, prefix: prefix.into(), next, revision, ended: false }
     }
 
     /// The first revision that has not been seen: a new watch from here misses nothing.
@@ -170,21 +184,31 @@ impl Watch {
             return None;
         }
         loop {
+            if self.over.is_cancelled() {
+                return self.end();
+            }
             let applied = *self.revision.borrow_and_update();
             if applied >= self.next {
                 return self.look(applied).await;
             }
-            let closing = self.machine.closing();
+            let closing = self.source.closing();
             tokio::select! {
                 biased;
                 () = closing.cancelled() => return None,
+                () = self.over.cancelled() => {}
                 changed = self.revision.changed() => changed.ok()?,
             }
         }
     }
 
+    /// Whoever watches must list anew.
+    fn end(&mut self) -> Option<WatchItem> {
+        self.ended = true;
+        Some(WatchItem::Compacted(self.next.saturating_sub(1)))
+    }
+
     async fn look(&mut self, applied: u64) -> Option<WatchItem> {
-        let (events, upto) = match self.machine.hub().since(self.next) {
+        let (events, upto) = match self.source.hub().since(self.next) {
             Some(spans) => self.matching(&spans, applied),
             None => match self.read_history().await {
                 Ok(found) => found,
@@ -213,7 +237,10 @@ impl Watch {
     }
 
     async fn read_history(&self) -> Result<(Vec<Event>, u64), ReadError> {
-        let (state, prefix, from) = (self.machine.state(), self.prefix.clone(), self.next);
+        let Source::Replica(machine) = &self.source else {
+            return Err(ReadError::Compacted { wanted: self.next, oldest: self.source.hub().revision() + 1 });
+        };
+        let (state, prefix, from) = (machine.state(), self.prefix.clone(), self.next);
         let look = move || state.history(&prefix, from, ITEM_EVENTS, LOOK_BYTES);
         let stretch = runtime::blocking(look).await.map_err(|_| ReadError::Closed)??;
         Ok((stretch.events, stretch.upto))

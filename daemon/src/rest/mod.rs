@@ -52,6 +52,7 @@ use crate::gate::{Gate, HEALTH_PATHS, User};
 use crate::listen::Peer;
 use crate::node::Node;
 use crate::turnstile::{Place, Seat};
+pub(crate) use answer::full;
 use asked::Asked;
 pub use authn::authenticate;
 use body::Sent;

@@ -21,8 +21,6 @@ use super::{MANAGER, Trust, hex, node_object};
 use crate::gate::{self, User, Written};
 use crate::members::TOKEN_LABELS_ANNOTATION;
 
-/// Replicas that a cluster has at most.
-const MAX_REPLICAS: usize = 15;
 /// How often an admission that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;
 /// How long an admission waits for the cluster to have a leader. The machine that asks waits longer.
@@ -75,6 +73,9 @@ impl Trust {
         let store = self.gate.store();
         let unavailable = |error: ReadError| Denial::Later(format!("the cluster cannot answer now: {error}"));
         let never = |reason: String| Denial::Never(Refusal(reason));
+        if store.fed_by().is_some() {
+            return Err(Denial::Later("this node has no replica of the store; ask another".into()));
+        }
         store.barrier().await.map_err(unavailable)?;
         let token_key = Key::new(&Builtin::JoinToken.collection(), "", &request.token_id.to_string());
         let stored = store.get(&token_key).map_err(unavailable)?;
@@ -92,9 +93,6 @@ impl Trust {
         }
         if let Some(why) = token.refusal(now) {
             return Err(never(format!("{why}; make a new one with 'flotilla token create'")));
-        }
-        if self.members.all().len() >= MAX_REPLICAS {
-            return Err(never(format!("the cluster has {MAX_REPLICAS} nodes already, the most it can replicate to")));
         }
         let status = token.status.get_or_insert_default();
         status.uses += 1;
