@@ -327,7 +327,12 @@ async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
     let mut status = store.status();
     loop {
         let ready = status.wait_for(|status| status.leader.is_some());
-        _ = tokio::time::timeout(READY_NOTICE, ready).await;
+        // Who has no replica is led by nobody; another replica feeds it instead.
+        let fed = store.until_fed();
+        _ = tokio::time::timeout(READY_NOTICE, async {
+            tokio::select! { _ = ready => {} () = fed => {} }
+        })
+        .await;
         let confirmed = store.barrier().await.is_ok();
         let now = status.borrow().clone();
         if confirmed || now.leader.is_some_and(|leader| leader != now.id) {

@@ -204,6 +204,20 @@ impl Current {
         (source, held.over.clone())
     }
 
+    /// Waits until a slice is read from.
+    pub async fn until_fed(&self) {
+        loop {
+            let over = {
+                let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
+                if held.slice.is_some() {
+                    return;
+                }
+                held.over.clone()
+            };
+            over.cancelled().await;
+        }
+    }
+
     fn replace(&self, slice: Option<Arc<Slice>>) {
         let held = Held { slice, over: CancellationToken::new() };
         let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), held);

@@ -382,6 +382,11 @@ impl Store {
         self.inner.slice.slice().map(|slice| slice.replica)
     }
 
+    /// Waits until reads come from a slice.
+    pub async fn until_fed(&self) {
+        self.inner.slice.until_fed().await;
+    }
+
     /// The last revision applied to this node's own replica, wherever reads come from.
     pub fn own_revision(&self) -> u64 {
         self.inner.machine.hub().revision()

@@ -86,7 +86,8 @@ async fn wait_until_without_replica(store: &Store) {
 /// Follows what one replica feeds, until that ends; asks one after the other who does.
 async fn attach(store: &Store, net: &Net) {
     let peers = net.liveness().borrow().clone();
-    let mut alive: Vec<&Peer> = peers.values().filter(|peer| peer.state != Liveness::Dead).collect();
+    let mut alive: Vec<&Peer> =
+        peers.values().filter(|peer| peer.id != store.id() && peer.state != Liveness::Dead).collect();
     // Replicas share the work.
     alive.shuffle(&mut rand::rng());
     for peer in alive {
