@@ -27,11 +27,14 @@ pub struct Concerned {
     pub lost: Vec<(String, Key)>,
 }
 
-/// Which pods run where, and what they refer to.
+/// Which pods run where, what they refer to, and who told which Events.
 #[derive(Clone, Debug, Default)]
 pub struct Concerns {
     pods: HashMap<Key, Placed>,
     pods_of: HashMap<String, BTreeSet<Key>>,
+    /// Which node told an Event.
+    events: HashMap<Key, String>,
+    events_of: HashMap<String, BTreeSet<Key>>,
     /// How many pods of which nodes refer to an object.
     wanted: HashMap<Key, BTreeMap<String, usize>>,
 }
@@ -52,9 +55,7 @@ impl Concerns {
                 nodes: [key.name().to_owned()].into(),
                 ..Concerned::default()
             },
-            ("", "events") => {
-                Concerned { nodes: new.or(old).and_then(teller).into_iter().collect(), ..Default::default() }
-            }
+            ("", "events") => self.event(key, new),
             _ if everybodys().iter().any(|all| *all == key.collection()) => {
                 Concerned { all: true, ..Concerned::default() }
             }
@@ -65,12 +66,26 @@ impl Concerns {
         }
     }
 
-    /// The pods of a node and what they refer to.
+    /// The pods of a node, what they refer to, and the Events that the node told.
     pub fn keys_of(&self, node: &str) -> BTreeSet<Key> {
         let pods = self.pods_of.get(node).into_iter().flatten();
+        let told = self.events_of.get(node).into_iter().flatten();
         pods.flat_map(|key| [key].into_iter().chain(self.pods.get(key).into_iter().flat_map(|pod| &pod.references)))
+            .chain(told)
             .cloned()
             .collect()
+    }
+
+    fn event(&mut self, key: &Key, new: Option<&[u8]>) -> Concerned {
+        let (before, after) = (self.events.remove(key), new.and_then(teller));
+        if let Some(node) = &before {
+            drop_from(&mut self.events_of, node, key);
+        }
+        if let Some(node) = &after {
+            self.events.insert(key.clone(), node.clone());
+            self.events_of.entry(node.clone()).or_default().insert(key.clone());
+        }
+        Concerned { nodes: before.into_iter().chain(after).collect(), ..Concerned::default() }
     }
 
     /// Whether a pod of the node refers to the object.
@@ -96,7 +111,7 @@ impl Concerns {
         }
         if let Some(pod) = before {
             if after.as_ref().is_none_or(|after| after.node != pod.node) {
-                self.forget(key, &pod.node);
+                drop_from(&mut self.pods_of, &pod.node, key);
             }
             for reference in &pod.references {
                 if self.let_go(reference, &pod.node) {
@@ -106,14 +121,6 @@ impl Concerns {
         }
         self.pods.extend(after.map(|pod| (key.clone(), pod)));
         told
-    }
-
-    fn forget(&mut self, pod: &Key, node: &str) {
-        let Some(pods) = self.pods_of.get_mut(node) else { return };
-        pods.remove(pod);
-        if pods.is_empty() {
-            self.pods_of.remove(node);
-        }
     }
 
     /// Whether no pod of the node refers to the object any more.
@@ -130,6 +137,19 @@ impl Concerns {
         }
         true
     }
+}
+
+fn drop_from(of: &mut HashMap<String, BTreeSet<Key>>, node: &str, key: &Key) {
+    let Some(keys) = of.get_mut(node) else { return };
+    keys.remove(key);
+    if keys.is_empty() {
+        of.remove(node);
+    }
+}
+
+/// The collections of which what is there says whom it concerns.
+pub fn telling() -> [GroupResource; 2] {
+    [Builtin::Pod.collection(), Builtin::Event.collection()]
 }
 
 /// The collections of which every node knows everything.
@@ -282,7 +302,11 @@ mod tests {
             assert!(concerns.apply(&Key::new(&collection, "", "x"), None, Some(b"{}")).all);
         }
         let event = serde_json::to_vec(&json!({"source": {"host": "n3"}})).unwrap();
-        assert_eq!(concerns.apply(&key("events", "d", "e"), None, Some(&event)).nodes, ["n3".to_owned()].into());
+        let told = key("events", "d", "e");
+        assert_eq!(concerns.apply(&told, None, Some(&event)).nodes, ["n3".to_owned()].into());
+        assert_eq!(concerns.keys_of("n3"), [told.clone()].into(), "the node counts them up");
+        assert_eq!(concerns.apply(&told, Some(&event), None).nodes, ["n3".to_owned()].into());
+        assert_eq!((concerns.keys_of("n3"), concerns.events_of.len()), (BTreeSet::new(), 0));
     }
 
     proptest! {

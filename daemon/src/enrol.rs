@@ -31,8 +31,10 @@ const LAN_LOOK: Duration = Duration::from_secs(5);
 pub struct Enrolment {
     pub identity: Identity,
     pub seal_key: SealKey,
-    /// The members as they were when this node joined.
+    /// The members as they were when this node joined, or as it last knew them without a replica.
     pub seed: Vec<Member>,
+    /// Nothing older than this is believed of them; 0 if that is not known.
+    pub seed_revision: u64,
     pub records: Vec<AddressRecord>,
     /// The sealed authority, until the founder has stored it in the cluster.
     pub founding: Option<Vec<u8>>,
@@ -68,10 +70,12 @@ pub async fn enrol(config: &Config, advertise: &[SocketAddr]) -> anyhow::Result<
         }
         let seal_key = SealKey::load(&dir)?.context("the identity directory has no seal key")?;
         let beginning = read_beginning(&dir)?;
+        let (seed, seed_revision) = last_known(&dir, beginning.members)?;
         return Ok(Enrolment {
             identity,
             seal_key,
-            seed: beginning.members,
+            seed,
+            seed_revision,
             records: beginning.records,
             founding: beginning.authority,
             restored: beginning.restored,
@@ -121,7 +125,8 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
     seal_key.store(dir)?;
     write_beginning(dir, &Beginning { authority: Some(sealed.clone()), ..Beginning::default() })?;
     identity.store(dir)?;
-    Ok(Enrolment { identity, seal_key, seed: Vec::new(), records: Vec::new(), founding: Some(sealed), restored: false })
+    let (seed, records) = (Vec::new(), Vec::new());
+    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding: Some(sealed), restored: false })
 }
 
 async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
@@ -134,7 +139,7 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
         key: NodeKey::from_pem(&draft.key)?,
         addresses: advertise.to_vec(),
         version: VERSION.to_owned(),
-        replica: true,
+        replica: !config.no_replica,
     };
     let joined = match flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now()).await {
         Err(error @ (JoinError::Unreachable(_) | JoinError::WrongCluster(_))) if config.discovery => {
@@ -159,7 +164,8 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
     joined.identity.store(dir)?;
     Draft::discard(dir)?;
     info!(members = seed.len(), "joined");
-    Ok(Enrolment { identity: joined.identity, seal_key, seed, records, founding: None, restored: false })
+    let identity = joined.identity;
+    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding: None, restored: false })
 }
 
 /// The token's addresses lead nowhere, but its cluster may be on a network of this machine. Who answers there must prove
@@ -245,6 +251,28 @@ pub fn directory(config: &Config) -> PathBuf {
 }
 
 const BEGINNING: &str = "beginning.json";
+const MEMBERS: &str = "members.json";
+
+/// The members, as a node without a replica last heard of them.
+#[derive(Serialize, Deserialize)]
+struct Remembered {
+    revision: u64,
+    members: Vec<Member>,
+}
+
+/// Keeps who is a member as of a revision, for the next start: a node without a replica has nothing else to know it by.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn remember(directory: &Path, members: Vec<Member>, revision: u64) -> anyhow::Result<()> {
+    write_json(directory, MEMBERS, &Remembered { revision, members })
+}
+
+/// Who was a member when that was last kept, or else when this node joined, and as of which revision.
+fn last_known(directory: &Path, joined: Vec<Member>) -> anyhow::Result<(Vec<Member>, u64)> {
+    let last: Option<Remembered> = read_json(directory, MEMBERS)?;
+    Ok(last.map_or((joined, 0), |last| (last.members, last.revision)))
+}
 
 fn read_beginning(dir: &Path) -> anyhow::Result<Beginning> {
     Ok(read_json(dir, BEGINNING)?.unwrap_or_default())
@@ -272,4 +300,19 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<
     fs::rename(&scratch, dir.join(name))?;
     fs::File::open(dir)?.sync_all()?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_starts_again_knows_the_members_of_its_last_day_and_not_of_its_first() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let joined = vec![Member::known(1, "gone"), Member::known(2, "here")];
+        assert_eq!(last_known(dir.path(), joined.clone()).unwrap(), (joined.clone(), 0));
+        let now = vec![Member::known(2, "here"), Member::known(3, "new")];
+        remember(dir.path(), now.clone(), 70).unwrap();
+        assert_eq!(last_known(dir.path(), joined).unwrap(), (now, 70));
+    }
 }

@@ -106,6 +106,8 @@ async fn lead_on(
 
 /// Waits until a quorum says that this node leads. One that was cut off goes on believing it, and can do nothing.
 async fn confirmed(store: &Store, term: u64) {
+    // Who was elected while it read from a slice does not know enough to decide.
+    store.until_fed(false).await;
     let mut told = false;
     while let Err(error) = store.barrier().await {
         if !std::mem::replace(&mut told, true) {

@@ -3,18 +3,22 @@
 //! Invariant: a machine is a member while its Node exists. Nothing else is spoken to, but for joining.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::{Fingerprint, Listed, Net};
+use flotilla_raft::replicas::{self, Candidate, Replicas, Step};
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
+
+use crate::enrol;
 
 /// On a Node: its id in the Raft group and on the wire, in decimal.
 pub const ID_ANNOTATION: &str = "flotilla.dev/node-id";
@@ -86,9 +90,22 @@ impl Roll {
         self.by_name.insert(member.name, member.id);
     }
 
-    fn listed(&self) -> impl Iterator<Item = Listed> {
-        self.by_name.iter().map(|(name, id)| Listed { id: *id, name: name.clone(), key: self.keys.get(id).copied() })
+    fn members(&self) -> impl Iterator<Item = Member> {
+        self.by_name.iter().map(|(name, id)| Member { id: *id, name: name.clone(), key: self.keys.get(id).copied() })
     }
+
+    fn listed(&self) -> impl Iterator<Item = Listed> {
+        self.members().map(|member| Listed::from(&member))
+    }
+}
+
+/// What a node knows of the members when it starts.
+pub struct Known {
+    pub members: Vec<Member>,
+    /// As of when; 0 for what the cluster gave when the node joined.
+    pub revision: u64,
+    /// Where they are kept for the next start.
+    pub directory: PathBuf,
 }
 
 type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
@@ -109,19 +126,24 @@ pub struct Keeper {
     store: Store,
     net: Net,
     own: Member,
+    known_revision: u64,
+    directory: PathBuf,
+    /// Who was kept there last.
+    kept: Mutex<Vec<Member>>,
     roll: watch::Sender<Arc<Roll>>,
     liveness: watch::Sender<LivenessByName>,
 }
 
-/// Begins with `seed`, which the cluster gave when this node joined, until the store knows better.
-pub fn members(store: Store, net: Net, own: Member, seed: &[Member], max_replicas: usize) -> (Members, Keeper) {
+/// Begins with who is known, until the store knows better.
+pub fn members(store: Store, net: Net, own: Member, known: Known, max_replicas: usize) -> (Members, Keeper) {
+    let Known { members: seed, revision: known_revision, directory } = known;
     let mut begun = Roll::default();
     seed.iter().chain([&own]).for_each(|member| begun.add(member.clone()));
     let (roll, roll_seen) = watch::channel(Arc::new(begun));
     let (liveness, liveness_seen) = watch::channel(LivenessByName::default());
     let members =
         Members { own: own.clone(), net: net.clone(), max_replicas, roll: roll_seen, liveness: liveness_seen };
-    (members, Keeper { store, net, own, roll, liveness })
+    (members, Keeper { store, net, own, known_revision, directory, kept: Mutex::default(), roll, liveness })
 }
 
 impl Members {
@@ -166,51 +188,49 @@ impl Members {
     /// If the store refuses a step; the next look tries again.
     pub async fn reconcile_replicas(&self, store: &Store) -> Result<(), flotilla_raft::Error> {
         let roll = self.roll.borrow().clone();
-        let may = |id: &&NodeId| !roll.leaving.contains(id) && !roll.without_replica.contains(id);
-        let wanted: BTreeSet<NodeId> = roll.by_name.values().filter(may).copied().collect();
-        let status = store.status().borrow().clone();
-        let replicas: BTreeSet<NodeId> = status.voters.iter().chain(&status.learners).copied().collect();
-        let of_this_epoch = |id: &&NodeId| roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch);
-        let liveness = self.net.liveness().borrow().clone();
-        let is_alive = |id: &NodeId| {
-            *id == self.own.id || liveness.get(id).is_some_and(|peer| peer.state != flotilla_net::Liveness::Dead)
-        };
-        // Another node gets a replica in place of one that is dead, and only then is the dead one let go, so that there
-        // are never fewer. Raft gives its vote away in between.
-        let dead: BTreeSet<NodeId> = store.long_dead().await.intersection(&replicas).copied().collect();
-        let room = self.max_replicas.saturating_sub(replicas.len());
-        let extra = usize::from(!dead.is_empty() && replicas.len() == self.max_replicas);
-        let (alive, absent): (Vec<_>, Vec<_>) =
-            wanted.difference(&replicas).filter(of_this_epoch).copied().partition(is_alive);
-        let chosen = alive.into_iter().take(room + extra).chain(absent).take(room.max(extra));
-        for id in chosen.filter(|id| room > 0 || is_alive(id)) {
-            info!(id, "a replica is added");
-            store.add_replica(id).await?;
-        }
-        if replicas.len() > self.max_replicas
-            && let Some(id) = dead.iter().find(|id| status.learners.contains(id))
-        {
-            info!(id, "another node has a replica in place of one that is dead");
-            store.remove_replica(*id).await?;
-        }
-        for id in replicas.difference(&wanted).filter(|id| **id != self.own.id) {
-            info!(id, "a replica is removed");
-            store.remove_replica(*id).await?;
+        let now = self.replicas(store, &roll, store.long_dead().await);
+        for step in replicas::plan(&now) {
+            info!(?step, "the replicas change");
+            match step {
+                Step::Add(id) => store.add_replica(id).await?,
+                Step::Remove(id) => store.remove_replica(id).await?,
+                Step::HandOver(id) => store.transfer_leader(Some(id)).await?,
+            }
         }
         for (name, id) in roll.by_name.iter().filter(|(_, id)| roll.leaving.contains(id) && **id != self.own.id) {
             info!(node = name, "a node has left");
             remove_node(store, name, *id).await;
         }
-        let alive = wanted.into_iter().filter(is_alive);
-        store.reconcile_membership(&alive.collect()).await.map(|_| ())
+        // Who is not to have a replica does not vote for long.
+        let alive = now.nodes.iter().filter(|(_, node)| node.alive && !node.leaving && !node.without_replica);
+        store.reconcile_membership(&alive.map(|(id, _)| *id).collect()).await.map(|_| ())
     }
 
-    /// Whether a member has a replica, as this one knows the group, or the leader is about to give it one.
-    pub fn has_replica(&self, store: &Store, id: NodeId) -> bool {
+    /// Whether the leader gives a member a replica as soon as it looks, as far as this node knows.
+    pub fn is_about_to_have_replica(&self, store: &Store, id: NodeId) -> bool {
+        let now = self.replicas(store, &self.roll.borrow(), BTreeSet::new());
+        let has_one = now.voters.contains(&id) || now.learners.contains(&id);
+        let has_room = now.voters.len() + now.learners.len() < now.max_replicas;
+        !has_one && has_room && now.nodes.get(&id).is_some_and(Candidate::may_have_replica)
+    }
+
+    fn replicas(&self, store: &Store, roll: &Roll, long_dead: BTreeSet<NodeId>) -> Replicas {
         let status = store.status().borrow().clone();
-        let has = status.voters.contains(&id) || status.learners.contains(&id);
-        let room = status.voters.len() + status.learners.len() < self.max_replicas;
-        has || (room && !self.roll.borrow().without_replica.contains(&id))
+        let heard = self.net.liveness().borrow().clone();
+        let node = |id: &NodeId| Candidate {
+            alive: *id == self.own.id || heard.get(id).is_some_and(|peer| peer.state != flotilla_net::Liveness::Dead),
+            leaving: roll.leaving.contains(id),
+            without_replica: roll.without_replica.contains(id),
+            of_this_epoch: roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch),
+        };
+        Replicas {
+            leader: self.own.id,
+            nodes: roll.by_name.values().map(|id| (*id, node(id))).collect(),
+            voters: status.voters,
+            learners: status.learners,
+            long_dead,
+            max_replicas: self.max_replicas,
+        }
     }
 }
 
@@ -229,7 +249,7 @@ impl Keeper {
         self.store.caught_up().await;
         let prefix = GroupResource::new("", "nodes").prefix();
         loop {
-            match self.read_nodes(&prefix) {
+            match self.read_nodes(&prefix).await {
                 Ok(revision) => {
                     let Ok(mut watch) = self.store.watch(&prefix, revision + 1).await else {
                         tokio::time::sleep(RETRY).await;
@@ -251,8 +271,12 @@ impl Keeper {
         }
     }
 
-    fn read_nodes(&self, prefix: &str) -> Result<u64, ReadError> {
+    async fn read_nodes(&self, prefix: &str) -> Result<u64, ReadError> {
         let nodes = self.store.range(Range::prefix(prefix))?;
+        // A replica that was let go holds the members of back then.
+        if nodes.revision < self.known_revision {
+            return Ok(nodes.revision);
+        }
         let mut roll = Roll::default();
         for kv in &nodes.items {
             let Ok(node) = object::decode_value(&kv.value, kv.mod_revision) else { continue };
@@ -269,9 +293,25 @@ impl Keeper {
         }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.
         if roll.by_name.contains_key(&self.own.name) {
+            self.remember(&roll, nodes.revision).await;
             self.publish(roll);
         }
         Ok(nodes.revision)
+    }
+
+    /// Keeps who is a member for the next start, if there is no replica to know it from.
+    async fn remember(&self, roll: &Roll, revision: u64) {
+        let members: Vec<Member> = roll.members().collect();
+        let mut kept = self.kept.lock().await;
+        if self.store.fed_by().is_none() || *kept == members {
+            return;
+        }
+        kept.clone_from(&members);
+        let directory = self.directory.clone();
+        let kept = tokio::task::spawn_blocking(move || enrol::remember(&directory, members, revision)).await;
+        if let Err(error) = kept.map_err(anyhow::Error::from).flatten() {
+            warn!(error = format!("{error:#}"), "the members cannot be kept for the next start");
+        }
     }
 
     fn publish(&self, roll: Roll) {

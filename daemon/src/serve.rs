@@ -102,7 +102,7 @@ impl Started {
 
 async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &CancellationToken) -> anyhow::Result<Started> {
     let enrolment = enrol::enrol(config, advertise).await?;
-    let Enrolment { identity, seal_key, seed, records, founding, restored } = enrolment;
+    let Enrolment { identity, seal_key, seed, seed_revision, records, founding, restored } = enrolment;
     let key = Some(identity.key().fingerprint());
     let own = Member { id: identity.id(), name: identity.name().to_owned(), key };
     info!(node = own.name, id = own.id, cluster = %identity.cluster(), version = VERSION, "starting");
@@ -128,19 +128,23 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     net.set_members(seed.iter().chain([&own]));
 
     let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
-    let options =
-        flotilla_raft::Options { replace_dead_after: Duration::from_secs(config.replace_dead_seconds), ..options };
+    let options = flotilla_raft::Options {
+        replace_dead_after: Duration::from_secs(config.replace_dead_seconds),
+        max_replicas: config.max_replicas,
+        ..options
+    };
     let store = open_store(options, &net, &own).await?;
     net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
 
     let tasks = TaskTracker::new();
-    let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), &seed, config.max_replicas);
+    let known = members::Known { members: seed, revision: seed_revision, directory: enrol::directory(config) };
+    let (members, keeper) = members::members(store.clone(), net.clone(), own.clone(), known, config.max_replicas);
     spawn(&tasks, "members", keeper.run(stop.clone()));
     let (feeds, feeding) = slice::feed(store.clone(), stop.clone());
     spawn(&tasks, "slices", feeding);
-    let handler = SliceHandler { store: store.clone(), members: members.clone(), feeds };
+    let handler = SliceHandler { store: store.clone(), members: members.clone(), feeds, streams: Default::default() };
     net.register(Alpn::Slice, Arc::new(handler));
-    spawn(&tasks, "slice", slice::follow(store.clone(), net.clone(), stop.clone()));
+    spawn(&tasks, "slice", slice::follow(store.clone(), net.clone(), seed_revision, stop.clone()));
 
     let gate = Gate::new(store.clone(), Arc::new(Registry::builtin()), Sealer::new(seal_key.clone()));
     let (roles, stopped) = (gate.clone(), stop.clone());
@@ -328,7 +332,7 @@ async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
     loop {
         let ready = status.wait_for(|status| status.leader.is_some());
         // Who has no replica is led by nobody; another replica feeds it instead.
-        let fed = store.until_fed();
+        let fed = store.until_fed(true);
         _ = tokio::time::timeout(READY_NOTICE, async {
             tokio::select! { _ = ready => {} () = fed => {} }
         })

@@ -21,7 +21,7 @@ impl Inner {
     /// Has the leader do something, here or elsewhere; tries again while that can do no harm.
     pub async fn ask_leader(&self, request: Request) -> Result<Reply, Refusal> {
         let deadline = Instant::now() + self.options.request_timeout;
-        let mut leader = self.leader_or_feeder();
+        let mut leader = self.leader_or_feeder(&BTreeSet::new());
         // Who has refused since the last pause: replicas that each take the other for the leader are not asked in a
         // tight loop.
         let mut refused = BTreeSet::new();
@@ -63,7 +63,7 @@ impl Inner {
             }
         };
         let _ = tokio::time::timeout(RETRY_AFTER, changed).await;
-        self.leader_or_feeder()
+        self.leader_or_feeder(refused)
     }
 
     async fn ask(&self, leader: NodeId, request: &Request, deadline: Instant) -> Result<Reply, Refusal> {

@@ -80,6 +80,10 @@ impl Inner {
         self.raft.server_metrics().borrow_watched().current_leader
     }
 
+    pub fn term(&self) -> u64 {
+        self.raft.metrics().borrow_watched().current_term
+    }
+
     fn leads(&self) -> Result<(), Refusal> {
         match self.leader() {
             Some(leader) if leader == self.id() => Ok(()),
@@ -203,6 +207,7 @@ impl Inner {
             learners: membership.learner_ids().collect(),
             caught_up,
             dead: Default::default(),
+            max_replicas: self.options.max_replicas,
         }
     }
 
@@ -219,7 +224,7 @@ impl Inner {
         }
         let mut view = self.view();
         let replicas = view.voters.union(&view.learners).copied().collect();
-        view.dead = absences.note(&replicas, &alive.union(&[self.id()].into()).copied().collect(), now);
+        view.dead = absences.note(self.term(), &replicas, &alive.union(&[self.id()].into()).copied().collect(), now);
         if self.raft.metrics().borrow_watched().membership_config.get_joint_config().len() > 1 {
             // A leader died between the two steps of a change: take the second one.
             self.change_membership(ChangeMembers::AddVoterIds(BTreeSet::new()), true).await?;

@@ -35,6 +35,7 @@ mod outcome;
 mod reads;
 mod recover;
 mod refill;
+pub mod replicas;
 mod runtime;
 mod serve;
 #[cfg(test)]
@@ -61,7 +62,7 @@ pub use options::Options;
 pub use outcome::Applied;
 pub use recover::{RecoverError, Remains, inspect, recover};
 pub use refill::{RefillError, refill};
-pub use slice::{Question, SliceFeed, SliceStart, SliceUpdate, SliceWrite};
+pub use slice::{Question, SliceFeed, SliceRefused, SliceStart, SliceUpdate, SliceWrite};
 pub use space::SpaceFloor;
 pub use state::{HistoryBounds, ReadError};
 pub use status::Status;

@@ -29,6 +29,14 @@ pub struct View {
     pub caught_up: BTreeSet<NodeId>,
     /// Dead replicas, and how long they have been.
     pub dead: BTreeMap<NodeId, Duration>,
+    /// How many replicas there are to be. One beyond them only takes another's place.
+    pub max_replicas: usize,
+}
+
+impl View {
+    fn wanted_voters(&self) -> usize {
+        wanted_voters((self.voters.len() + self.learners.len()).min(self.max_replicas))
+    }
 }
 
 /// How many should vote among this many replicas.
@@ -43,7 +51,7 @@ pub fn wanted_voters(replicas: usize) -> usize {
 
 /// The next set of voters, if it should change.
 pub fn plan(view: &View, replace_dead_after: Duration) -> Option<BTreeSet<NodeId>> {
-    let wanted = wanted_voters(view.voters.len() + view.learners.len());
+    let wanted = view.wanted_voters();
     let long_dead = |id: &NodeId| view.dead.get(id).is_some_and(|dead| *dead >= replace_dead_after);
     let candidates: Vec<NodeId> =
         view.learners.iter().filter(|id| view.caught_up.contains(id) && !view.dead.contains_key(id)).copied().collect();
@@ -86,7 +94,7 @@ pub fn without(view: &View, gone: NodeId) -> BTreeSet<NodeId> {
     if !voted {
         return rest.voters;
     }
-    let wanted = wanted_voters(rest.voters.len() + rest.learners.len());
+    let wanted = rest.wanted_voters();
     let heirs = rest.learners.iter().filter(|id| rest.caught_up.contains(id) && !rest.dead.contains_key(id));
     let missing = wanted.saturating_sub(rest.voters.len());
     let mut voters: BTreeSet<NodeId> = rest.voters.iter().chain(heirs.take(missing)).copied().collect();
@@ -97,34 +105,42 @@ pub fn without(view: &View, gone: NodeId) -> BTreeSet<NodeId> {
     voters
 }
 
-/// Since when each replica has been silent, as one leader has seen it.
+/// Since when each replica has been silent, as the leader of one term has seen it. What was seen in another term does not
+/// count: others led in between, and nobody here looked.
 #[derive(Debug, Default)]
-pub(crate) struct Absences(BTreeMap<NodeId, Instant>);
+pub(crate) struct Absences {
+    term: u64,
+    since: BTreeMap<NodeId, Instant>,
+}
 
 impl Absences {
     /// Notes who is alive and returns how long each of the others has not been.
     pub fn note(
         &mut self,
+        term: u64,
         replicas: &BTreeSet<NodeId>,
         alive: &BTreeSet<NodeId>,
         now: Instant,
     ) -> BTreeMap<NodeId, Duration> {
-        self.0.retain(|id, _| replicas.contains(id) && !alive.contains(id));
-        for id in replicas.difference(alive) {
-            self.0.entry(*id).or_insert(now);
+        if term != self.term {
+            *self = Self { term, since: BTreeMap::new() };
         }
-        self.0.iter().map(|(id, since)| (*id, now.saturating_duration_since(*since))).collect()
+        self.since.retain(|id, _| replicas.contains(id) && !alive.contains(id));
+        for id in replicas.difference(alive) {
+            self.since.entry(*id).or_insert(now);
+        }
+        self.since.iter().map(|(id, since)| (*id, now.saturating_duration_since(*since))).collect()
     }
 
-    /// Who has been absent for at least so long.
-    pub fn longer_than(&self, bound: Duration, now: Instant) -> BTreeSet<NodeId> {
-        let long = self.0.iter().filter(|(_, since)| now.saturating_duration_since(**since) >= bound);
-        long.map(|(id, _)| *id).collect()
+    /// Who has been absent for at least so long in this term.
+    pub fn longer_than(&self, term: u64, bound: Duration, now: Instant) -> BTreeSet<NodeId> {
+        let long = |since: &Instant| term == self.term && now.saturating_duration_since(*since) >= bound;
+        self.since.iter().filter(|(_, since)| long(since)).map(|(id, _)| *id).collect()
     }
 
     /// Another leader's observations do not count.
     pub fn forget(&mut self) {
-        self.0.clear();
+        *self = Self::default();
     }
 }
 
@@ -141,7 +157,7 @@ mod tests {
 
     fn view(voters: BTreeSet<NodeId>, learners: BTreeSet<NodeId>) -> View {
         let caught_up = voters.union(&learners).copied().collect();
-        View { leader: 1, voters, learners, caught_up, dead: BTreeMap::new() }
+        View { leader: 1, voters, learners, caught_up, dead: BTreeMap::new(), max_replicas: MAX_REPLICAS }
     }
 
     #[test]
@@ -186,11 +202,31 @@ mod tests {
     fn absences_last_from_the_first_silence_to_the_first_word() {
         let (mut absences, start) = (Absences::default(), Instant::now());
         let later = |seconds| start + Duration::from_secs(seconds);
-        assert!(absences.note(&ids(1..=2), &ids(1..=2), start).is_empty());
-        absences.note(&ids(1..=2), &ids(1..=1), later(1));
-        assert_eq!(absences.note(&ids(1..=2), &ids(1..=1), later(4))[&2], Duration::from_secs(3));
-        absences.note(&ids(1..=2), &ids(1..=2), later(5));
-        assert_eq!(absences.note(&ids(1..=2), &ids(1..=1), later(6))[&2], Duration::ZERO);
+        assert!(absences.note(1, &ids(1..=2), &ids(1..=2), start).is_empty());
+        absences.note(1, &ids(1..=2), &ids(1..=1), later(1));
+        assert_eq!(absences.note(1, &ids(1..=2), &ids(1..=1), later(4))[&2], Duration::from_secs(3));
+        absences.note(1, &ids(1..=2), &ids(1..=2), later(5));
+        assert_eq!(absences.note(1, &ids(1..=2), &ids(1..=1), later(6))[&2], Duration::ZERO);
+    }
+
+    #[test]
+    fn what_a_leader_saw_in_a_former_term_does_not_count() {
+        let (mut absences, start) = (Absences::default(), Instant::now());
+        let later = start + 2 * LONG;
+        absences.note(1, &ids(1..=2), &ids(1..=1), start);
+        assert_eq!(absences.longer_than(1, LONG, later), ids(2..=2));
+        // Others led meanwhile, and the replica may have lived for all this one knows.
+        assert_eq!(absences.longer_than(3, LONG, later), BTreeSet::new());
+        assert_eq!(absences.note(3, &ids(1..=2), &ids(1..=1), later)[&2], Duration::ZERO);
+    }
+
+    #[test]
+    fn a_replica_that_takes_anothers_place_makes_no_more_voters() {
+        let mut four = view(ids(1..=3), ids(4..=5));
+        four.max_replicas = 4;
+        assert_eq!(plan(&four, LONG), None, "five replicas, of which one is to go");
+        four.dead.insert(2, LONG);
+        assert_eq!(plan(&four, LONG), Some([1, 3, 4].into()));
     }
 
     proptest! {

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::command::{COMMAND_VERSION, EventBounds};
+use crate::membership::MAX_REPLICAS;
 use crate::space::SpaceFloor;
 use crate::state::HistoryBounds;
 use crate::types::NodeId;
@@ -37,6 +38,8 @@ pub struct Options {
     pub log_keep_entries: u64,
     /// A voter that has been dead for this long gives its place to a learner.
     pub replace_dead_after: Duration,
+    /// How many replicas there are to be at most; there is one more while it takes another's place.
+    pub max_replicas: usize,
 }
 
 impl Options {
@@ -60,6 +63,7 @@ impl Options {
             log_bytes: 64 * MIB,
             log_keep_entries: 2_000,
             replace_dead_after: Duration::from_secs(300),
+            max_replicas: MAX_REPLICAS,
         }
     }
 }

@@ -5,7 +5,8 @@
 //! Invariant: what a slice serves comes from one replica's stream. Another stream is another slice: the watches of the one
 //! before end as compacted, and their owners list anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::convert::Infallible;
 use std::ops::Bound;
 use std::sync::{Arc, PoisonError, RwLock};
 
@@ -117,6 +118,12 @@ impl Slice {
         Ok(Listing { items, revision, more })
     }
 
+    /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
+    pub fn count(&self, range: &Range, most: usize) -> Result<Option<usize>, ReadError> {
+        let found = self.range(&Range { limit: most.saturating_add(1), ..range.clone() })?.items.len();
+        Ok((found <= most).then_some(found))
+    }
+
     /// Asks the replica for the revision up to which everything was acknowledged, and waits until it is here.
     pub async fn barrier(&self) -> Option<u64> {
         let (told, answer) = oneshot::channel();
@@ -204,12 +211,12 @@ impl Current {
         (source, held.over.clone())
     }
 
-    /// Waits until a slice is read from.
-    pub async fn until_fed(&self) {
+    /// Waits until a slice is read from, or none.
+    pub async fn until_fed(&self, fed: bool) {
         loop {
             let over = {
                 let held = self.0.read().unwrap_or_else(PoisonError::into_inner);
-                if held.slice.is_some() {
+                if held.slice.is_some() == fed {
                     return;
                 }
                 held.over.clone()
@@ -218,11 +225,30 @@ impl Current {
         }
     }
 
-    fn replace(&self, slice: Option<Arc<Slice>>) {
-        let held = Held { slice, over: CancellationToken::new() };
-        let before = std::mem::replace(&mut *self.0.write().unwrap_or_else(PoisonError::into_inner), held);
+    /// Reads from elsewhere from now on, if that may be, given what is read from now.
+    fn replace<E>(
+        &self,
+        slice: Option<Arc<Slice>>,
+        may: impl FnOnce(&Option<Arc<Slice>>) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let next = Held { slice, over: CancellationToken::new() };
+        let before = {
+            let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
+            may(&held.slice)?;
+            std::mem::replace(&mut *held, next)
+        };
         before.over.cancel();
+        Ok(())
     }
+}
+
+/// Why a slice is not read from.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SliceRefused {
+    #[error("it begins with revision {begins}, and {shown} has been read here already")]
+    Behind { begins: u64, shown: u64 },
+    #[error("this node leads")]
+    Leads,
 }
 
 /// Feeds the slice that a node reads from.
@@ -241,24 +267,35 @@ impl SliceFeed {
 }
 
 impl Inner {
-    pub fn read_slice(&self, start: SliceStart) -> SliceFeed {
+    pub fn read_slice(&self, start: SliceStart) -> Result<SliceFeed, SliceRefused> {
         let slice = Arc::new(Slice::new(start, self.machine.closing().clone()));
-        self.slice.replace(Some(slice.clone()));
-        SliceFeed { slice }
+        self.slice.replace(Some(slice.clone()), |held| {
+            // Who leads decides from all that there is. Looked at under the lock: a leader looks whether it reads from a
+            // slice after it has said that it leads.
+            if self.status.borrow().is_leader {
+                return Err(SliceRefused::Leads);
+            }
+            let shown = held.as_ref().map_or_else(|| self.machine.hub().revision(), |before| before.hub.revision());
+            match slice.first {
+                first if first < shown => Err(SliceRefused::Behind { begins: first, shown }),
+                _ => Ok(()),
+            }
+        })?;
+        Ok(SliceFeed { slice })
     }
 
     pub fn leave_slice(&self) {
         if self.slice.slice().is_some() {
-            self.slice.replace(None);
+            let Ok(()) = self.slice.replace(None, |_| Ok::<(), Infallible>(()));
         }
     }
 
-    /// Whom to ask first for what only the leader does.
-    pub fn leader_or_feeder(&self) -> Option<NodeId> {
-        match self.slice.slice() {
-            Some(slice) => Some(slice.replica),
-            None => self.leader(),
-        }
+    /// Whom to ask for what only the leader does, of those who have not refused: the replica that feeds this node, which
+    /// knows the leader, or else the leader that its own replica knows.
+    pub fn leader_or_feeder(&self, refused: &BTreeSet<NodeId>) -> Option<NodeId> {
+        let feeder = self.slice.slice().map(|slice| slice.replica);
+        let mut known = feeder.into_iter().chain(self.leader());
+        known.clone().find(|id| !refused.contains(id)).or_else(|| known.next())
     }
 
     /// The epoch in which this node speaks.

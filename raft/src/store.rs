@@ -30,7 +30,7 @@ use crate::outcome::{Applied, Outcome};
 use crate::reads::Reads;
 use crate::refill::{self, Mark};
 use crate::runtime::{self, watch};
-use crate::slice::{self, SliceFeed, SliceStart, Source};
+use crate::slice::{self, SliceFeed, SliceRefused, SliceStart, Source};
 use crate::snapshot::Places;
 use crate::space::Space;
 use crate::state::ReadError;
@@ -43,6 +43,8 @@ use crate::wire::{Refusal, Reply, Request};
 
 /// How long a reader waits for a revision that this replica does not have yet.
 const FUTURE_REVISION_WAIT: Duration = Duration::from_secs(3);
+/// Between two looks whether a node that reads from a slice has a replica that can be read from.
+const OWN_REPLICA_LOOK: Duration = Duration::from_millis(500);
 /// How long `shutdown` waits for others to let go of the databases.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
 
@@ -186,10 +188,35 @@ impl Store {
     /// Returns the revision applied here.
     pub async fn barrier(&self) -> Result<u64, ReadError> {
         let timeout = self.inner.options.request_timeout;
-        if let Some(slice) = self.inner.slice.slice() {
-            let reached = tokio::time::timeout(timeout, slice.barrier()).await;
-            return reached.ok().flatten().ok_or(ReadError::NoLeader(timeout));
+        let closing = self.inner.machine.closing();
+        let asked = async {
+            loop {
+                let (source, over) = self.inner.slice.source(&self.inner.machine);
+                let reached = async {
+                    match source {
+                        Source::Replica(_) => Some(self.own_barrier().await),
+                        Source::Slice(slice) => slice.barrier().await.map(Ok),
+                    }
+                };
+                // What one source cannot answer any more, the next one does.
+                match over.run_until_cancelled(reached).await {
+                    Some(Some(answer)) => return answer,
+                    Some(None) => over.cancelled().await,
+                    None => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            answered = tokio::time::timeout(timeout, asked) => answered.unwrap_or(Err(ReadError::NoLeader(timeout))),
+            () = closing.cancelled() => Err(ReadError::Closed),
         }
+    }
+
+    /// As [`barrier`](Self::barrier), for this node's own replica, wherever reads come from. One that was let go, or that
+    /// nobody keeps up to date, never gets there.
+    async fn own_barrier(&self) -> Result<u64, ReadError> {
+        let timeout = self.inner.options.request_timeout;
         let index = match tokio::time::timeout(timeout, self.inner.reads.index()).await {
             Ok(Ok(index)) => index,
             _ if self.inner.machine.closing().is_cancelled() => return Err(ReadError::Closed),
@@ -200,7 +227,7 @@ impl Store {
             let wait = self.inner.raft.wait(Some(timeout));
             wait.applied_index_at_least(Some(index), "barrier").await.map_err(|_| ReadError::NoLeader(timeout))?;
         }
-        Ok(self.revision())
+        Ok(self.own_revision())
     }
 
     /// An object as this replica has it, which may be stale unless after a [`barrier`](Self::barrier).
@@ -232,7 +259,10 @@ impl Store {
 
     /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
     pub fn count(&self, range: &Range, most: usize) -> Result<Option<usize>, ReadError> {
-        self.inner.machine.state().count(range, most)
+        match self.source() {
+            Source::Slice(slice) => slice.count(range, most),
+            Source::Replica(machine) => machine.state().count(range, most),
+        }
     }
 
     /// Follows the keys that start with `prefix` from revision `from` on; 0 means from now on.
@@ -259,10 +289,18 @@ impl Store {
 
     /// Waits, up to 3 s, until this replica has applied a revision; returns the one it is at.
     pub async fn reach(&self, revision: u64) -> Result<u64, ReadError> {
-        let mut applied = self.source().hub().subscribe();
-        let reached = tokio::time::timeout(FUTURE_REVISION_WAIT, applied.wait_for(|r| *r >= revision)).await;
-        match reached {
-            Ok(Ok(applied)) => Ok(*applied),
+        let reached = async {
+            loop {
+                let (source, over) = self.inner.slice.source(&self.inner.machine);
+                let mut applied = source.hub().subscribe();
+                // Who reads from elsewhere by now waits there.
+                if let Some(applied) = over.run_until_cancelled(applied.wait_for(|r| *r >= revision)).await {
+                    return applied.map(|applied| *applied);
+                }
+            }
+        };
+        match tokio::time::timeout(FUTURE_REVISION_WAIT, reached).await {
+            Ok(Ok(applied)) => Ok(applied),
             Ok(Err(_)) => Err(ReadError::Closed),
             Err(_) => Err(ReadError::Future { wanted: revision, current: self.revision() }),
         }
@@ -322,9 +360,11 @@ impl Store {
         Ok(self.inner.reconcile_here(alive, Instant::now()).await?)
     }
 
-    /// The replicas that have been dead for so long that others may take their places, as a leader has seen it.
+    /// The replicas that have been dead for so long that others may take their places, as the leader has seen it in its
+    /// present term. Nobody else knows of any.
     pub async fn long_dead(&self) -> BTreeSet<NodeId> {
-        self.inner.absences.lock().await.longer_than(self.inner.options.replace_dead_after, Instant::now())
+        let absences = self.inner.absences.lock().await;
+        absences.longer_than(self.inner.term(), self.inner.options.replace_dead_after, Instant::now())
     }
 
     /// Makes another voter leader: this one, or whichever has most of the log.
@@ -368,8 +408,25 @@ impl Store {
     }
 
     /// From now on reads come from a slice that a replica feeds; writes go to the leader by way of that replica.
-    pub fn read_slice(&self, start: SliceStart) -> SliceFeed {
+    ///
+    /// # Errors
+    /// If reads would go back by it, or this node leads.
+    pub fn read_slice(&self, start: SliceStart) -> Result<SliceFeed, SliceRefused> {
         self.inner.read_slice(start)
+    }
+
+    /// Waits until this node's own replica can be read from: it is in the group, kept up to date, and has come as far as
+    /// what is read from. Follow it by [`leave_slice`](Self::leave_slice) before the slice is fed any further.
+    pub async fn until_own_replica_serves(&self) {
+        loop {
+            let status = self.inner.status.borrow().clone();
+            let is_member = status.voters.contains(&status.id) || status.learners.contains(&status.id);
+            // A replica that was let go without hearing of it takes itself for a member, but never gets past a barrier.
+            if is_member && self.own_barrier().await.is_ok() && self.own_revision() >= self.revision() {
+                return;
+            }
+            tokio::time::sleep(OWN_REPLICA_LOOK).await;
+        }
     }
 
     /// From now on reads come from this node's own replica.
@@ -382,9 +439,9 @@ impl Store {
         self.inner.slice.slice().map(|slice| slice.replica)
     }
 
-    /// Waits until reads come from a slice.
-    pub async fn until_fed(&self) {
-        self.inner.slice.until_fed().await;
+    /// Waits until reads come from a slice, or else from this node's own replica.
+    pub async fn until_fed(&self, fed: bool) {
+        self.inner.slice.until_fed(fed).await;
     }
 
     /// The last revision applied to this node's own replica, wherever reads come from.

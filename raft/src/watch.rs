@@ -66,7 +66,7 @@ impl Collections {
         for (key, revision) in written {
             let collection = key.collection_prefix();
             match self.last.get_mut(collection) {
-                Some(last) => *last = revision,
+                Some(last) => *last = revision.max(*last),
                 None => _ = self.last.insert(collection.to_owned(), revision),
             }
         }

@@ -1,11 +1,12 @@
 //! Nodes beyond the replicas run pods, answer clients, outlive the replica that feeds them, and take the place of one that
 //! is lost.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
 use std::time::{Duration, Instant};
 
+use flotilla::dev;
 use flotilla_tests::{Cluster, Kubectl, Registry, cli, eventually, figure, image, registry};
 use serde_json::json;
 
@@ -15,13 +16,14 @@ const REPLICAS: [&str; 3] = ["node-1", "node-2", "node-3"];
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_without_a_replica_run_pods_and_are_promoted() {
-    let mut cluster =
-        Cluster::empty(|dev| format!("{CONFIG}{}", Registry::trust((dev.gateway(), registry::PORT).into()))).await;
+    let config = |dev: &dev::Cluster| format!("{CONFIG}{}", Registry::trust((dev.gateway(), registry::PORT).into()));
+    let mut cluster = Cluster::empty(config).await;
     let registry = Registry::start(cluster.dev.gateway().into());
     let image = registry.push(&image::busybox(registry.workshop()));
     cluster.grow_to(REPLICAS.len()).await;
     let token = cluster.dev.create_token(2).await.unwrap();
-    for _ in 0..2 {
+    for own in ["", "no_replica = true\n"] {
+        cluster.dev.configure(&format!("{own}{}", config(&cluster.dev))).unwrap();
         let node = cluster.dev.add_node().unwrap();
         cluster.dev.start(&node, Some(&token)).unwrap();
         cluster.dev.wait_answering(&node).await.unwrap();
@@ -50,7 +52,15 @@ async fn nodes_without_a_replica_run_pods_and_are_promoted() {
     assert!(!holds(&cluster, "node-4", "core/secrets/default/word-of-node-5"));
     assert!(!holds(&cluster, "node-5", "core/secrets/default/word-of-node-4"));
 
-    // Whoever feeds node-4 dies: it goes on with another, and one of the two gets the lost replica's place.
+    // A node that joined before node-5 and starts again has nothing but what it kept: it knows the members of today.
+    cluster.dev.kill_daemon("node-4").unwrap();
+    let kept = fs::read_to_string(cluster.dev.places().data("node-4").join("identity/members.json")).unwrap();
+    assert!(kept.contains("\"node-5\""), "{kept}");
+    cluster.restart("node-4").await;
+    assert_eq!(ask(&["logs", "on-node-4"]).trim(), "for node-4");
+    assert!(cli::ok(&cluster, "node-4", &["nodes"]).contains("node-5"));
+
+    // Whoever feeds node-4 dies: it goes on with another, and gets the lost replica's place. Node-5 wants none.
     let lost = feeder(&cluster, "node-4");
     let rest = cluster.nodes_but(&lost);
     let died = Instant::now();
@@ -67,14 +77,15 @@ async fn nodes_without_a_replica_run_pods_and_are_promoted() {
     let promoted = || async {
         let now = [role_at(&cluster, &survivor, "node-4").await?, role_at(&cluster, &survivor, "node-5").await?];
         let gone = role_at(&cluster, &survivor, &lost).await?;
-        let replicas = now.iter().filter(|role| *role != "node").count();
-        if replicas == 1 && gone == "node" && now.contains(&"voter".to_owned()) {
-            Ok(())
-        } else {
-            Err(format!("{now:?}, {gone}"))
-        }
+        let all = [&now[0], &now[1], &gone];
+        if all == ["voter", "node", "node"] { Ok(()) } else { Err(format!("{all:?}")) }
     };
-    eventually(WAIT, "one of the two has a replica and a vote, and the lost one has none", promoted).await;
+    eventually(WAIT, "node-4 has a replica and a vote, and neither node-5 nor the lost one has", promoted).await;
+    let own = || async {
+        let log = cluster.log("node-4").map_err(|error| error.to_string())?;
+        log.contains("reads from its own replica").then_some(()).ok_or("it reads from a slice".to_owned())
+    };
+    eventually(WAIT, "node-4 reads from its own replica", own).await;
     figure(
         "a replica that fed a slice died",
         &format!(
@@ -97,6 +108,15 @@ async fn nodes_without_a_replica_run_pods_and_are_promoted() {
     let back = kubectl.file("back.json", &objects(&lost, &image).to_string());
     ask(&["apply", "-f", &back]);
     ask(&["wait", "--for=condition=Ready", &format!("pod/on-{lost}"), "--timeout=60s"]);
+
+    // It leaves for good, and its pod with it: who evicts is the replica, which knows the budgets.
+    let said = cli::ok(&cluster, &lost, &["leave", "--force"]);
+    assert!(said.contains(&format!("1 of 1 pods have left {lost}")), "{said}");
+    let left = || async {
+        let nodes = cluster.node_summaries(&survivor).await?;
+        if nodes.iter().all(|node| node.name != lost) { Ok(()) } else { Err("it is listed".to_owned()) }
+    };
+    eventually(WAIT, "the node that left is listed no more", left).await;
 }
 
 /// A Secret and the pod that reads it, on one node.

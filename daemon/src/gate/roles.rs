@@ -10,7 +10,7 @@ use flotilla_control::rbac::{GROUP, Policy};
 use flotilla_raft::{Event, Range, ReadError, Store, Watch, WatchItem};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, warn};
+use tracing::{debug, info};
 
 /// Objects in one look at the store.
 const PAGE: usize = 500;
@@ -96,7 +96,10 @@ impl Roles {
             match watch.next().await {
                 None => return,
                 Some(WatchItem::Compacted(revision)) => {
-                    warn!(revision, "the roles were not followed fast enough and are read anew");
+                    info!(
+                        revision,
+                        "the roles are read anew: too much has changed, or this node reads from elsewhere now"
+                    );
                     return;
                 }
                 Some(WatchItem::Progress(revision)) => _ = self.seen.send_replace(revision),

@@ -2,11 +2,13 @@
 //!
 //! Invariant: a node is sent what concerns it and, beside that, only how far its replica has come.
 //! Invariant: a node that does not read is cut off once its queue is full, and begins anew.
+//! Invariant: a slice begins no earlier than what was acknowledged when the node asked for it, and than what it had.
+//! Invariant: a node has one stream; another takes its place.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,8 +16,8 @@ use bytes::Bytes;
 use flotilla_api::{Builtin, Key};
 use flotilla_control::concern::{self, Concerns};
 use flotilla_net::{Handler, PeerInfo, RecvStream, SendStream, codec, read_frame, read_frame_or_end, write_frame};
-use flotilla_raft::{Event, KeyValue, Range, ReadError, Store, WatchItem};
-use tokio::sync::{mpsc, oneshot, watch};
+use flotilla_raft::{Event, KeyValue, NodeId, Range, ReadError, Store, WatchItem};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -28,6 +30,8 @@ const MAX_QUEUED: usize = 256;
 const MAX_QUEUED_BYTES: usize = 32 << 20;
 /// Nodes that wait to be fed.
 const MAX_WAITING: usize = 256;
+/// Slices that are listed at once.
+const MAX_LISTINGS: usize = 8;
 /// A frame of a listing holds objects until it holds this many bytes.
 const CHUNK_BYTES: usize = 1 << 20;
 /// How often nodes that nothing concerned are told how far their replica has come.
@@ -44,6 +48,8 @@ const RETRY: Duration = Duration::from_secs(1);
 /// A node that wants to be fed.
 struct Wish {
     node: String,
+    /// The slice begins with this revision, or later.
+    at_least: u64,
     answer: oneshot::Sender<Fed>,
 }
 
@@ -118,39 +124,39 @@ async fn run(store: Store, mut wishes: mpsc::Receiver<Wish>) {
 
 /// Feeds until nobody is left, or the store's history does not reach back to where it was.
 async fn serve(store: &Store, first: Wish, wishes: &mut mpsc::Receiver<Wish>) -> Result<(), ReadError> {
-    let (concerns, revision) = read_pods(store)?;
-    let mut watch = store.watch("", revision + 1).await?;
-    let mut fan = Fan::new(concerns, revision);
-    fan.take(store, first)?;
+    let reader = store.clone();
+    let filled = tokio::task::spawn_blocking(move || Fan::fill(&reader)).await;
+    let mut fan = filled.map_err(|_| ReadError::Closed)??;
+    let mut watch = store.watch("", fan.at() + 1).await?;
+    let (mut waiting, listings) = (VecDeque::from([first]), Arc::new(Semaphore::new(MAX_LISTINGS)));
     let mut marks = tokio::time::interval(MARK);
-    while !fan.nodes.is_empty() {
+    while !(fan.nodes.is_empty() && waiting.is_empty()) {
+        // Who has gone meanwhile is not listed anything.
+        waiting.retain(|wish| !wish.answer.is_closed());
+        let next = waiting.iter().position(|wish| wish.at_least <= fan.at());
         tokio::select! {
             item = watch.next() => match item {
                 Some(WatchItem::Events(events, upto)) => fan.deliver(&events, upto, |key| store.get_at(key, upto))?,
                 Some(WatchItem::Progress(upto)) => fan.reach(upto),
                 Some(WatchItem::Compacted(_)) | None => return Ok(()),
             },
-            Some(wish) = wishes.recv() => fan.take(store, wish)?,
+            Ok(place) = listings.clone().acquire_owned(), if next.is_some() => {
+                if let Some((answer, list)) = next.and_then(|at| waiting.remove(at)).map(|wish| fan.take(store, wish)) {
+                    tokio::task::spawn_blocking(move || {
+                        match list() {
+                            // Who has gone is dropped when the next frame finds nobody.
+                            Ok(fed) => _ = answer.send(fed),
+                            Err(error) => debug!(%error, "a slice cannot be listed now"),
+                        }
+                        drop(place);
+                    });
+                }
+            }
+            Some(wish) = wishes.recv(), if waiting.len() < MAX_WAITING => waiting.push_back(wish),
             _ = marks.tick() => fan.mark(),
         }
     }
     Ok(())
-}
-
-fn read_pods(store: &Store) -> Result<(Concerns, u64), ReadError> {
-    let (mut concerns, mut after, mut revision) = (Concerns::default(), None, None);
-    loop {
-        let range = Range { after, limit: PAGE, revision, ..Range::prefix(Builtin::Pod.collection().prefix()) };
-        let page = store.range(range)?;
-        for kv in &page.items {
-            concerns.apply(&kv.key, None, Some(&kv.value));
-        }
-        revision = Some(page.revision);
-        after = page.items.last().map(|kv| kv.key.as_str().to_owned());
-        if !page.more {
-            return Ok((concerns, page.revision));
-        }
-    }
 }
 
 /// What one node is told of some events.
@@ -164,6 +170,9 @@ struct Part {
 /// One stream of events to many nodes.
 struct Fan {
     concerns: Concerns,
+    /// Every Node as others know it, and the same in frames, once somebody needs them.
+    members: BTreeMap<String, Object>,
+    member_frames: Option<Arc<[Bytes]>>,
     position: watch::Sender<u64>,
     nodes: HashMap<String, Queue>,
     /// Who has been sent something since the last mark.
@@ -171,23 +180,57 @@ struct Fan {
 }
 
 impl Fan {
-    fn new(concerns: Concerns, revision: u64) -> Self {
-        Self { concerns, position: watch::Sender::new(revision), nodes: HashMap::new(), told: HashSet::new() }
+    fn new(concerns: Concerns, members: BTreeMap<String, Object>, revision: u64) -> Self {
+        let position = watch::Sender::new(revision);
+        Self { concerns, members, member_frames: None, position, nodes: HashMap::new(), told: HashSet::new() }
+    }
+
+    /// Reads whom everything concerns, as of one revision.
+    fn fill(store: &Store) -> Result<Self, ReadError> {
+        let revision = store.revision();
+        let (mut concerns, mut members) = (Concerns::default(), BTreeMap::new());
+        for collection in concern::telling() {
+            pages(store, &collection.prefix(), revision, |kv| _ = concerns.apply(&kv.key, None, Some(&kv.value)))?;
+        }
+        pages(store, &Builtin::Node.collection().prefix(), revision, |kv| {
+            members.extend(cut(&kv).map(|member| (kv.key.name().to_owned(), Object::from(&member))));
+        })?;
+        Ok(Self::new(concerns, members, revision))
     }
 
     fn at(&self) -> u64 {
         *self.position.borrow()
     }
 
-    /// Lists a node's slice and takes it in. A node that comes again takes its own place.
-    fn take(&mut self, store: &Store, wish: Wish) -> Result<(), ReadError> {
-        let objects = self.slice_of(store, &wish.node)?;
-        let epoch = store.status().borrow().epoch;
-        let listing = listing(epoch, self.at(), &objects);
+    /// Takes a node in, from now on, and says how to list what it has until then. A node that comes again takes its own
+    /// place.
+    fn take(
+        &mut self,
+        store: &Store,
+        wish: Wish,
+    ) -> (oneshot::Sender<Fed>, impl FnOnce() -> Result<Fed, ReadError> + Send + use<>) {
+        let at = self.at();
+        let status = store.status().borrow().clone();
+        let replicas = status.voters.union(&status.learners).copied().collect();
+        let members = self.member_frames.get_or_insert_with(|| chunks(self.members.values().cloned()).into()).clone();
+        let mut keys = self.concerns.keys_of(&wish.node);
+        keys.insert(Key::new(&Builtin::Node.collection(), "", &wish.node));
         let (answers, changes) = self.enter(&wish.node);
-        // Who has gone meanwhile is dropped when the next frame finds nobody.
-        _ = wish.answer.send(Fed { listing, changes, answers, position: self.position.subscribe() });
-        Ok(())
+        let (store, position) = (store.clone(), self.position.subscribe());
+        let list = move || {
+            let mut own = Vec::new();
+            for key in keys {
+                own.extend(store.get_at(&key, at)?.as_ref().map(Object::from));
+            }
+            for collection in concern::everybodys() {
+                pages(&store, &collection.prefix(), at, |kv| own.push(Object::from(&kv)))?;
+            }
+            let begin = frame(&Tell::Begin { epoch: status.epoch, revision: at, replicas });
+            let parts = members.iter().cloned().chain(chunks(own)).map(Some);
+            let listing = [begin].into_iter().chain(parts).chain([frame(&Tell::Begun)]).flatten().collect();
+            Ok(Fed { listing, changes, answers, position })
+        };
+        (wish.answer, list)
     }
 
     fn enter(&mut self, node: &str) -> (Answers, mpsc::Receiver<Bytes>) {
@@ -196,22 +239,6 @@ impl Fan {
         let answers = queue.answers();
         self.nodes.insert(node.to_owned(), queue);
         (answers, changes)
-    }
-
-    fn slice_of(&self, store: &Store, node: &str) -> Result<Vec<KeyValue>, ReadError> {
-        let at = self.at();
-        let mut objects = Vec::new();
-        for key in self.concerns.keys_of(node) {
-            objects.extend(store.get_at(&key, at)?);
-        }
-        for collection in concern::everybodys() {
-            objects.extend(all(store, &collection.prefix(), at)?);
-        }
-        for kv in all(store, &Builtin::Node.collection().prefix(), at)? {
-            let own = kv.key.name() == node;
-            objects.extend(if own { Some(kv) } else { cut(&kv) });
-        }
-        Ok(objects)
     }
 
     fn deliver(
@@ -234,10 +261,7 @@ impl Fan {
             }
             if concerned.all {
                 let is_node = event.key().collection() == Builtin::Node.collection();
-                let write = match new {
-                    Some(kv) if is_node => cut(kv).map_or_else(|| gone(event), |kv| Write::Put((&kv).into())),
-                    _ => whole(),
-                };
+                let write = if is_node { self.member(event, new) } else { whole() };
                 everybodys.push((is_node.then(|| event.key().name().to_owned()), write));
             }
             for (node, key) in concerned.gained.into_iter().filter(|(node, _)| self.nodes.contains_key(node)) {
@@ -248,6 +272,22 @@ impl Fan {
             }
         }
         self.send(everybodys, parts, upto, read)
+    }
+
+    /// What others are told of a Node that has become another machine, has come, or has gone.
+    fn member(&mut self, event: &Event, new: Option<&KeyValue>) -> Write {
+        self.member_frames = None;
+        let name = event.key().name();
+        match new.and_then(cut).map(|member| Object::from(&member)) {
+            Some(member) => {
+                self.members.insert(name.to_owned(), member.clone());
+                Write::Put(member)
+            }
+            None => {
+                self.members.remove(name);
+                gone(event)
+            }
+        }
     }
 
     fn send(
@@ -262,6 +302,7 @@ impl Fan {
             // A Node gets itself whole, and not cut as well.
             let others = everybodys.iter().filter(|(own, _)| own.as_deref() != Some(&*node));
             part.writes.extend(others.map(|(_, write)| write.clone()));
+            part.writes.sort_by_key(Write::revision);
             part.gained.retain(|key| self.concerns.wants(&node, key));
             part.lost.retain(|key| !self.concerns.wants(&node, key));
             let mut gained = Vec::new();
@@ -312,14 +353,15 @@ impl Fan {
     }
 }
 
-fn all(store: &Store, prefix: &str, at: u64) -> Result<Vec<KeyValue>, ReadError> {
-    let (mut found, mut after) = (Vec::new(), None);
+/// Reads a range as of a revision, in pages.
+fn pages(store: &Store, prefix: &str, revision: u64, mut each: impl FnMut(KeyValue)) -> Result<(), ReadError> {
+    let mut after = None;
     loop {
-        let page = store.range(Range { after, limit: PAGE, revision: Some(at), ..Range::prefix(prefix) })?;
+        let page = store.range(Range { after, limit: PAGE, revision: Some(revision), ..Range::prefix(prefix) })?;
         after = page.items.last().map(|kv| kv.key.as_str().to_owned());
-        found.extend(page.items);
+        page.items.into_iter().for_each(&mut each);
         if !page.more {
-            return Ok(found);
+            return Ok(());
         }
     }
 }
@@ -333,20 +375,18 @@ fn gone(event: &Event) -> Write {
     Write::Delete { key: event.key().clone(), revision: event.revision() }
 }
 
-fn listing(epoch: u64, revision: u64, objects: &[KeyValue]) -> Vec<Bytes> {
-    let mut frames = Vec::new();
-    frames.extend(frame(&Tell::Begin { epoch, revision }));
-    let (mut chunk, mut size_bytes) = (Vec::new(), 0);
-    for kv in objects {
-        size_bytes += kv.value.len();
-        chunk.push(Object::from(kv));
+/// Objects of a listing, in frames.
+fn chunks(objects: impl IntoIterator<Item = Object>) -> Vec<Bytes> {
+    let (mut frames, mut chunk, mut size_bytes) = (Vec::new(), Vec::new(), 0);
+    for object in objects {
+        size_bytes += object.value.len();
+        chunk.push(object);
         if size_bytes >= CHUNK_BYTES {
             frames.extend(frame(&Tell::Objects(std::mem::take(&mut chunk))));
             size_bytes = 0;
         }
     }
     frames.extend(frame(&Tell::Objects(chunk)));
-    frames.extend(frame(&Tell::Begun));
     frames
 }
 
@@ -355,19 +395,45 @@ fn frame(tell: &Tell) -> Option<Bytes> {
     codec::encode(tell).ok().filter(|bytes| bytes.len() <= MAX_FRAME_BYTES).map(Bytes::from)
 }
 
+/// The stream that each node has.
+#[derive(Default)]
+pub struct Streams(Mutex<HashMap<NodeId, CancellationToken>>);
+
+impl Streams {
+    /// Ends the stream that a node had; the new one ends when the token is cancelled.
+    fn begin(&self, node: NodeId) -> CancellationToken {
+        let ended = CancellationToken::new();
+        let before = self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, ended.clone());
+        before.iter().for_each(CancellationToken::cancel);
+        ended
+    }
+
+    fn end(&self, node: NodeId, ended: &CancellationToken) {
+        // One that was ended by another has no place any more.
+        if !ended.is_cancelled() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&node);
+        }
+    }
+}
+
 /// Serves nodes that ask for their slices.
 pub struct SliceHandler {
     pub store: Store,
     pub members: Members,
     pub feeds: Feeds,
+    pub streams: Streams,
 }
 
 #[async_trait]
 impl Handler for SliceHandler {
     async fn handle(&self, peer: PeerInfo, send: SendStream, recv: RecvStream) {
-        if let Err(error) = self.serve(&peer, send, recv).await {
-            debug!(peer = peer.name, %error, "a node's slice is fed no more");
+        let ended = self.streams.begin(peer.id);
+        match ended.run_until_cancelled(self.serve(&peer, send, recv)).await {
+            Some(Err(error)) => debug!(peer = peer.name, %error, "a node's slice is fed no more"),
+            Some(Ok(())) => {}
+            None => debug!(peer = peer.name, "the node has another stream"),
         }
+        self.streams.end(peer.id, &ended);
     }
 }
 
@@ -377,10 +443,16 @@ impl SliceHandler {
         let Ok(Ask::Follow { revision }) = codec::decode_within::<Ask, MAX_ASK_BYTES>(&asked) else {
             return Err(io::Error::other("the node's first message is not understood"));
         };
-        let fed = match self.admit(peer, revision).await {
+        let admitted = tokio::select! {
+            admitted = self.admit(peer, revision) => admitted,
+            // It says nothing more before it has its slice.
+            _ = read_frame_or_end(&mut recv, MAX_ASK_BYTES) => return Err(io::Error::other("the node has gone")),
+        };
+        let fed = match admitted {
             Ok(fed) => fed,
             Err(why) => {
-                let refusal = codec::encode(&Tell::Refused(why.clone())).map_err(io::Error::other)?;
+                let refusal = Tell::Refused { why: why.clone(), replicas: self.replicas() };
+                let refusal = codec::encode(&refusal).map_err(io::Error::other)?;
                 write_frame(&mut send, &refusal).await.map_err(io::Error::other)?;
                 _ = send.finish();
                 return Err(io::Error::other(why));
@@ -419,17 +491,29 @@ impl SliceHandler {
         }
     }
 
-    async fn admit(&self, peer: &PeerInfo, revision: u64) -> Result<Fed, String> {
-        if self.store.fed_by().is_some() {
-            return Err("this node has no replica itself".into());
+    /// Who has a replica, as far as this node knows.
+    fn replicas(&self) -> Vec<NodeId> {
+        let status = self.store.status().borrow().clone();
+        match self.store.fed_by() {
+            Some(replica) => vec![replica],
+            None => status.voters.union(&status.learners).copied().collect(),
         }
-        self.store.barrier().await.map_err(|error| error.to_string())?;
+    }
+
+    async fn admit(&self, peer: &PeerInfo, revision: u64) -> Result<Fed, String> {
+        let without_replica = || match self.store.fed_by() {
+            Some(_) => Err("this node has no replica itself".to_owned()),
+            None => Ok(()),
+        };
+        without_replica()?;
+        let acknowledged = self.store.barrier().await.map_err(|error| error.to_string())?;
         self.store.reach(revision).await.map_err(|error| error.to_string())?;
-        if self.members.has_replica(&self.store, peer.id) {
-            return Err("the node has a replica, or is about to get one".into());
+        without_replica()?;
+        if self.members.is_about_to_have_replica(&self.store, peer.id) {
+            return Err("the node is about to get a replica".into());
         }
         let (answer, fed) = oneshot::channel();
-        let wish = Wish { node: peer.name.to_string(), answer };
+        let wish = Wish { node: peer.name.to_string(), at_least: acknowledged.max(revision), answer };
         self.feeds.wishes.send(wish).await.map_err(|_| "the replica is stopping".to_owned())?;
         fed.await.map_err(|_| "the replica cannot list the slice now".to_owned())
     }
@@ -466,7 +550,7 @@ mod tests {
     /// One applied stream, thousands of nodes: whoever is not concerned is sent the mark and nothing else.
     #[test]
     fn thousands_of_nodes_are_told_only_what_concerns_them() {
-        let mut fan = Fan::new(Concerns::default(), 0);
+        let mut fan = Fan::new(Concerns::default(), BTreeMap::new(), 0);
         let mut nodes: Vec<_> = (0..NODES).map(|n| fan.enter(&format!("n{n}")).1).collect();
         let secret = kv("secrets", "s", 1, &json!({"data": {"a": "c2VjcmV0"}}));
         let read = |_: &Key| Ok(Some(secret.clone()));
@@ -499,8 +583,39 @@ mod tests {
     }
 
     #[test]
+    fn what_a_node_is_told_is_in_the_order_of_revisions() {
+        let mut fan = Fan::new(Concerns::default(), BTreeMap::new(), 0);
+        let mut changes = fan.enter("n1").1;
+        let node = |id: &str| json!({"metadata": {"name": "n2", "annotations": {"flotilla.dev/node-id": id}}});
+        let pod = |revision| put_of(kv("pods", "p", revision, &json!({"spec": {"nodeName": "n1"}})));
+        let events =
+            [put_of(kv("nodes", "n2", 1, &node("7"))), pod(2), put_of(kv("nodes", "n2", 3, &node("8"))), pod(4)];
+        fan.deliver(&events, 4, |_: &Key| Ok(None)).unwrap();
+        let Ok(Tell::Update(update)) = codec::decode::<Tell>(&queued(&mut changes).pop().unwrap()) else {
+            panic!("no update")
+        };
+        assert_eq!(update.writes.iter().map(Write::revision).collect::<Vec<_>>(), [1, 2, 3, 4]);
+        // Who comes now hears of the Node as it became.
+        assert_eq!(fan.members.keys().collect::<Vec<_>>(), ["n2"]);
+        assert_eq!(fan.members["n2"].mod_revision, 3);
+    }
+
+    #[test]
+    fn another_stream_of_a_node_takes_the_place_of_the_first() {
+        let streams = Streams::default();
+        let (first, other) = (streams.begin(1), streams.begin(2));
+        let second = streams.begin(1);
+        assert!(first.is_cancelled() && !second.is_cancelled() && !other.is_cancelled());
+        streams.end(1, &first);
+        let third = streams.begin(1);
+        assert!(second.is_cancelled(), "the first one's end is not the second's");
+        streams.end(1, &third);
+        assert!(!streams.0.lock().unwrap().contains_key(&1));
+    }
+
+    #[test]
     fn a_node_that_does_not_read_is_cut_off_and_nobody_else() {
-        let mut fan = Fan::new(Concerns::default(), 0);
+        let mut fan = Fan::new(Concerns::default(), BTreeMap::new(), 0);
         let (_slow, mut quick) = (fan.enter("slow").1, fan.enter("quick").1);
         for _ in 0..=MAX_QUEUED {
             fan.mark();
@@ -511,7 +626,7 @@ mod tests {
 
     #[test]
     fn a_secret_comes_before_the_pod_that_wants_it_and_goes_with_it() {
-        let mut fan = Fan::new(Concerns::default(), 0);
+        let mut fan = Fan::new(Concerns::default(), BTreeMap::new(), 0);
         let (mut one, mut two) = (fan.enter("n1").1, fan.enter("n2").1);
         let secret = kv("secrets", "s", 1, &json!({}));
         let pod =

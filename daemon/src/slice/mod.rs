@@ -15,7 +15,7 @@ pub use follow::follow;
 pub use forward::{ApiHandler, forward};
 
 use flotilla_api::Key;
-use flotilla_raft::{KeyValue, SliceUpdate, SliceWrite};
+use flotilla_raft::{KeyValue, NodeId, SliceUpdate, SliceWrite};
 use serde::{Deserialize, Serialize};
 
 /// The largest frame of a replica.
@@ -35,12 +35,16 @@ pub(crate) enum Ask {
 /// What a replica says. Variants are only added, at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Tell {
-    /// The node is not fed, and why.
-    Refused(String),
-    /// The slice as of a revision is the objects that follow, up to `Begun`.
+    /// The node is not fed, and why. These have replicas, as far as is known here.
+    Refused {
+        why: String,
+        replicas: Vec<NodeId>,
+    },
+    /// The slice as of a revision is the objects that follow, up to `Begun`; of two with one key, the later.
     Begin {
         epoch: u64,
         revision: u64,
+        replicas: Vec<NodeId>,
     },
     Objects(Vec<Object>),
     Begun,
@@ -69,6 +73,15 @@ pub(crate) struct Update {
 pub(crate) enum Write {
     Put(Object),
     Delete { key: Key, revision: u64 },
+}
+
+impl Write {
+    fn revision(&self) -> u64 {
+        match self {
+            Write::Put(object) => object.mod_revision,
+            Write::Delete { revision, .. } => *revision,
+        }
+    }
 }
 
 /// Why what a replica said is not believed.

@@ -3,6 +3,7 @@
 //! Invariant: a machine is admitted in one Change that spends the token and creates its Node; if that Change is
 //! refused, nothing is left behind.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +20,7 @@ use tracing::{debug, info};
 
 use super::{MANAGER, Trust, hex, node_object};
 use crate::gate::{self, User, Written};
-use crate::members::TOKEN_LABELS_ANNOTATION;
+use crate::members::{NO_REPLICA_LABEL, TOKEN_LABELS_ANNOTATION};
 
 /// How often an admission that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;
@@ -99,11 +100,12 @@ impl Trust {
         status.last_node = Some(request.name.clone());
         status.last_used_at = Some(Time(now));
 
-        let (labels, taints) = (&token.spec.labels, &token.spec.taints);
+        let (given, taints) = (&token.spec.labels, &token.spec.taints);
+        let labels = labels_of(given, request.replica);
         let epoch = store.status().borrow().epoch;
-        let mut node = node_object(&request.name, request.id, key, epoch, &request.addresses, labels, taints);
-        if !labels.is_empty() {
-            let given: Vec<&str> = labels.keys().map(String::as_str).collect();
+        let mut node = node_object(&request.name, request.id, key, epoch, &request.addresses, &labels, taints);
+        if !given.is_empty() {
+            let given: Vec<&str> = given.keys().map(String::as_str).collect();
             node["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION] = json!(given.join(","));
         }
         let kind = self.gate.built_in(Builtin::Node).map_err(|status| never(status.message))?;
@@ -150,6 +152,15 @@ impl Trust {
     }
 }
 
+/// What its token gives a node, and what it asks for itself: no replica, from the first moment on.
+fn labels_of(given: &BTreeMap<String, String>, wants_replica: bool) -> BTreeMap<String, String> {
+    let mut labels = given.clone();
+    if !wants_replica {
+        labels.entry(NO_REPLICA_LABEL.to_owned()).or_insert_with(|| "true".to_owned());
+    }
+    labels
+}
+
 /// SHA-256 of the public key in a certificate that was just made, in hexadecimal.
 fn certified_key(certificate: &[u8]) -> Result<String, Refusal> {
     let subject =
@@ -160,4 +171,20 @@ fn certified_key(certificate: &[u8]) -> Result<String, Refusal> {
 fn secret_matches(token: &JoinTokenObject, id: TokenId, request: &JoinRequest) -> bool {
     <[u8; 32]>::try_from(token.spec.secret_hash.0.as_slice())
         .is_ok_and(|hash| SecretHash::from_bytes(hash).matches(id, &request.secret))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_wants_no_replica_is_labelled_before_anybody_could_give_it_one() {
+        let given = BTreeMap::from([("zone".to_owned(), "a".to_owned())]);
+        assert_eq!(labels_of(&given, true), given);
+        let labels = labels_of(&given, false);
+        assert_eq!(labels.keys().collect::<Vec<_>>(), [NO_REPLICA_LABEL, "zone"]);
+        // What the token says of it stands.
+        let given = BTreeMap::from([(NO_REPLICA_LABEL.to_owned(), "store-less".to_owned())]);
+        assert_eq!(labels_of(&given, false), given);
+    }
 }
