@@ -14,6 +14,7 @@ use crate::gate::{DeleteOptions, Gate, ListQuery, User, WriteOptions};
 use crate::members::LEAVING_ANNOTATION;
 use crate::node::Node;
 use crate::proto::Progress;
+use crate::slice;
 
 const MANAGER: &str = "flotilla-drain";
 /// How often the node's pods are counted while they go.
@@ -55,6 +56,8 @@ pub struct Drain {
     pub grace_period_seconds: Option<i64>,
     /// Also deletes pods that nobody makes anew.
     pub force: bool,
+    /// The node that drains itself.
+    pub own: Option<Node>,
 }
 
 /// A pod that is to go.
@@ -104,7 +107,7 @@ impl Drain {
                     manager: MANAGER.into(),
                     ..DeleteOptions::default()
                 };
-                match self.gate.evict(&self.user, (namespace, name), &options).await {
+                match self.evict((namespace, name), &options).await {
                     Err(status) if status.reason == Reason::NotFound => {}
                     // Its budget does not allow it yet: asked again at the next count.
                     Err(status) if status.reason == Reason::TooManyRequests => {
@@ -136,6 +139,13 @@ impl Drain {
                 ));
             }
             tokio::time::sleep(POLL).await;
+        }
+    }
+
+    async fn evict(&self, pod: (&str, &str), options: &DeleteOptions) -> Result<(), Status> {
+        match self.own.as_ref().filter(|own| own.gate.store().fed_by().is_some()) {
+            Some(own) => slice::evict(own, &self.user, pod, options.grace_period_seconds).await,
+            None => self.gate.evict(&self.user, pod, options).await.map(drop),
         }
     }
 

@@ -12,6 +12,7 @@ use std::net::IpAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use flotilla_net::{Caller, Net};
 use http::{Request, Response};
 use hyper::body::Incoming;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -33,7 +35,7 @@ use crate::gate::User;
 use crate::grpc;
 use crate::handshakes::{Handshakes, Place};
 use crate::rest::{Body, Rest};
-use crate::slice;
+use crate::slice::{self, Lane};
 
 /// A client that does not finish its handshake, or the head of a request, in this time is hung up on.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -59,16 +61,26 @@ pub struct Peer {
     /// `None` on the Unix socket.
     pub address: Option<IpAddr>,
     place: Arc<Mutex<Option<Place>>>,
+    /// A request on this connection proved who sent it.
+    proved: Arc<AtomicBool>,
+    /// On which its requests are passed on, if they are.
+    pub lane: Lane,
 }
 
 impl Peer {
     pub fn new(user: Option<User>, address: Option<IpAddr>) -> Self {
-        Self { user, address, place: Arc::default() }
+        Self { user, address, place: Arc::default(), proved: Arc::default(), lane: Lane::default() }
     }
 
     /// A request on this connection proved who sent it: from now on it is no stranger's.
     pub fn is_known(&self) {
+        self.proved.store(true, Ordering::Relaxed);
         self.place.lock().unwrap_or_else(PoisonError::into_inner).take();
+    }
+
+    /// Whether a request on this connection has proved who sent it.
+    pub fn has_proved(&self) -> bool {
+        self.proved.load(Ordering::Relaxed)
     }
 }
 
@@ -182,7 +194,16 @@ pub async fn serve_forwarded<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>
     peer: Peer,
     stop: CancellationToken,
 ) {
-    serve(faces, Accepted { stream, refused: Box::pin(std::future::pending()) }, peer, stop).await;
+    let known = peer.clone();
+    let answer = move |request| {
+        let (faces, known) = (faces.clone(), known.clone());
+        async move {
+            let Ok(mut response) = answer(&faces, known.clone(), request).await;
+            slice::tell_known(&known, &mut response);
+            Ok(response)
+        }
+    };
+    serve_with(answer, Accepted { stream, refused: Box::pin(std::future::pending()) }, stop).await;
 }
 
 /// Serves one connection until it ends.
@@ -192,6 +213,14 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
     peer: Peer,
     stop: CancellationToken,
 ) {
+    serve_with(move |request| dispatch(faces.clone(), peer.clone(), request), stream, stop).await;
+}
+
+async fn serve_with<S, F>(answer: impl Fn(Request<Incoming>) -> F, stream: Accepted<S>, stop: CancellationToken)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
+{
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
     builder
@@ -200,8 +229,7 @@ async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .max_concurrent_streams(MAX_STREAMS);
-    let service = hyper::service::service_fn(move |request| dispatch(faces.clone(), peer.clone(), request));
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer));
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
@@ -224,6 +252,10 @@ async fn dispatch(faces: Faces, peer: Peer, request: Request<Incoming>) -> Resul
         Ok(answered) => return Ok(answered),
         Err(request) => *request,
     };
+    answer(&faces, peer, request).await
+}
+
+async fn answer(faces: &Faces, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
     match is_grpc(&request) {
         true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await,
         false => Ok(faces.rest.answer(peer, request).await),

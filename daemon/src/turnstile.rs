@@ -8,6 +8,7 @@
 //! Invariant: a seat comes back however its request ends, and so does a place in the queue.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,11 @@ const LONG: usize = 16_384;
 const SESSIONS_PER_USER: usize = 256;
 /// The same of each of the three.
 const SESSIONS: usize = 1_024;
+/// Streams on which a node without a replica passes on what one user asks, or one address without a certificate.
+const PASSED_PER_USER: usize = 32;
+/// The same of all who may do everything, of all nodes, and of all others. Together they are fewer than a connection
+/// between nodes has.
+const PASSED: [usize; 3] = [64, 32, 128];
 /// When whoever was refused may come again.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -48,15 +54,16 @@ pub struct Turnstile {
 
 impl Default for Turnstile {
     fn default() -> Self {
-        let share = |seats_per_user, queue_per_user, long_per_user, sessions_per_user| {
+        let share = |seats_per_user, queue_per_user, long_per_user, sessions_per_user, passed: [usize; 2]| {
             let bounds = Bounds { seats: SEATS, seats_per_user, queue_per_user, queue: QUEUE };
             let (long, sessions) = (Tally::new(long_per_user, LONG), Tally::new(sessions_per_user, SESSIONS));
-            Arc::new(Share::new(bounds, long, sessions))
+            Arc::new(Share::new(bounds, long, sessions, Tally::new(passed[0], passed[1])))
         };
+        let [masters, nodes, users] = PASSED;
         Self {
-            masters: share(SEATS, QUEUE, LONG, SESSIONS),
-            nodes: share(SEATS, QUEUE, LONG, SESSIONS),
-            users: share(SEATS_PER_USER, QUEUE_PER_USER, LONG_PER_USER, SESSIONS_PER_USER),
+            masters: share(SEATS, QUEUE, LONG, SESSIONS, [masters, masters]),
+            nodes: share(SEATS, QUEUE, LONG, SESSIONS, [nodes, nodes]),
+            users: share(SEATS_PER_USER, QUEUE_PER_USER, LONG_PER_USER, SESSIONS_PER_USER, [PASSED_PER_USER, users]),
         }
     }
 }
@@ -86,6 +93,21 @@ impl Turnstile {
         self.share(user).clone().place(&user.name, What::Session)
     }
 
+    /// Counts a stream on which this node passes on what somebody asks. Whoever shows no certificate is told apart by
+    /// address, as a token is looked at only by whom it is passed on to.
+    ///
+    /// # Errors
+    /// `TooManyRequests` if they have too many.
+    pub fn pass_on(&self, user: Option<&User>, address: Option<IpAddr>) -> Result<Place, Status> {
+        match user {
+            Some(user) => self.share(user).clone().place(&user.name, What::Passed),
+            None => {
+                let from = address.map_or_else(|| User::anonymous().name, |address| address.to_string());
+                self.users.clone().place(&from, What::Passed)
+            }
+        }
+    }
+
     fn share(&self, user: &User) -> &Arc<Share> {
         match (user.is_master(), user.as_node()) {
             (true, _) => &self.masters,
@@ -104,6 +126,7 @@ struct State {
     called: HashMap<Ticket, oneshot::Sender<()>>,
     long: Tally,
     sessions: Tally,
+    passed: Tally,
 }
 
 impl State {
@@ -111,6 +134,7 @@ impl State {
         match what {
             What::Answer => &mut self.long,
             What::Session => &mut self.sessions,
+            What::Passed => &mut self.passed,
         }
     }
 }
@@ -120,6 +144,7 @@ impl State {
 enum What {
     Answer,
     Session,
+    Passed,
 }
 
 /// How many each user has of something, and all together.
@@ -156,8 +181,8 @@ impl Tally {
 }
 
 impl Share {
-    fn new(bounds: Bounds, long: Tally, sessions: Tally) -> Self {
-        let state = State { fair: Fair::new(bounds), called: HashMap::new(), long, sessions };
+    fn new(bounds: Bounds, long: Tally, sessions: Tally, passed: Tally) -> Self {
+        let state = State { fair: Fair::new(bounds), called: HashMap::new(), long, sessions, passed };
         Self { state: Mutex::new(state) }
     }
 
@@ -237,7 +262,7 @@ impl Drop for Seat {
     }
 }
 
-/// An answer or a session that goes on, until dropped.
+/// An answer, a session or a stream that goes on, until dropped.
 pub struct Place {
     share: Arc<Share>,
     user: String,
@@ -293,6 +318,23 @@ mod tests {
             one.await.unwrap().unwrap();
         }
         assert!(turnstile.users.state().called.is_empty());
+    }
+
+    #[test]
+    fn whoever_floods_a_node_without_a_replica_leaves_streams_for_others() {
+        let turnstile = Turnstile::default();
+        let address = |last| Some(IpAddr::from([10, 0, 0, last]));
+        let mut held = Vec::new();
+        for _ in 0..PASSED_PER_USER {
+            held.push(turnstile.pass_on(None, address(1)).unwrap());
+        }
+        assert_eq!(turnstile.pass_on(None, address(1)).err().unwrap().reason.code(), 429);
+        for other in [Some(&user("quiet")), Some(&User::node("n")), Some(&User::root()), None] {
+            held.push(turnstile.pass_on(other, address(2)).unwrap());
+        }
+        held.clear();
+        assert!(turnstile.pass_on(None, address(1)).is_ok());
+        assert!(PASSED.iter().sum::<usize>() < flotilla_net::MAX_CALLS as usize);
     }
 
     #[tokio::test(flavor = "multi_thread")]

@@ -245,6 +245,7 @@ impl Cluster for Service {
             timeout: timeout(request.timeout_seconds),
             grace_period_seconds: request.grace_period_seconds.map(i64::from),
             force: request.force,
+            own: None,
         };
         Ok(Response::new(stream(|send| async move { drain.run(&send).await.map_err(refuse) })))
     }
@@ -265,6 +266,7 @@ impl Cluster for Service {
                 timeout: timeout(request.timeout_seconds),
                 grace_period_seconds: None,
                 force: request.force,
+                own: Some(node.clone()),
             };
             drain::leave(&node, drain, &send).await.map_err(refuse)
         })))
