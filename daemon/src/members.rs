@@ -246,7 +246,11 @@ impl Keeper {
 
     async fn follow_nodes(&self) {
         // Whoever goes by members of long ago does not let those in who would bring the news.
-        self.store.caught_up().await;
+        tokio::select! {
+            () = self.store.caught_up() => {}
+            // Another has its place by now, and a slice brings the news.
+            () = self.store.until_fed(true) => {}
+        }
         let prefix = GroupResource::new("", "nodes").prefix();
         loop {
             match self.read_nodes(&prefix).await {

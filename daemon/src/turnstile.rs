@@ -40,7 +40,9 @@ const SESSIONS: usize = 1_024;
 const PASSED_PER_USER: usize = 32;
 /// The same of all who may do everything, of all nodes, and of all others. Together they are fewer than a connection
 /// between nodes has.
-const PASSED: [usize; 3] = [64, 32, 128];
+const PASSED_OF_MASTERS: usize = 64;
+const PASSED_OF_NODES: usize = 32;
+const PASSED_OF_OTHERS: usize = 128;
 /// When whoever was refused may come again.
 const RETRY_AFTER_SECONDS: u32 = 1;
 
@@ -59,11 +61,16 @@ impl Default for Turnstile {
             let (long, sessions) = (Tally::new(long_per_user, LONG), Tally::new(sessions_per_user, SESSIONS));
             Arc::new(Share::new(bounds, long, sessions, Tally::new(passed[0], passed[1])))
         };
-        let [masters, nodes, users] = PASSED;
         Self {
-            masters: share(SEATS, QUEUE, LONG, SESSIONS, [masters, masters]),
-            nodes: share(SEATS, QUEUE, LONG, SESSIONS, [nodes, nodes]),
-            users: share(SEATS_PER_USER, QUEUE_PER_USER, LONG_PER_USER, SESSIONS_PER_USER, [PASSED_PER_USER, users]),
+            masters: share(SEATS, QUEUE, LONG, SESSIONS, [PASSED_OF_MASTERS; 2]),
+            nodes: share(SEATS, QUEUE, LONG, SESSIONS, [PASSED_OF_NODES; 2]),
+            users: share(
+                SEATS_PER_USER,
+                QUEUE_PER_USER,
+                LONG_PER_USER,
+                SESSIONS_PER_USER,
+                [PASSED_PER_USER, PASSED_OF_OTHERS],
+            ),
         }
     }
 }
@@ -334,7 +341,8 @@ mod tests {
         }
         held.clear();
         assert!(turnstile.pass_on(None, address(1)).is_ok());
-        assert!(PASSED.iter().sum::<usize>() < flotilla_net::MAX_CALLS as usize);
+        let all = PASSED_OF_MASTERS + PASSED_OF_NODES + PASSED_OF_OTHERS;
+        assert!(all < flotilla_net::MAX_CALLS as usize);
     }
 
     #[tokio::test(flavor = "multi_thread")]
