@@ -28,6 +28,7 @@ async fn nodes_without_a_replica_run_pods_and_are_promoted() {
         cluster.dev.start(&node, Some(&token)).unwrap();
         cluster.dev.wait_answering(&node).await.unwrap();
     }
+    cluster.dev.configure(&config(&cluster.dev)).unwrap();
     cluster.dev.wait_ready(&cluster.nodes()).await.unwrap();
     assert_eq!((role(&cluster, "node-4").await, role(&cluster, "node-5").await), ("node".into(), "node".into()));
 
