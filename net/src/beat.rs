@@ -28,6 +28,10 @@ use crate::socket::is_relayed;
 
 /// Between two looks for a direct way to a node that is reached through another.
 const DIRECT_PAUSE: Duration = Duration::from_secs(5);
+/// Between two looks for a node that was seen elsewhere: who multicasts may say so of anybody, as often as they like.
+const LOOK_PAUSE: Duration = Duration::from_secs(1);
+/// So many heartbeats without a sign that they arrive make a connection doubtful.
+const SILENT_BEATS: u64 = 3;
 const MAX_BEAT_BYTES: usize = MAX_PAYLOAD_BYTES + 64;
 const MAX_RECORDS_FRAME_BYTES: usize = 64 * 1024;
 const MAX_FRAMES_EACH_STREAM: usize = 1024;
@@ -90,6 +94,7 @@ async fn beat_to(shared: Arc<Shared>, id: NodeId) {
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut line = Line::default();
     let mut next_direct = Instant::now() + DIRECT_PAUSE;
+    let mut next_look = Instant::now();
     let mut look: Option<AbortHandle> = None;
     loop {
         ticks.tick().await;
@@ -97,9 +102,12 @@ async fn beat_to(shared: Arc<Shared>, id: NodeId) {
             Ok(connection) => {
                 line.send(&shared, id, &connection).await;
                 let now = Instant::now();
-                let is_due = is_relayed(connection.remote_address()) && now >= next_direct;
-                if shared.is_seen_elsewhere(id, &connection) || is_due {
+                let is_due = line.is_relayed && now >= next_direct;
+                let is_doubtful = line.is_relayed || line.is_silent();
+                let has_moved = is_doubtful && now >= next_look && shared.is_seen_elsewhere(id, &connection);
+                if has_moved || is_due {
                     next_direct = now + DIRECT_PAUSE;
+                    next_look = now + LOOK_PAUSE;
                     // One that is still under way knows less.
                     let next = shared.tasks.spawn(find_direct(shared.clone(), id)).abort_handle();
                     look.replace(next).inspect(AbortHandle::abort);
@@ -126,6 +134,8 @@ struct Line {
     is_relayed: bool,
     acks: u64,
     beats: u64,
+    /// The number of the heartbeat before which the peer last acknowledged anything.
+    answered: u64,
     book: Option<u64>,
     records: HashMap<NodeId, u64>,
 }
@@ -142,7 +152,7 @@ impl Line {
                 _ => {}
             }
         }
-        self.prove_way(shared, id, connection);
+        self.note_acks(shared, id, connection);
         self.beats += 1;
         let beat = Beat { sequence: self.beats, payload: shared.pulse.own_payload() };
         let sent = codec::encode(&beat).map(|bytes| connection.send_datagram(bytes.into()));
@@ -157,14 +167,20 @@ impl Line {
     }
 
     /// Whoever acknowledges heartbeats has got them: they go by a way that is one.
-    fn prove_way(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
-        if !self.is_relayed {
+    fn note_acks(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
+        let acks = connection.stats().frame_rx.acks;
+        if acks == std::mem::replace(&mut self.acks, acks) {
             return;
         }
-        let acks = connection.stats().frame_rx.acks;
-        if acks > std::mem::replace(&mut self.acks, acks) {
+        self.answered = self.beats;
+        if self.is_relayed {
             shared.relay.proved(id, Instant::now());
         }
+    }
+
+    /// Whether the last heartbeats may not have arrived.
+    fn is_silent(&self) -> bool {
+        self.beats - self.answered >= SILENT_BEATS
     }
 
     /// Sends the records that are newer than those sent before.

@@ -5,11 +5,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use crate::socket::is_relayed;
 
 /// How often something may happen: `burst` times at once, and again after `refill` for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,7 +16,8 @@ pub struct Rate {
     pub refill: Duration,
 }
 
-/// Whoever shares an allowance: an IPv4 address, an IPv6 /64, which is one subscriber, or a node that is relayed.
+/// Whoever shares an allowance: an IPv4 address, an IPv6 /64, which is one subscriber, or all nodes that are relayed, since a
+/// member may hand on packets in the name of any.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Origin(IpAddr);
 
@@ -26,7 +25,6 @@ impl Origin {
     pub(crate) fn of(ip: IpAddr) -> Self {
         match ip.to_canonical() {
             IpAddr::V4(ip) => Origin(ip.into()),
-            IpAddr::V6(ip) if is_relayed(SocketAddr::new(ip.into(), 0)) => Origin(ip.into()),
             IpAddr::V6(ip) => Origin(Ipv6Addr::from_bits(ip.to_bits() & !u128::from(u64::MAX)).into()),
         }
     }
@@ -173,10 +171,10 @@ mod tests {
     }
 
     #[test]
-    fn relayed_nodes_are_as_many_origins() {
+    fn all_that_is_relayed_is_of_one_origin() {
         let relayed = |node| Origin::of(crate::socket::relayed_address(node).ip());
-        assert_ne!(relayed(1), relayed(2));
-        assert_eq!(relayed(1), relayed(1));
+        assert_eq!(relayed(1), relayed(u64::MAX));
+        assert_ne!(relayed(1), origin(1));
     }
 
     #[test]

@@ -322,8 +322,10 @@ pub(crate) async fn receive(shared: &Arc<Shared>, peer: &PeerInfo, connection: &
 }
 
 fn forward(shared: &Arc<Shared>, from: NodeId, to: NodeId, packet: Bytes) {
-    let are_members = shared.members.is_listed(from) && shared.members.is_listed(to);
-    if !shared.relay.lock().passed_on.take(from, packet.len(), Instant::now()) || to == from || !are_members {
+    if to == from || !shared.members.is_listed(from) || !shared.members.is_listed(to) {
+        return;
+    }
+    if !shared.relay.lock().passed_on.take(from, packet.len(), Instant::now()) {
         return;
     }
     if shared.pool.is_direct(to) {
