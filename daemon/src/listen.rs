@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flotilla_net::{Caller, Net};
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -195,10 +195,14 @@ pub async fn serve_forwarded<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>
     stop: CancellationToken,
 ) {
     let known = peer.clone();
-    let answer = move |request| {
+    let answer = move |request: Request<Incoming>| {
         let (faces, known) = (faces.clone(), known.clone());
         async move {
-            let Ok(mut response) = answer(&faces, known.clone(), request).await;
+            let path = request.uri().path().to_owned();
+            let Ok(mut response) = match is_fed(&faces, &path) {
+                true => Ok(fed_meanwhile()),
+                false => answer(&faces, known.clone(), request).await,
+            };
             slice::tell_known(&known, &mut response);
             Ok(response)
         }
@@ -255,11 +259,23 @@ async fn dispatch(faces: Faces, peer: Peer, request: Request<Incoming>) -> Resul
     answer(&faces, peer, request).await
 }
 
+/// Answers from this node's own replica. A node that has lost it meanwhile does not say what it read of its slice.
 async fn answer(faces: &Faces, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    match is_grpc(&request) {
-        true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await,
-        false => Ok(faces.rest.answer(peer, request).await),
-    }
+    let path = request.uri().path().to_owned();
+    let response = match is_grpc(&request) {
+        true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await?,
+        false => faces.rest.answer(peer, request).await,
+    };
+    Ok(if is_fed(faces, &path) { fed_meanwhile() } else { response })
+}
+
+/// Whether another node has to be asked.
+fn is_fed(faces: &Faces, path: &str) -> bool {
+    slice::receiver(faces.rest.node(), path).is_some()
+}
+
+fn fed_meanwhile() -> Response<Body> {
+    slice::refusal(StatusCode::SERVICE_UNAVAILABLE, "this node has just begun to read from another; try again")
 }
 
 fn is_grpc(request: &Request<Incoming>) -> bool {

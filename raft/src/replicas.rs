@@ -104,7 +104,8 @@ impl Replicas {
         if too_many && let Some(dead) = held.iter().filter(learner).find(|id| self.is_dead(**id)) {
             return Some(Step::Remove(*dead));
         }
-        let living = held.iter().filter(|id| self.node(**id).alive).count();
+        // One that is not heard for a moment counts: it most likely comes back.
+        let living = held.iter().filter(|id| !self.long_dead.contains(id)).count();
         let stays = |id: &&NodeId| self.node(**id).alive && !self.node(**id).without_replica;
         let enough = |ids: &BTreeSet<NodeId>, were: usize| ids.iter().filter(stays).count() >= were.min(ENOUGH);
         if enough(held, living) {
@@ -206,6 +207,10 @@ mod tests {
         assert_eq!(plan(&now), [Remove(2)], "one at a time");
         let now = with(replicas(5, 5, 5, 15), &[(1, LABELLED)]);
         assert_eq!(plan(&now), [HandOver(2)]);
+        let mut now = with(replicas(2, 3, 3, 15), &[(3, Candidate { alive: false, ..LABELLED })]);
+        assert_eq!(plan(&now), [], "it may come back, and two are not as good as three");
+        now.long_dead = [3].into();
+        assert_eq!(plan(&now), [Remove(3)]);
     }
 
     #[test]

@@ -439,6 +439,11 @@ impl Store {
         self.inner.slice.slice().map(|slice| slice.replica)
     }
 
+    /// The cluster epoch in which this node speaks: its replica's or its slice's, and 0 until it has one.
+    pub fn spoken_epoch(&self) -> u64 {
+        self.inner.spoken_epoch()
+    }
+
     /// Waits until reads come from a slice, or else from this node's own replica.
     pub async fn until_fed(&self, fed: bool) {
         self.inner.slice.until_fed(fed).await;

@@ -176,6 +176,11 @@ impl Watch {
         self.next
     }
 
+    /// What is cancelled when this node reads from elsewhere, after which this watch ends.
+    pub fn over(&self) -> CancellationToken {
+        self.over.clone()
+    }
+
     /// Waits for the next item; `None` after `Compacted`, or when the store has shut down.
     ///
     /// Dropping the future loses nothing.

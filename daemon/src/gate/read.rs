@@ -248,7 +248,12 @@ impl Gate {
     pub async fn watch(&self, user: &User, kind: &Kind, query: ListQuery, revision: u64) -> Result<Observer, Status> {
         self.authorize_collection(user, Verb::Watch, kind, &query).await?;
         let query = Self::check_fields(kind, &query)?;
+        let feeder = self.store.fed_by();
         let watch = self.store.watch(&query.prefix(kind), revision + 1).await.map_err(read_status)?;
+        if self.store.fed_by() != feeder {
+            let why = "this node has just begun to read from elsewhere; try again";
+            return Err(Status { retry_after_seconds: Some(1), ..Status::new(Reason::ServiceUnavailable, why) });
+        }
         Ok(Observer { watch, query, gate: self.clone(), kind: kind.clone(), ready: Default::default() })
     }
 

@@ -16,13 +16,13 @@ use bytes::Bytes;
 use flotilla_api::{Builtin, Key};
 use flotilla_control::concern::{self, Concerns};
 use flotilla_net::{Handler, PeerInfo, RecvStream, SendStream, codec, read_frame, read_frame_or_end, write_frame};
-use flotilla_raft::{Event, KeyValue, NodeId, Range, ReadError, Store, WatchItem};
+use flotilla_raft::{Event, KeyValue, NodeId, Range, ReadError, Store, Watch, WatchItem};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
-use super::{Ask, MAX_ASK_BYTES, MAX_FRAME_BYTES, Object, Tell, Update, Write};
+use super::{Ask, MAX_ASK_BYTES, MAX_FRAME_BYTES, Object, Tell, Update, Write, may_feed};
 use crate::members::Members;
 
 /// Frames that wait for a node that reads slowly, and their bytes.
@@ -124,13 +124,14 @@ async fn run(store: Store, mut wishes: mpsc::Receiver<Wish>) {
 
 /// Feeds until nobody is left, or the store's history does not reach back to where it was.
 async fn serve(store: &Store, first: Wish, wishes: &mut mpsc::Receiver<Wish>) -> Result<(), ReadError> {
-    let reader = store.clone();
-    let filled = tokio::task::spawn_blocking(move || Fan::fill(&reader)).await;
+    // Taken first: it ends when something else is read from, be it only for a while.
+    let mut watch = store.watch("", 0).await?;
+    let (own, reader, begin) = (Own::new(store, &watch), store.clone(), watch.next_revision() - 1);
+    let filled = tokio::task::spawn_blocking(move || Fan::fill(&reader, begin)).await;
     let mut fan = filled.map_err(|_| ReadError::Closed)??;
-    let mut watch = store.watch("", fan.at() + 1).await?;
     let (mut waiting, listings) = (VecDeque::from([first]), Arc::new(Semaphore::new(MAX_LISTINGS)));
     let mut marks = tokio::time::interval(MARK);
-    while !(fan.nodes.is_empty() && waiting.is_empty()) {
+    while own.is_read() && !(fan.nodes.is_empty() && waiting.is_empty()) {
         // Who has gone meanwhile is not listed anything.
         waiting.retain(|wish| !wish.answer.is_closed());
         let next = waiting.iter().position(|wish| wish.at_least <= fan.at());
@@ -142,8 +143,11 @@ async fn serve(store: &Store, first: Wish, wishes: &mut mpsc::Receiver<Wish>) ->
             },
             Ok(place) = listings.clone().acquire_owned(), if next.is_some() => {
                 if let Some((answer, list)) = next.and_then(|at| waiting.remove(at)).map(|wish| fan.take(store, wish)) {
+                    let own = own.clone();
                     tokio::task::spawn_blocking(move || {
                         match list() {
+                            // What was read of a slice lacks most of what there is.
+                            Ok(_) if !own.is_read() => debug!("this node has lost its replica; it feeds nobody"),
                             // Who has gone is dropped when the next frame finds nobody.
                             Ok(fed) => _ = answer.send(fed),
                             Err(error) => debug!(%error, "a slice cannot be listed now"),
@@ -157,6 +161,23 @@ async fn serve(store: &Store, first: Wish, wishes: &mut mpsc::Receiver<Wish>) ->
         }
     }
     Ok(())
+}
+
+/// Tells whether this node has read from its own replica all the while.
+#[derive(Clone)]
+struct Own {
+    store: Store,
+    over: CancellationToken,
+}
+
+impl Own {
+    fn new(store: &Store, watch: &Watch) -> Self {
+        Self { store: store.clone(), over: watch.over() }
+    }
+
+    fn is_read(&self) -> bool {
+        !self.over.is_cancelled() && self.store.fed_by().is_none()
+    }
 }
 
 /// What one node is told of some events.
@@ -185,9 +206,8 @@ impl Fan {
         Self { concerns, members, member_frames: None, position, nodes: HashMap::new(), told: HashSet::new() }
     }
 
-    /// Reads whom everything concerns, as of one revision.
-    fn fill(store: &Store) -> Result<Self, ReadError> {
-        let revision = store.revision();
+    /// Reads whom everything concerns, as of a revision.
+    fn fill(store: &Store, revision: u64) -> Result<Self, ReadError> {
         let (mut concerns, mut members) = (Concerns::default(), BTreeMap::new());
         for collection in concern::telling() {
             pages(store, &collection.prefix(), revision, |kv| _ = concerns.apply(&kv.key, None, Some(&kv.value)))?;
@@ -306,8 +326,12 @@ impl Fan {
             part.gained.retain(|key| self.concerns.wants(&node, key));
             part.lost.retain(|key| !self.concerns.wants(&node, key));
             let mut gained = Vec::new();
-            for key in &part.gained {
-                gained.extend(read(key)?.as_ref().map(Object::from));
+            for key in part.gained {
+                match read(&key)? {
+                    Some(kv) => gained.push(Object::from(&kv)),
+                    // Deleted while it was not the node's: the node may still have it.
+                    None => part.lost.push(key),
+                }
             }
             let update = Update { upto, gained, writes: part.writes, lost: part.lost };
             frames.insert(node, frame(&Tell::Update(update)));
@@ -440,11 +464,11 @@ impl Handler for SliceHandler {
 impl SliceHandler {
     async fn serve(&self, peer: &PeerInfo, mut send: SendStream, mut recv: RecvStream) -> io::Result<()> {
         let asked = timeout(ASK_TIMEOUT, read_frame(&mut recv, MAX_ASK_BYTES)).await?.map_err(io::Error::other)?;
-        let Ok(Ask::Follow { revision }) = codec::decode_within::<Ask, MAX_ASK_BYTES>(&asked) else {
+        let Ok(Ask::Follow { revision, epoch }) = codec::decode_within::<Ask, MAX_ASK_BYTES>(&asked) else {
             return Err(io::Error::other("the node's first message is not understood"));
         };
         let admitted = tokio::select! {
-            admitted = self.admit(peer, revision) => admitted,
+            admitted = self.admit(peer, revision, epoch) => admitted,
             // It says nothing more before it has its slice.
             _ = read_frame_or_end(&mut recv, MAX_ASK_BYTES) => return Err(io::Error::other("the node has gone")),
         };
@@ -500,12 +524,16 @@ impl SliceHandler {
         }
     }
 
-    async fn admit(&self, peer: &PeerInfo, revision: u64) -> Result<Fed, String> {
+    async fn admit(&self, peer: &PeerInfo, revision: u64, epoch: u64) -> Result<Fed, String> {
         let without_replica = || match self.store.fed_by() {
             Some(_) => Err("this node has no replica itself".to_owned()),
             None => Ok(()),
         };
         without_replica()?;
+        let own = self.store.spoken_epoch();
+        if !may_feed(own, epoch) {
+            return Err(format!("the node is of the cluster's epoch {epoch}, and this replica of {own}"));
+        }
         let acknowledged = self.store.barrier().await.map_err(|error| error.to_string())?;
         self.store.reach(revision).await.map_err(|error| error.to_string())?;
         without_replica()?;
@@ -645,7 +673,21 @@ mod tests {
         assert_eq!(update(&mut one).writes.len(), 1);
         fan.deliver(&[Event::Delete { key: pod.key.clone(), revision: 4, prev: pod.clone() }], 4, read).unwrap();
         let told = update(&mut one);
-        assert!(told.lost.contains(&secret.key) && told.writes == [Write::Delete { key: pod.key, revision: 4 }]);
+        assert!(
+            told.lost.contains(&secret.key) && told.writes == [Write::Delete { key: pod.key.clone(), revision: 4 }]
+        );
         assert_eq!(queued(&mut two), Vec::<Bytes>::new());
+        // Lost, deleted and wanted again at once: it is not there any more.
+        fan.deliver(&[put_of(pod.clone())], 5, read).unwrap();
+        assert_eq!(update(&mut one).gained.len(), 1);
+        let unbound = KeyValue { value: Bytes::from_static(b"{}"), ..pod.clone() };
+        let events = [
+            Event::Put { kv: unbound.clone(), prev: Some(pod.clone()) },
+            Event::Delete { key: secret.key.clone(), revision: 7, prev: secret.clone() },
+            Event::Put { kv: pod, prev: Some(unbound) },
+        ];
+        fan.deliver(&events, 8, |_: &Key| Ok(None)).unwrap();
+        let told = update(&mut one);
+        assert!(told.gained.is_empty() && told.lost.contains(&secret.key));
     }
 }

@@ -15,13 +15,13 @@ use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-use super::{Ask, MAX_FRAME_BYTES, Tell};
+use super::{Ask, MAX_FRAME_BYTES, Tell, may_feed};
 
 /// Between two looks whether this node has a replica that is kept up to date.
 const LOOK: Duration = Duration::from_millis(500);
 /// Looks without news from a leader after which the node asks whether it still has a replica.
 const LOOKS: u32 = 10;
-/// Looks without a leader, longer than elections take, after which it asks at once.
+/// Looks in a row without a leader, longer than elections take, after which it asks at once.
 const LEADERLESS_LOOKS: u32 = 4;
 /// A replica that says nothing for so long, not even how far it has come, is left for another.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -36,6 +36,10 @@ const MAX_FRAMES: usize = 4;
 const CONFIRM: Duration = Duration::from_secs(2);
 /// How long a slice may take to begin.
 const LISTING_WAIT: Duration = Duration::from_secs(15);
+/// How long a whole slice may take to come.
+const LISTING_TIMEOUT: Duration = Duration::from_secs(120);
+/// The largest revision that clients can be told.
+const MAX_REVISION: u64 = i64::MAX as u64;
 /// Replicas that somebody may name.
 const MAX_REPLICAS_TOLD: usize = 32;
 
@@ -94,7 +98,7 @@ struct Follower {
 
 /// Waits while a leader keeps this node's replica up to date.
 async fn wait_until_without_replica(store: &Store) {
-    let mut looks = 0;
+    let (mut looks, mut leaderless) = (0, 0);
     loop {
         let status = store.status().borrow().clone();
         let has_replica = status.voters.contains(&status.id) || status.learners.contains(&status.id);
@@ -102,7 +106,8 @@ async fn wait_until_without_replica(store: &Store) {
             return;
         }
         looks += 1;
-        if status.leader.is_none() && looks >= LEADERLESS_LOOKS {
+        leaderless = if status.leader.is_none() { leaderless + 1 } else { 0 };
+        if leaderless >= LEADERLESS_LOOKS {
             return;
         }
         if looks >= LOOKS {
@@ -163,8 +168,14 @@ impl Follower {
     async fn session(&self, peer: NodeId, name: &str, known: &mut Replicas) -> Result<Infallible, Ended> {
         let (mut send, mut recv) = self.net.open(peer, Alpn::Slice).await.map_err(broken)?;
         let shown = self.store.revision().max(self.floor);
-        ask(&mut send, Ask::Follow { revision: shown }).await?;
-        let Listed { epoch, revision, objects, replicas } = read_listing(&mut recv).await?;
+        ask(&mut send, Ask::Follow { revision: shown, epoch: self.store.spoken_epoch() }).await?;
+        let listed = timeout(LISTING_TIMEOUT, read_listing(&mut recv)).await;
+        let listed = listed.map_err(|_| broken(format!("its slice is not here after {LISTING_TIMEOUT:?}")))??;
+        let Listed { epoch, revision, objects, replicas } = listed;
+        let own_epoch = self.store.spoken_epoch();
+        if !may_feed(epoch, own_epoch) {
+            return Err(broken(format!("it is of the cluster's epoch {epoch}, and this node of {own_epoch}")));
+        }
         if revision < self.floor {
             return Err(broken(format!("it begins with revision {revision}, and {} was known here", self.floor)));
         }
@@ -240,8 +251,12 @@ async fn apply(
     loop {
         tokio::select! {
             Some(tell) = frames.recv() => match tell {
-                Tell::Update(update) => feed.apply(SliceUpdate::try_from(update).map_err(broken)?),
+                Tell::Update(update) => {
+                    believable(update.upto)?;
+                    feed.apply(SliceUpdate::try_from(update).map_err(broken)?);
+                }
                 Tell::Answer(revision) => {
+                    believable(revision)?;
                     feed.apply(SliceUpdate { upto: revision, ..SliceUpdate::default() });
                     if !questions.answer(revision, Instant::now()) {
                         return Err(broken("an answer to no question"));
@@ -266,6 +281,13 @@ async fn apply(
 async fn ask(send: &mut SendStream, ask: Ask) -> Result<(), Ended> {
     let message = codec::encode(&ask).map_err(broken)?;
     timeout(SILENCE, write_frame(send, &message)).await.map_err(broken)?.map_err(broken)
+}
+
+fn believable(revision: u64) -> Result<(), Ended> {
+    match revision {
+        0..=MAX_REVISION => Ok(()),
+        _ => Err(broken(format!("{revision} is no revision"))),
+    }
 }
 
 async fn read_tell(recv: &mut RecvStream) -> Result<Tell, Ended> {
@@ -294,6 +316,7 @@ async fn read_listing(recv: &mut RecvStream) -> Result<Listed, Ended> {
         Tell::Refused { why, replicas } => return Err(Ended::Refused(why, replicas)),
         _ => return Err(broken("a slice does not begin with its revision")),
     };
+    believable(revision)?;
     let (mut objects, mut size_bytes) = (Vec::new(), 0_usize);
     loop {
         match read_tell(recv).await? {
@@ -317,6 +340,11 @@ async fn read_listing(recv: &mut RecvStream) -> Result<Listed, Ended> {
 mod tests {
     use super::*;
     use tokio::sync::oneshot;
+
+    #[test]
+    fn no_revision_is_larger_than_clients_can_be_told() {
+        assert!(believable(MAX_REVISION).is_ok() && believable(MAX_REVISION + 1).is_err());
+    }
 
     #[test]
     fn one_question_is_asked_for_all_who_wait_and_one_now_and_then() {

@@ -107,7 +107,7 @@ pub async fn forward(
     }
 }
 
-fn refusal(code: StatusCode, why: &str) -> Response<Body> {
+pub fn refusal(code: StatusCode, why: &str) -> Response<Body> {
     let mut response = Response::new(full(format!("{why}\n")));
     *response.status_mut() = code;
     response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));

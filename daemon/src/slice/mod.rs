@@ -12,7 +12,7 @@ mod forward;
 
 pub use feed::{SliceHandler, feed};
 pub use follow::follow;
-pub use forward::{ApiHandler, Lane, evict, forward, tell_known};
+pub use forward::{ApiHandler, Lane, evict, forward, receiver, refusal, tell_known};
 
 use flotilla_api::Key;
 use flotilla_raft::{KeyValue, NodeId, SliceUpdate, SliceWrite};
@@ -26,10 +26,15 @@ pub(crate) const MAX_ASK_BYTES: usize = 256;
 /// What a node says. Variants are only added, at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ask {
-    /// The first message: send my slice, as of this revision or later.
-    Follow { revision: u64 },
+    /// The first message: send my slice, as of this revision or later. I am of this cluster epoch; 0 for none yet.
+    Follow { revision: u64, epoch: u64 },
     /// How far has everything come that was acknowledged by now?
     Barrier,
+}
+
+/// Whether a replica of one cluster epoch feeds a node of another; a node that is of none yet takes what there is.
+pub(crate) fn may_feed(replica: u64, node: u64) -> bool {
+    node == 0 || node == replica
 }
 
 /// What a replica says. Variants are only added, at the end.
@@ -129,6 +134,17 @@ impl TryFrom<Update> for SliceUpdate {
             writes: update.writes.into_iter().map(write).collect::<Result<_, _>>()?,
             lost: update.lost.into_iter().map(checked).collect::<Result<_, _>>()?,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_fed_by_replicas_of_its_own_epoch() {
+        assert!(may_feed(2, 2) && may_feed(2, 0), "one that is new is of none");
+        assert!(!may_feed(2, 1) && !may_feed(1, 2) && !may_feed(0, 1));
     }
 }
 
