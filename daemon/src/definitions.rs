@@ -44,11 +44,15 @@ impl Follower {
         let store = self.gate.store().clone();
         let prefix = Builtin::CustomResourceDefinition.collection().prefix();
         loop {
+            // A slice has no definitions. Until there is a replica again, the kinds stay as they are.
+            store.until_fed(false).await;
+            let turns = store.turns();
             let watch = match self.catch_up(&store, &prefix) {
                 Ok(revision) => store.watch(&prefix, revision + 1).await,
                 Err(error) => Err(error),
             };
             let mut watch = match watch {
+                Ok(_) if store.turns() != turns => continue,
                 Ok(watch) => watch,
                 Err(error) => {
                     debug!(%error, "the custom kinds cannot be followed now");
@@ -67,12 +71,16 @@ impl Follower {
                     Some(WatchItem::Compacted(_)) | None => break,
                 }
             }
-            tokio::time::sleep(RETRY).await;
+            // Who reads from elsewhere by now looks at once.
+            if store.turns() == turns {
+                tokio::time::sleep(RETRY).await;
+            }
         }
     }
 
     /// Makes the registry say what the store does; returns as of which revision.
     fn catch_up(&mut self, store: &Store, prefix: &str) -> Result<u64, ReadError> {
+        let turns = store.turns();
         let (mut after, mut revision) = (None, None);
         let mut found = Vec::new();
         loop {
@@ -85,10 +93,14 @@ impl Follower {
                 _ => break,
             }
         }
+        let revision = revision.unwrap_or_default();
+        if store.turns() != turns || store.fed_by().is_some() {
+            return Err(ReadError::Compacted { wanted: revision + 1, oldest: revision + 1 });
+        }
         if self.take(found) {
             self.publish();
         }
-        Ok(revision.unwrap_or_default())
+        Ok(revision)
     }
 
     /// Takes over what is stored; says whether anything is new.

@@ -18,7 +18,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use flotilla_net::{Caller, Net};
-use http::{Request, Response, StatusCode};
+use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -261,12 +261,27 @@ async fn dispatch(faces: Faces, peer: Peer, request: Request<Incoming>) -> Resul
 
 /// Answers from this node's own replica. A node that has lost it meanwhile does not say what it read of its slice.
 async fn answer(faces: &Faces, peer: Peer, request: Request<Incoming>) -> Result<Response<Body>, Infallible> {
-    let path = request.uri().path().to_owned();
+    let (path, store) = (request.uri().path().to_owned(), faces.rest.node().gate.store().clone());
+    let (turns, writes) = (store.turns(), is_write(&request));
     let response = match is_grpc(&request) {
         true => grpc::call(faces.rest.node(), faces.grpc.clone(), peer, request).await?,
         false => faces.rest.answer(peer, request).await,
     };
-    Ok(if is_fed(faces, &path) { fed_meanwhile() } else { response })
+    // What was written was written, wherever this node reads from by now.
+    let is_done = writes && response.status().is_success();
+    let has_turned = store.turns() != turns && !slice::is_own(&path);
+    Ok(if !is_done && (has_turned || is_fed(faces, &path)) { fed_meanwhile() } else { response })
+}
+
+/// Whether the request stores something over REST, and would not come to the same if it was made again.
+fn is_write(request: &Request<Incoming>) -> bool {
+    let path = request.uri().path();
+    let is_question = ["authorization", "authentication"].iter().any(|group| {
+        path.strip_prefix("/apis/")
+            .and_then(|rest| rest.strip_prefix(group))
+            .is_some_and(|rest| rest.starts_with(".k8s.io/"))
+    });
+    matches!(*request.method(), Method::POST | Method::PUT | Method::PATCH) && !is_grpc(request) && !is_question
 }
 
 /// Whether another node has to be asked.

@@ -339,10 +339,14 @@ async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
         .await;
         let confirmed = store.barrier().await.is_ok();
         let now = status.borrow().clone();
+        // By a quorum, or through a slice, of its own epoch: a majority that was thought lost goes on.
+        if confirmed {
+            return Ok(());
+        }
         if let Some(epoch) = now.superseded_by {
             bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
         }
-        if confirmed || now.leader.is_some_and(|leader| leader != now.id) {
+        if now.leader.is_some_and(|leader| leader != now.id) {
             return Ok(());
         }
         info!("waiting for a quorum of the cluster's voters");

@@ -178,9 +178,9 @@ impl Line {
         }
     }
 
-    /// Whether the last heartbeats may not have arrived.
+    /// Whether the heartbeats before the one just sent may not have arrived.
     fn is_silent(&self) -> bool {
-        self.beats - self.answered >= SILENT_BEATS
+        self.beats - self.answered > SILENT_BEATS
     }
 
     /// Sends the records that are newer than those sent before.

@@ -194,9 +194,15 @@ struct Held {
     slice: Option<Arc<Slice>>,
     /// Cancelled when it is read from elsewhere.
     over: CancellationToken,
+    /// How often something else has been read from.
+    turns: u64,
 }
 
 impl Current {
+    pub fn turns(&self) -> u64 {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).turns
+    }
+
     pub fn slice(&self) -> Option<Arc<Slice>> {
         self.0.read().unwrap_or_else(PoisonError::into_inner).slice.clone()
     }
@@ -231,10 +237,10 @@ impl Current {
         slice: Option<Arc<Slice>>,
         may: impl FnOnce(&Option<Arc<Slice>>) -> Result<(), E>,
     ) -> Result<(), E> {
-        let next = Held { slice, over: CancellationToken::new() };
         let before = {
             let mut held = self.0.write().unwrap_or_else(PoisonError::into_inner);
             may(&held.slice)?;
+            let next = Held { slice, over: CancellationToken::new(), turns: held.turns + 1 };
             std::mem::replace(&mut *held, next)
         };
         before.over.cancel();

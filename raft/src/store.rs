@@ -444,6 +444,12 @@ impl Store {
         self.inner.spoken_epoch()
     }
 
+    /// How often this node has begun to read from elsewhere. What was read belongs together if this is the same before the
+    /// first look and after the last.
+    pub fn turns(&self) -> u64 {
+        self.inner.slice.turns()
+    }
+
     /// Waits until reads come from a slice, or else from this node's own replica.
     pub async fn until_fed(&self, fed: bool) {
         self.inner.slice.until_fed(fed).await;

@@ -1,6 +1,7 @@
 //! What decisions are made from again and again, read and decoded once for as long as it holds.
 //!
-//! Invariant: what is kept is what reading it now would give: nothing of its collection has changed since it was read.
+//! Invariant: what is kept is what reading it now would give: nothing of its collection has changed since it was read, and
+//! it was read from where it would be read now.
 //! Invariant: at most `MAX_KNOWN` entries are kept.
 
 use std::collections::HashMap;
@@ -15,6 +16,8 @@ const MAX_KNOWN: usize = 1024;
 pub(super) struct Known<T>(Mutex<HashMap<String, Entry<T>>>);
 
 struct Entry<T> {
+    /// See [`Store::turns`]: what a slice lacks may be in the store.
+    turns: u64,
     /// It was read at this revision or later.
     revision: u64,
     value: Arc<T>,
@@ -38,9 +41,11 @@ impl<T> Known<T> {
         name: &str,
         read: impl FnOnce() -> Result<T, Status>,
     ) -> Result<Arc<T>, Status> {
+        let turns = store.turns();
         let changed_at = store.changed_at(collection);
+        let holds = |entry: &&Entry<T>| entry.turns == turns && entry.revision >= changed_at;
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(entry) = known.get(name).filter(|entry| entry.revision >= changed_at) {
+        if let Some(entry) = known.get(name).filter(holds).filter(|_| store.turns() == turns) {
             return Ok(entry.value.clone());
         }
         drop(known);
@@ -51,7 +56,8 @@ impl<T> Known<T> {
         if known.len() >= MAX_KNOWN && !known.contains_key(name) {
             known.clear();
         }
-        known.insert(name.to_owned(), Entry { revision, value: value.clone() });
+        // If it was read from the next source, nobody takes it for this one's or the next one's.
+        known.insert(name.to_owned(), Entry { turns, revision, value: value.clone() });
         Ok(value)
     }
 }

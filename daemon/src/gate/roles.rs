@@ -69,6 +69,10 @@ impl Roles {
 
     /// Builds the index from the store as it is here; the watch goes on from there.
     async fn fill(&self, store: &Store) -> Result<Watch, ReadError> {
+        // A slice has no roles. Until there is a replica again, the index holds what it held, and clients are answered
+        // elsewhere.
+        store.until_fed(false).await;
+        let turns = store.turns();
         let mut policy = Policy::default();
         let (mut after, mut revision) = (None, None);
         loop {
@@ -85,6 +89,9 @@ impl Roles {
         }
         let revision = revision.unwrap_or_default();
         let watch = store.watch(&prefix(), revision + 1).await?;
+        if store.turns() != turns || store.fed_by().is_some() {
+            return Err(ReadError::Compacted { wanted: revision + 1, oldest: revision + 1 });
+        }
         *self.policy.write().unwrap_or_else(PoisonError::into_inner) = policy;
         self.seen.send_replace(revision);
         Ok(watch)

@@ -137,7 +137,10 @@ async fn serve(store: &Store, first: Wish, wishes: &mut mpsc::Receiver<Wish>) ->
         let next = waiting.iter().position(|wish| wish.at_least <= fan.at());
         tokio::select! {
             item = watch.next() => match item {
-                Some(WatchItem::Events(events, upto)) => fan.deliver(&events, upto, |key| store.get_at(key, upto))?,
+                Some(WatchItem::Events(events, upto)) => fan.deliver(&events, upto, |key| {
+                    let found = store.get_at(key, upto)?;
+                    if own.is_read() { Ok(found) } else { Err(ReadError::Closed) }
+                })?,
                 Some(WatchItem::Progress(upto)) => fan.reach(upto),
                 Some(WatchItem::Compacted(_)) | None => return Ok(()),
             },

@@ -78,7 +78,12 @@ pub fn tell_known(peer: &Peer, response: &mut Response<Body>) {
 
 /// Whom a request is passed on to, if it is.
 pub fn receiver(node: &Node, path: &str) -> Option<NodeId> {
-    node.gate.store().fed_by().filter(|_| !OWN.iter().any(|own| path.starts_with(own)))
+    node.gate.store().fed_by().filter(|_| !is_own(path))
+}
+
+/// Whether a node without a replica answers this itself.
+pub fn is_own(path: &str) -> bool {
+    OWN.iter().any(|own| path.starts_with(own))
 }
 
 /// Passes a request on, if this node has no replica.

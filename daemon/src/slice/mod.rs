@@ -12,7 +12,7 @@ mod forward;
 
 pub use feed::{SliceHandler, feed};
 pub use follow::follow;
-pub use forward::{ApiHandler, Lane, evict, forward, receiver, refusal, tell_known};
+pub use forward::{ApiHandler, Lane, evict, forward, is_own, receiver, refusal, tell_known};
 
 use flotilla_api::Key;
 use flotilla_raft::{KeyValue, NodeId, SliceUpdate, SliceWrite};
