@@ -16,6 +16,8 @@ pub struct Status {
     pub superseded_by: Option<u64>,
     pub is_leader: bool,
     pub voters: BTreeSet<NodeId>,
+    /// They are being changed: until that is done, it takes more than half of the old ones and of the new ones.
+    pub voters_change: bool,
     pub learners: BTreeSet<NodeId>,
     /// The index of the last log entry applied here.
     pub applied_index: u64,
@@ -49,6 +51,7 @@ impl Status {
             superseded_by: standing.superseded_by,
             is_leader: metrics.state.is_leader() && metrics.current_leader == Some(metrics.id),
             voters: membership.voter_ids().collect(),
+            voters_change: membership.get_joint_config().len() > 1,
             learners: membership.learner_ids().collect(),
             applied_index: metrics.last_applied.as_ref().map_or(0, |id| id.index()),
             revision,

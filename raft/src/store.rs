@@ -444,6 +444,12 @@ impl Store {
         self.inner.spoken_epoch()
     }
 
+    /// Takes note of the cluster epoch that a member says it is of: one that is later than this replica's has begun without
+    /// it.
+    pub fn heard_epoch(&self, from: NodeId, epoch: u64) {
+        self.inner.epoch.heard(from, epoch);
+    }
+
     /// How often this node has begun to read from elsewhere. What was read belongs together if this is the same before the
     /// first look and after the last.
     pub fn turns(&self) -> u64 {

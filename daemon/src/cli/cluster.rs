@@ -28,7 +28,8 @@ fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String 
     };
     fact("Cluster", &plain(&status.cluster_id));
     fact("Leader", &leader_words(status));
-    fact("Voters", &names(&status.voters));
+    let being_changed = if status.voters_change { " (being changed)" } else { "" };
+    fact("Voters", &format!("{}{being_changed}", names(&status.voters)));
     fact("Learners", &names(&status.learners));
     fact("Nodes", &node_words(nodes));
     fact("Revision", &status.revision.to_string());

@@ -91,6 +91,7 @@ view!(ClusterView of ClusterStatus {
     term: u64 = |m| m.term,
     revision: u64 = |m| m.revision,
     voters: &'a [String] = |m| &m.voters,
+    voters_change: bool = |m| m.voters_change,
     learners: &'a [String] = |m| &m.learners,
     problems: &'a [String] = |m| &m.problems,
 });

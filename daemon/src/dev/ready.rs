@@ -57,17 +57,21 @@ impl Cluster {
         Ok(())
     }
 
-    /// Waits until so many nodes vote, so that the cluster survives the loss of fewer than half of them.
+    /// Waits until so many nodes vote and each of the nodes knows it, so that the cluster survives the loss of any of them
+    /// that are fewer than half of the voters.
     async fn wait_voters(&self, count: usize) -> Result<(), DevError> {
-        let Some(first) = self.node_names().into_iter().next() else { return Ok(()) };
-        let channel = self.channel(&first)?;
-        let ask = || {
-            let mut client = ClusterClient::new(channel.clone());
-            async move {
-                bounded(client.status(ClusterStatusRequest {})).await.is_ok_and(|status| status.voters.len() >= count)
-            }
-        };
-        self.wait_for(&[first], &format!("having {count} voters"), ask).await
+        for node in self.node_names() {
+            let channel = self.channel(&node)?;
+            let ask = || {
+                let mut client = ClusterClient::new(channel.clone());
+                async move {
+                    let status = bounded(client.status(ClusterStatusRequest {})).await;
+                    status.is_ok_and(|status| status.voters.len() >= count && !status.voters_change)
+                }
+            };
+            self.wait_for(&[node], &format!("having {count} voters"), ask).await?;
+        }
+        Ok(())
     }
 
     /// A gRPC connection to a node, made when it is first used.

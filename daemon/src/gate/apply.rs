@@ -11,7 +11,7 @@ use flotilla_api::{Kind, Reason, Status};
 use serde_json::{Map, Value, json};
 
 use super::settle::{Decision, Reads};
-use super::write::{text, with_revision};
+use super::write::{Written, text, with_revision};
 use super::{Gate, How, User, WriteOptions};
 
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
@@ -107,11 +107,14 @@ impl Gate {
     ) -> Result<Decision<(Outcome, Value)>, Status> {
         let kind = &parsed.kind;
         let (namespace, name) = place_of(parsed);
+        let created = |decision: Decision<Written>| decision.map(|written| (Outcome::Created, written.object));
+        if create_only {
+            return self.decide_create(user, kind, &parsed.object, options).map(created);
+        }
         let remembered = remember(&parsed.object);
         let key = Self::key(kind, namespace, name)?;
-        if create_only || name.is_empty() || self.load(&key)?.is_none() {
-            let decision = self.decide_create(user, kind, &remembered, options)?;
-            return Ok(decision.map(|written| (Outcome::Created, written.object)));
+        if name.is_empty() || self.load(&key)?.is_none() {
+            return self.decide_create(user, kind, &remembered, options).map(created);
         }
         let mut before = Value::Null;
         let mut edit = |object: &mut Value| {

@@ -82,8 +82,8 @@ pub struct List<T> {
 
 /// A page in the store, however few of its objects match a selector.
 const PAGE: usize = 500;
-/// What comes after a page is counted as far as this.
-const MAX_COUNTED: usize = 10_000;
+/// What comes after the first page is counted as far as this.
+const MAX_COUNTED: usize = 100_000;
 
 impl Gate {
     /// # Errors
@@ -171,11 +171,13 @@ impl Gate {
         self.authorize_collection(user, verb, kind, query).await?;
         let query = &Self::check_fields(kind, query)?;
         let token = Some(query.continue_token.as_str()).filter(|token| !token.is_empty()).map(Continue::parse);
-        let (mut revision, mut after) = match token.transpose()? {
-            None => (self.reach(query.at).await?, None),
-            Some(Continue { revision: None, after }) => (self.reach(At::Latest).await?, Some(after)),
-            Some(Continue { revision, after }) => (revision, Some(after)),
+        let token = token.transpose()?;
+        let mut revision = match &token {
+            None => self.reach(query.at).await?,
+            Some(Continue { revision: None, .. }) => self.reach(At::Latest).await?,
+            Some(Continue { revision, .. }) => *revision,
         };
+        let mut after = token.as_ref().map(|token| token.after.clone());
         if let Some(revision) = revision {
             self.store.reach(revision).await.map_err(read_status)?;
         }
@@ -191,7 +193,10 @@ impl Gate {
                 if query.limit > 0 && items.len() == query.limit {
                     let last = page.items.last().is_some_and(|last| last.key == kv.key) && !page.more;
                     let list = List { items, revision: page.revision, continue_token: String::new(), remaining: None };
-                    return if last { Ok(list) } else { self.to_be_continued(list, query.prefix(kind), query, kv) };
+                    return match last {
+                        true => Ok(list),
+                        false => Ok(self.to_be_continued(list, query.prefix(kind), query, token, kv)),
+                    };
                 }
             }
             match page.items.last() {
@@ -204,21 +209,27 @@ impl Gate {
         }
     }
 
-    /// A page that more follow, after `last`.
+    /// A page that more follow, after `last`. What follows is counted once; the pages after the first take away from that.
     fn to_be_continued<T>(
         &self,
         page: List<T>,
         prefix: String,
         query: &ListQuery,
+        token: Option<Continue>,
         last: &KeyValue,
-    ) -> Result<List<T>, Status> {
+    ) -> List<T> {
         let (revision, after) = (Some(page.revision), last.key.to_string());
-        let rest = Range { prefix, after: Some(after.clone()), revision, limit: 0 };
-        let remaining = match query.takes_all() {
-            true => self.store.count(&rest, MAX_COUNTED).ok().flatten(),
-            false => None,
+        let remaining = match token {
+            _ if !query.takes_all() => None,
+            Some(Continue { revision: Some(_), remaining, .. }) => {
+                remaining.and_then(|before| before.checked_sub(page.items.len()))
+            }
+            _ => {
+                let rest = Range { prefix, after: Some(after.clone()), revision, limit: 0 };
+                self.store.count(&rest, MAX_COUNTED).ok().flatten()
+            }
         };
-        Ok(List { continue_token: Continue { revision, after }.to_string(), remaining, ..page })
+        List { continue_token: Continue { revision, after, remaining }.to_string(), remaining, ..page }
     }
 
     /// The revision now, behind everything that was acknowledged before.
@@ -424,6 +435,8 @@ pub(crate) struct Continue {
     pub revision: Option<u64>,
     /// The last key that was listed.
     pub after: String,
+    /// How many come after it at that revision, if they were counted.
+    pub remaining: Option<usize>,
 }
 
 impl Continue {
@@ -433,24 +446,35 @@ impl Continue {
     /// # Errors
     /// `BadRequest` if it is none.
     pub fn parse(token: &str) -> Result<Self, Status> {
-        let revision = |text: &str| match text {
-            Self::NEWEST => Some(None),
-            text => text.parse().ok().map(Some),
-        };
-        let parts = token.split_once(':').and_then(|(at, after)| Some((revision(at)?, after.to_owned())));
-        let (revision, after) = parts.ok_or_else(|| {
+        Self::read(token).ok_or_else(|| {
             Status::bad_request(format!("continue token {token:?} is not one of ours; list from the start"))
-        })?;
-        Ok(Self { revision, after })
+        })
+    }
+
+    fn read(token: &str) -> Option<Self> {
+        let (at, after) = token.split_once(':')?;
+        let (at, remaining) = match at.split_once('+') {
+            Some((at, remaining)) => (at, Some(remaining.parse().ok()?)),
+            None => (at, None),
+        };
+        let revision = match at {
+            Self::NEWEST => None,
+            at => Some(at.parse().ok()?),
+        };
+        Some(Self { revision, after: after.to_owned(), remaining })
     }
 }
 
 impl fmt::Display for Continue {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.revision {
-            Some(revision) => write!(f, "{revision}:{}", self.after),
-            None => write!(f, "{}:{}", Self::NEWEST, self.after),
+            Some(revision) => write!(f, "{revision}")?,
+            None => f.write_str(Self::NEWEST)?,
         }
+        if let Some(remaining) = self.remaining {
+            write!(f, "+{remaining}")?;
+        }
+        write!(f, ":{}", self.after)
     }
 }
 
@@ -463,7 +487,7 @@ fn too_old(error: ReadError, query: &ListQuery) -> Status {
     match Continue::parse(&query.continue_token) {
         Err(_) => Status::new(Reason::Expired, "The resourceVersion for the provided list is too old."),
         Ok(token) => Status {
-            continue_token: Some(Continue { revision: None, ..token }.to_string()),
+            continue_token: Some(Continue { revision: None, remaining: None, ..token }.to_string()),
             ..Status::new(Reason::Expired, INCONSISTENT)
         },
     }
@@ -481,13 +505,21 @@ mod tests {
     #[test]
     fn a_page_that_is_too_old_can_be_had_as_of_now() {
         let compacted = || ReadError::Compacted { wanted: 7, oldest: 9 };
-        let query = ListQuery { continue_token: "7:/x/a".into(), ..ListQuery::default() };
+        let query = ListQuery { continue_token: "7+3:/x/a".into(), ..ListQuery::default() };
         let status = too_old(compacted(), &query);
         assert_eq!((status.reason, status.continue_token.as_deref()), (Reason::Expired, Some("newest:/x/a")));
         assert!(status.message.contains("or use the continue token in this response"), "{}", status.message);
-        assert_eq!(Continue::parse("newest:/x/a").unwrap(), Continue { revision: None, after: "/x/a".into() });
+        let newest = Continue { revision: None, after: "/x/a".into(), remaining: None };
+        assert_eq!(Continue::parse("newest:/x/a").unwrap(), newest);
         let first = too_old(compacted(), &ListQuery::default());
         assert_eq!((first.reason, first.continue_token), (Reason::Expired, None));
-        assert!(Continue::parse("older:/x").is_err() && Continue::parse("7").is_err());
+        assert!(["older:/x", "7", "7+:/x", "7+x:/x"].iter().all(|token| Continue::parse(token).is_err()));
+    }
+
+    #[test]
+    fn a_token_says_how_many_are_left() {
+        let token = Continue { revision: Some(7), after: "/x/a:+".into(), remaining: Some(12) };
+        assert_eq!((token.to_string().as_str(), Continue::parse(&token.to_string()).unwrap()), ("7+12:/x/a:+", token));
+        assert_eq!(Continue::parse("7:/x").unwrap().remaining, None);
     }
 }

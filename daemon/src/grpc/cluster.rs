@@ -95,6 +95,7 @@ impl Service {
             term: raft.term,
             revision: self.node.gate.store().revision(),
             voters: raft.voters.iter().map(name).collect(),
+            voters_change: raft.voters_change,
             learners: raft.learners.iter().map(name).collect(),
             epoch: raft.epoch,
             addresses: self.addresses(),

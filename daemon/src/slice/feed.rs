@@ -478,7 +478,8 @@ impl SliceHandler {
         let fed = match admitted {
             Ok(fed) => fed,
             Err(why) => {
-                let refusal = Tell::Refused { why: why.clone(), replicas: self.replicas() };
+                let (epoch, replicas) = (self.store.spoken_epoch(), self.replicas());
+                let refusal = Tell::Refused { epoch, why: why.clone(), replicas };
                 let refusal = codec::encode(&refusal).map_err(io::Error::other)?;
                 write_frame(&mut send, &refusal).await.map_err(io::Error::other)?;
                 _ = send.finish();

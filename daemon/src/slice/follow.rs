@@ -46,9 +46,8 @@ const MAX_REPLICAS_TOLD: usize = 32;
 /// Why a slice is fed no more.
 #[derive(Debug, thiserror::Error)]
 enum Ended {
-    /// By somebody who knows of these replicas.
-    #[error("refused: {0}")]
-    Refused(String, Vec<NodeId>),
+    #[error("refused: {why}")]
+    Refused { epoch: u64, why: String, replicas: Vec<NodeId> },
     #[error("{0}")]
     Broken(String),
 }
@@ -149,7 +148,8 @@ impl Follower {
             }
             let name = &*peers[&peer].name;
             match self.session(peer, name, known).await {
-                Err(Ended::Refused(why, replicas)) => {
+                Err(Ended::Refused { epoch, why, replicas }) => {
+                    self.store.heard_epoch(peer, epoch);
                     debug!(replica = name, why, "a replica does not feed this node");
                     for id in replicas.into_iter().take(MAX_REPLICAS_TOLD) {
                         next.push_front(id);
@@ -294,7 +294,7 @@ async fn read_tell(recv: &mut RecvStream) -> Result<Tell, Ended> {
     let frame = timeout(SILENCE, read_frame(recv, MAX_FRAME_BYTES)).await;
     let frame = frame.map_err(|_| broken(format!("nothing came for {SILENCE:?}")))?.map_err(broken)?;
     match codec::decode(&frame).map_err(broken)? {
-        Tell::Refused { why, replicas } => Err(Ended::Refused(why, replicas)),
+        Tell::Refused { epoch, why, replicas } => Err(Ended::Refused { epoch, why, replicas }),
         tell => Ok(tell),
     }
 }
@@ -313,7 +313,7 @@ async fn read_listing(recv: &mut RecvStream) -> Result<Listed, Ended> {
     let begun = begun.map_err(|_| broken("no slice came"))?.map_err(broken)?;
     let (epoch, revision, replicas) = match codec::decode(&begun).map_err(broken)? {
         Tell::Begin { epoch, revision, replicas } => (epoch, revision, replicas),
-        Tell::Refused { why, replicas } => return Err(Ended::Refused(why, replicas)),
+        Tell::Refused { epoch, why, replicas } => return Err(Ended::Refused { epoch, why, replicas }),
         _ => return Err(broken("a slice does not begin with its revision")),
     };
     believable(revision)?;

@@ -40,8 +40,10 @@ pub(crate) fn may_feed(replica: u64, node: u64) -> bool {
 /// What a replica says. Variants are only added, at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Tell {
-    /// The node is not fed, and why. These have replicas, as far as is known here.
+    /// The node is not fed, and why. Whoever refuses is of this cluster epoch, and these have replicas, as far as is known
+    /// there.
     Refused {
+        epoch: u64,
         why: String,
         replicas: Vec<NodeId>,
     },
