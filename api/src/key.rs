@@ -92,12 +92,6 @@ impl Key {
         GroupResource::new(self.group(), self.resource())
     }
 
-    /// What every key of the same collection starts with, as [`GroupResource::prefix`] has it.
-    pub fn collection_prefix(&self) -> &str {
-        let end = self.0.match_indices('/').nth(1).map_or(self.0.len(), |(at, _)| at + 1);
-        &self.0[..end]
-    }
-
     fn part(&self, index: usize) -> &str {
         self.0.split('/').nth(index).unwrap_or_default()
     }

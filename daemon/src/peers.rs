@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use flotilla_net::{Alpn, Handler, Net, PeerInfo, RecvStream, SendStream, read_frame, write_frame};
+use flotilla_net::{Alpn, Handler, Net, PeerInfo, RecvStream, SendStream, read_frame, write_frame, write_frame_after};
 use flotilla_raft::{MAX_MESSAGE_BYTES, NodeId, Reader, Store, Transport, TransportError, Writer};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
@@ -40,9 +40,9 @@ impl Transport for RaftTransport {
             let (mut send, mut recv) = self.net.open(to, Alpn::Raft).await.map_err(unreachable)?;
             // From the first byte on the peer may act on the message: what fails is an answer that did not come.
             let answer = async {
-                send.write_u8(CALL).await?;
-                write_frame(&mut send, &message).await.map_err(io::Error::other)?;
-                send.flush().await?;
+                write_frame_after(&mut send, &[CALL], &message).await.map_err(io::Error::other)?;
+                // The end leaves with the message.
+                send.finish().map_err(io::Error::other)?;
                 read_frame(&mut recv, MAX_MESSAGE_BYTES).await.map_err(io::Error::other)
             };
             answer.await.map_err(|error| {

@@ -22,10 +22,18 @@ pub enum FrameError {
 
 /// Writes one frame. It is not flushed further than the stream does by itself.
 pub async fn write_frame<W: AsyncWrite + Unpin>(send: &mut W, body: &[u8]) -> Result<(), FrameError> {
+    write_frame_after(send, &[], body).await
+}
+
+/// Writes one frame behind what opens the stream, in one piece, so that they leave in one packet if they fit one.
+pub async fn write_frame_after<W: AsyncWrite + Unpin>(
+    send: &mut W,
+    opening: &[u8],
+    body: &[u8],
+) -> Result<(), FrameError> {
     let length = u32::try_from(body.len())
         .map_err(|_| FrameError::TooLarge { frame_bytes: body.len(), max_bytes: u32::MAX as usize })?;
-    send.write_all(&length.to_be_bytes()).await.map_err(FrameError::Stream)?;
-    send.write_all(body).await.map_err(FrameError::Stream)
+    send.write_all(&[opening, &length.to_be_bytes(), body].concat()).await.map_err(FrameError::Stream)
 }
 
 /// Reads one frame of at most `max_bytes`.

@@ -62,7 +62,7 @@ pub use certificate::{CertificateError, Fingerprint, NODE_GROUP, NODE_USER_PREFI
 pub use credentials::{Credentials, CredentialsError};
 pub use discovery::look_for;
 pub use error::NetError;
-pub use frame::{FrameError, read_frame, read_frame_or_end, write_frame};
+pub use frame::{FrameError, read_frame, read_frame_or_end, write_frame, write_frame_after};
 pub use identity::{Identity, IdentityError, NodeKey, certificate_pem};
 pub use join::{JoinError, JoinParts, JoinTimeouts, Joined, join};
 pub use limit::Rate;

@@ -22,7 +22,7 @@ async fn main() {
     let seconds = std::env::args().nth(1).and_then(|s| s.parse().ok()).unwrap_or(5);
     println!("{:>8} {:>8} {:>10} {:>9} {:>9} {:>9}", "replicas", "clients", "puts/s", "p50 ms", "p99 ms", "max ms");
     for ids in [&[1_u64][..], &[1, 2, 3]] {
-        for clients in [1, 100] {
+        for clients in [1, 10, 100] {
             let cluster = Cluster::boot(|_| {}, ids, ids.len()).await;
             let leader = cluster.store(cluster.leader(ids).await);
             let mut took = load(&leader, clients, Duration::from_secs(seconds)).await;

@@ -48,7 +48,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
         let fatal = found.damaged.or(next.fatal).or(found.failed);
         let next = Status { version: machine.state().version(), fatal, ..next };
         status.send_if_modified(|current| {
-            let changed = *current != next;
+            let changed = current.differs(&next);
             *current = next;
             changed
         });
@@ -111,6 +111,7 @@ async fn chores(inner: &Inner) {
     loop {
         ticks.tick().await;
         tend_space(inner).await;
+        inner.log.save_rest().await;
         bound_log(inner).await;
         bound_history(inner).await;
         versions::raise(inner).await;

@@ -79,7 +79,8 @@ impl<'a> Stopped<'a> {
         let places = Places::find(dir, &disk)?;
         let state = State::open(&places.state, cluster, &disk)?;
         let log = Offline::open(&places.log, &StoreMeta::new(cluster, Some(id)), &disk)?;
-        if state.epoch() == 0 || state.header().applied.is_none() {
+        // A state that was not flushed may have nothing of what the log has.
+        if state.epoch() == 0 || (state.header().applied.is_none() && log.last().is_none()) {
             return Err(RecoverError::Empty);
         }
         Ok(Self { dir, cluster, id, disk, log, state })

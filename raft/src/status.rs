@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::epoch::Standing;
 use crate::types::{NodeId, Types};
 
+/// A watcher of it is woken when something changes but how far the replica has come, and then sees that too.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Status {
     pub id: NodeId,
@@ -35,6 +36,12 @@ pub struct Status {
 }
 
 impl Status {
+    /// Whether more is different than how far the replica has come, which nobody waits for.
+    pub(crate) fn differs(&self, next: &Self) -> bool {
+        let Self { applied_index, revision, last_log_index, log_bytes, .. } = *next;
+        Self { applied_index, revision, last_log_index, log_bytes, ..self.clone() } != *next
+    }
+
     pub(crate) fn from_metrics(
         metrics: &openraft::RaftMetrics<Types>,
         standing: Standing,

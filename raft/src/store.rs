@@ -333,7 +333,12 @@ impl Store {
     /// A revision after which nothing of the collection has changed, as far as this replica has applied: what was read
     /// at this revision or later still holds.
     pub fn changed_at(&self, collection: &GroupResource) -> u64 {
-        self.source().hub().changed_at(&collection.prefix())
+        self.changed_under(&collection.prefix())
+    }
+
+    /// As [`changed_at`](Self::changed_at), for the keys that begin with `GROUP/` or `GROUP/RESOURCE/`.
+    pub fn changed_under(&self, prefix: &str) -> u64 {
+        self.source().hub().changed_at(prefix)
     }
 
     pub fn status(&self) -> watch::Receiver<Status> {

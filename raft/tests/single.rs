@@ -5,6 +5,7 @@ mod cluster;
 use cluster::{Cluster, WAIT, insist, key, put, until};
 use flotilla_api::{Change, Expect, GroupResource, Key};
 use flotilla_raft::{Event, OpenError, Options, ProposeError, Range, ReadError, Store, WatchItem};
+use futures::FutureExt;
 
 fn plain(_: &mut Options) {}
 
@@ -102,11 +103,14 @@ async fn a_watch_sees_each_change_whole_and_knows_what_was_before() {
     let mut inside = store.watch("core/configmaps/", 4).await.unwrap();
     assert_eq!(revisions(&events(&mut inside, last).await), [4]);
 
-    // Nothing of this prefix: only progress.
+    // What changes elsewhere wakes nobody, and can be asked for.
     let mut other = store.watch("core/pods/", 0).await.unwrap();
     let last = insist(&store, put("a", "3")).await;
-    assert_eq!(tokio::time::timeout(WAIT, other.next()).await.unwrap(), Some(WatchItem::Progress(last)));
-    drop((watch, inside, other));
+    assert_eq!((other.next().now_or_never(), other.seen()), (None, last));
+    let mut elsewhere = store.watch("core/configmaps/elsewhere/", 0).await.unwrap();
+    let last = insist(&store, put("a", "4")).await;
+    assert_eq!(tokio::time::timeout(WAIT, elsewhere.next()).await.unwrap(), Some(WatchItem::Progress(last)));
+    drop((watch, inside, other, elsewhere));
     cluster.stop_all().await;
 }
 

@@ -153,7 +153,7 @@ impl Gate {
             if self.store.fed_by().is_some() {
                 return Ok(());
             }
-            self.roles.reach(revision).await
+            self.roles.reach(&self.store, revision).await
         })
     }
 

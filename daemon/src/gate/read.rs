@@ -83,7 +83,7 @@ pub struct List<T> {
 /// A page in the store, however few of its objects match a selector.
 const PAGE: usize = 500;
 /// What comes after the first page is counted as far as this.
-const MAX_COUNTED: usize = 100_000;
+const MAX_COUNTED: usize = 10_000;
 
 impl Gate {
     /// # Errors
@@ -357,7 +357,7 @@ pub struct ObjectEvent {
 }
 
 impl ObjectEvent {
-    fn bookmark(revision: u64) -> Self {
+    pub fn bookmark(revision: u64) -> Self {
         Self { happened: Happened::Bookmark, json: Bytes::new(), revision }
     }
 }
@@ -401,6 +401,11 @@ impl Observer {
                 }
             }
         }
+    }
+
+    /// The revision up to which all that matches has been told; `None` if something waits to be told.
+    pub fn seen(&mut self) -> Option<u64> {
+        self.ready.is_empty().then(|| self.watch.seen())
     }
 
     fn select(&self, event: &Event) -> Result<Option<ObjectEvent>, Status> {
@@ -453,7 +458,7 @@ impl Continue {
 
     fn read(token: &str) -> Option<Self> {
         let (at, after) = token.split_once(':')?;
-        let (at, remaining) = match at.split_once('+') {
+        let (at, remaining) = match at.split_once('.') {
             Some((at, remaining)) => (at, Some(remaining.parse().ok()?)),
             None => (at, None),
         };
@@ -472,7 +477,7 @@ impl fmt::Display for Continue {
             None => f.write_str(Self::NEWEST)?,
         }
         if let Some(remaining) = self.remaining {
-            write!(f, "+{remaining}")?;
+            write!(f, ".{remaining}")?;
         }
         write!(f, ":{}", self.after)
     }
@@ -505,7 +510,7 @@ mod tests {
     #[test]
     fn a_page_that_is_too_old_can_be_had_as_of_now() {
         let compacted = || ReadError::Compacted { wanted: 7, oldest: 9 };
-        let query = ListQuery { continue_token: "7+3:/x/a".into(), ..ListQuery::default() };
+        let query = ListQuery { continue_token: "7.3:/x/a".into(), ..ListQuery::default() };
         let status = too_old(compacted(), &query);
         assert_eq!((status.reason, status.continue_token.as_deref()), (Reason::Expired, Some("newest:/x/a")));
         assert!(status.message.contains("or use the continue token in this response"), "{}", status.message);
@@ -513,13 +518,13 @@ mod tests {
         assert_eq!(Continue::parse("newest:/x/a").unwrap(), newest);
         let first = too_old(compacted(), &ListQuery::default());
         assert_eq!((first.reason, first.continue_token), (Reason::Expired, None));
-        assert!(["older:/x", "7", "7+:/x", "7+x:/x"].iter().all(|token| Continue::parse(token).is_err()));
+        assert!(["older:/x", "7", "7.:/x", "7.x:/x"].iter().all(|token| Continue::parse(token).is_err()));
     }
 
     #[test]
     fn a_token_says_how_many_are_left() {
-        let token = Continue { revision: Some(7), after: "/x/a:+".into(), remaining: Some(12) };
-        assert_eq!((token.to_string().as_str(), Continue::parse(&token.to_string()).unwrap()), ("7+12:/x/a:+", token));
+        let token = Continue { revision: Some(7), after: "/x/a:.".into(), remaining: Some(12) };
+        assert_eq!((token.to_string().as_str(), Continue::parse(&token.to_string()).unwrap()), ("7.12:/x/a:.", token));
         assert_eq!(Continue::parse("7:/x").unwrap().remaining, None);
     }
 }

@@ -37,13 +37,14 @@ impl Roles {
         self.policy.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until the index has seen everything up to `revision`.
+    /// Waits until the index has seen every change of roles and bindings up to `revision`, which this replica has applied.
     ///
     /// # Errors
     /// `ServiceUnavailable` if it does not come to it in time.
-    pub async fn reach(&self, revision: u64) -> Result<(), Status> {
+    pub async fn reach(&self, store: &Store, revision: u64) -> Result<(), Status> {
         let mut seen = self.seen.subscribe();
-        let reached = tokio::time::timeout(MAX_LAG, seen.wait_for(|seen| *seen >= revision)).await;
+        let wanted = store.changed_under(&prefix()).min(revision);
+        let reached = tokio::time::timeout(MAX_LAG, seen.wait_for(|seen| *seen >= wanted)).await;
         match reached {
             Ok(Ok(_)) => Ok(()),
             _ => Err(Status {

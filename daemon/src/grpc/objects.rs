@@ -1,8 +1,11 @@
 //! Objects of any kind.
 
+use std::time::Duration;
+
 use flotilla_api::kinds::Column;
 use flotilla_api::{Kind, Status};
 use serde_json::Value;
+use tokio::time::timeout;
 use tonic::{Request, Response};
 
 use super::watch::{Answer, Sender, stream};
@@ -12,6 +15,9 @@ use crate::gate::{
 };
 use crate::node::Node;
 use crate::proto::{self, objects_server::Objects};
+
+/// How long a watcher is told nothing before it is told how far everything was looked at.
+const BOOKMARK_INTERVAL: Duration = Duration::from_secs(60);
 
 pub struct Service {
     gate: Gate,
@@ -130,7 +136,18 @@ async fn watch(
         }
     }
     let mut observer = gate.watch(user, &kind, query, from).await?;
-    while let Some(ObjectEvent { happened, json, revision }) = observer.next().await? {
+    let mut told = from;
+    loop {
+        let event = match timeout(BOOKMARK_INTERVAL, observer.next()).await {
+            Ok(event) => event?,
+            // Who goes on from it elsewhere does not ask for what is long forgotten.
+            Err(_) => Some(ObjectEvent::bookmark(observer.seen().unwrap_or(told))),
+        };
+        let Some(ObjectEvent { happened, json, revision }) = event else { return Ok(()) };
+        if happened == Happened::Bookmark && revision <= told {
+            continue;
+        }
+        told = revision;
         let r#type = match happened {
             Happened::Added => "ADDED",
             Happened::Modified => "MODIFIED",
@@ -141,7 +158,6 @@ async fn watch(
             return Ok(());
         }
     }
-    Ok(())
 }
 
 fn bare_list(list: List<Vec<u8>>, kind: &Kind) -> proto::ListObjectsResponse {

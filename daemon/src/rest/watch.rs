@@ -235,6 +235,8 @@ impl Watching {
     fn on_time(&mut self) {
         let now = Instant::now();
         self.ended = now >= self.until;
+        let seen = self.observer.as_mut().and_then(Observer::seen);
+        self.seen = self.seen.max(seen.unwrap_or_default());
         if self.bookmarks && self.seen > self.told {
             let line = self.form.bookmark(self.seen, false);
             self.lines.push_back(line);

@@ -81,8 +81,18 @@ impl Log {
         self.tail().purge_point(keep_bytes)
     }
 
+    /// Writes what is committed, if no entry has come since with which it would have been.
+    pub async fn save_rest(&self) {
+        let committed = self.tail().unsaved();
+        if let Some(id) = committed {
+            // A writer that has failed has told so.
+            _ = self.submit(Op::Committed(LogIdForm::from(&id))).await;
+        }
+    }
+
     /// Waits until everything queued is on disk and ends the writer.
     pub async fn close(&self) {
+        self.save_rest().await;
         self.inner.writer.close().await;
     }
 
@@ -146,9 +156,11 @@ impl RaftLogStorage<Types> for Log {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        let Some(id) = committed else { return Ok(()) };
-        self.tail().committed = Some(id);
-        self.submit(Op::Committed(LogIdForm::from(&id))).await
+        // It is written with the entries that come next, or when none do: it only spares a start a part of the way.
+        if let Some(id) = committed {
+            self.tail().commit(id);
+        }
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -161,10 +173,10 @@ impl RaftLogStorage<Types> for Log {
         I::IntoIter: Send,
     {
         let entries: Vec<Entry> = entries.into_iter().collect();
-        let epoch = {
+        let (epoch, committed) = {
             let mut tail = self.tail();
             tail.append(&entries)?;
-            tail.epoch
+            (tail.epoch, tail.unsaved())
         };
         let inner = self.inner.clone();
         let last = entries.last().map(RaftEntry::index);
@@ -174,7 +186,7 @@ impl RaftLogStorage<Types> for Log {
             }
             callback.io_completed(result);
         };
-        self.submit(Op::Append(entries, Box::new(flushed))).await
+        self.submit(Op::Append(entries, committed.as_ref().map(LogIdForm::from), Box::new(flushed))).await
     }
 
     async fn truncate_after(&mut self, last: Option<LogId>) -> io::Result<()> {

@@ -18,6 +18,8 @@ const KEPT_BYTES: u64 = 4 << 20;
 pub(super) struct Tail {
     pub vote: Option<Vote>,
     pub committed: Option<LogId>,
+    /// What is committed was not handed to the writer yet.
+    is_unsaved: bool,
     purged: Option<LogId>,
     last: Option<LogId>,
     entries: VecDeque<Entry>,
@@ -36,6 +38,16 @@ impl Tail {
         let retained_bytes = sizes_bytes.iter().map(|s| u64::from(*s)).sum();
         let flushed = last.map_or(0, |id| id.index());
         Self { purged, last: last.max(purged), sizes_bytes, retained_bytes, flushed, ..Self::default() }
+    }
+
+    pub fn commit(&mut self, id: LogId) {
+        self.committed = Some(id);
+        self.is_unsaved = true;
+    }
+
+    /// What is committed, once, if the writer has not been told.
+    pub fn unsaved(&mut self) -> Option<LogId> {
+        std::mem::take(&mut self.is_unsaved).then_some(self.committed).flatten()
     }
 
     pub fn purged(&self) -> Option<LogId> {

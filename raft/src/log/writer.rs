@@ -30,7 +30,8 @@ const GROUP_BYTES: usize = 4 << 20;
 type Flushed = Box<dyn FnOnce(io::Result<()>) + Send>;
 
 pub(super) enum Op {
-    Append(Vec<Entry>, Flushed),
+    /// With what is committed, if more is than was written.
+    Append(Vec<Entry>, Option<LogIdForm>, Flushed),
     Vote(VoteForm, oneshot::Sender<io::Result<()>>),
     Committed(LogIdForm),
     /// Everything from this index on is gone.
@@ -165,9 +166,12 @@ impl Run {
 impl Group {
     fn add(&mut self, op: Op) -> io::Result<()> {
         match op {
-            Op::Append(entries, flushed) => {
+            Op::Append(entries, committed, flushed) => {
                 self.sync = true;
                 self.flushed.push(flushed);
+                if let Some(id) = committed {
+                    self.batch.put(COMMITTED_KEY, codec::encode(&id)?);
+                }
                 for entry in &entries {
                     self.batch.put(entry_key(entry.index()), encode_entry(entry)?);
                 }

@@ -4,6 +4,7 @@
 //! Invariant: a Change takes effect whole or not at all, and takes one revision for each write.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering;
 
 use flotilla_api::{Change, Conflict, Expect, Key, Write};
 use openraft::EntryPayload;
@@ -175,15 +176,23 @@ impl<'a> Fold<'a> {
     fn age_out(&mut self, bounds: EventBounds) -> Result<(), ApplyError> {
         let too_many = self.header.events_count.saturating_sub(bounds.max_count);
         let oldest_ms = self.header.now_ms.saturating_sub(bounds.max_age_ms);
+        if too_many == 0 && self.state.events_since_ms.load(Ordering::Relaxed) >= oldest_ms {
+            return Ok(());
+        }
         let mut leaving = Vec::new();
+        // Those that come from now on are written later than all that there are.
+        let mut since_ms = self.header.now_ms;
         for item in self.state.db.scan(b"e", b"f").take(MAX_AGED_OUT) {
             let (bytes, _) = item?;
             let Some((time_ms, key)) = parse_aging_key(&bytes) else { break };
             if leaving.len() as u64 >= too_many && time_ms >= oldest_ms {
+                since_ms = time_ms.min(since_ms);
                 break;
             }
+            since_ms = time_ms.min(since_ms);
             leaving.push(key);
         }
+        self.state.events_since_ms.store(since_ms, Ordering::Relaxed);
         let end = self.header.revision + leaving.len() as u64;
         leaving.into_iter().try_for_each(|key| self.write(Write::Delete { key }, end))
     }

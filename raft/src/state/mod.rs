@@ -17,7 +17,7 @@ pub(crate) mod record;
 mod tests;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::codec;
@@ -43,6 +43,8 @@ const HEADER_KEY: &[u8] = b"mstate";
 pub(crate) struct State {
     db: Db,
     header: Mutex<Arc<Header>>,
+    /// No object of the Event kind was written before; there need not be one from then.
+    events_since_ms: AtomicU64,
     /// The newest commands that can be applied.
     understands: u32,
     /// Dropped after the database is closed.
@@ -66,7 +68,7 @@ impl State {
         };
         let (header, understands) = (Mutex::new(Arc::new(header)), COMMAND_VERSION);
         let dir = Dir { disk: disk.clone(), path: path.to_owned(), replaced: AtomicBool::new(false) };
-        Ok(Self { db, header, understands, dir })
+        Ok(Self { db, header, events_since_ms: AtomicU64::new(0), understands, dir })
     }
 
     /// Refuses a state for which newer commands were agreed on than `version`, and later such commands.

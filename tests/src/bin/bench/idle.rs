@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::etcd::Etcd;
 use crate::flotilla_cluster::Flotilla;
-use crate::machine::rss_mb;
+use crate::machine::{anonymous_mb, rss_mb};
 use crate::report::Report;
 
 const NODES: usize = 3;
@@ -18,6 +18,7 @@ const LEADER_AIM_MB: f64 = 80.0;
 /// Memory at the end, and processor time as a share of one core.
 struct Cost {
     rss_mb: f64,
+    anonymous_mb: f64,
     cpu_percent: f64,
 }
 
@@ -28,6 +29,7 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
     let ours = flotilla().await?;
     for (role, ours, theirs) in [("leader", &ours[0], &theirs[0]), ("follower", &ours[1], &theirs[1])] {
         report.beside(&format!("idle {role}, resident memory"), ours.rss_mb, "etcd", theirs.rss_mb, "MB");
+        report.beside("… of which not of files", ours.anonymous_mb, "etcd", theirs.anonymous_mb, "MB");
         report.beside(&format!("idle {role}, of one core"), ours.cpu_percent, "etcd", theirs.cpu_percent, "%");
     }
     report.aimed("idle leader, resident memory", ours[0].rss_mb, LEADER_AIM_MB, "MB");
@@ -61,7 +63,7 @@ async fn watch(pids: &[u32]) -> anyhow::Result<Vec<Cost>> {
     tokio::time::sleep(LASTING).await;
     let cost = |(pid, before): (&u32, f64)| {
         let cpu_percent = (cpu_seconds(*pid)? - before) / began.elapsed().as_secs_f64() * 100.0;
-        Ok(Cost { rss_mb: rss_mb(*pid)?, cpu_percent })
+        Ok(Cost { rss_mb: rss_mb(*pid)?, anonymous_mb: anonymous_mb(*pid)?, cpu_percent })
     };
     pids.iter().zip(before).map(cost).collect()
 }

@@ -30,10 +30,9 @@ const APISERVER_CREATES: [f64; 3] = [513.0, 1_089.0, 1_031.0];
 /// # Errors
 /// If the node does not start, or a request fails.
 pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
+    memory(report).await?;
     let flotilla = Flotilla::start(1).await?;
     let door = Door::of(&flotilla)?;
-    let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
-    report.aimed("REST, 1 node, idle: resident memory", rss_mb(pid)?, 37.7, "MB");
     for (clients, apiserver) in CLIENTS.into_iter().zip(APISERVER_CREATES) {
         for work in [Work::Create, Work::Get, Work::Update] {
             let took = load(&door, clients, work).await?;
@@ -56,9 +55,16 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
         report.alone(&what, took.percentile_ms(50), "ms");
         report.alone("… p99", took.percentile_ms(99), "ms");
     }
-    fill(&door, "many", OBJECTS).await?;
-    let what = format!("REST: resident memory after {OBJECTS} more objects");
-    report.aimed(&what, rss_mb(pid)?, 101.6, "MB");
+    Ok(())
+}
+
+/// What a node of its own takes, empty and full.
+async fn memory(report: &mut Report) -> anyhow::Result<()> {
+    let flotilla = Flotilla::start(1).await?;
+    let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
+    report.aimed("REST, 1 node, idle: resident memory", rss_mb(pid)?, 37.7, "MB");
+    fill(&Door::of(&flotilla)?, "many", OBJECTS).await?;
+    report.aimed(&format!("REST: resident memory after {OBJECTS} objects"), rss_mb(pid)?, 101.6, "MB");
     Ok(())
 }
 
