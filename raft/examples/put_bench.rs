@@ -1,4 +1,4 @@
-//! Durable puts a second: 256 bytes, every write synced, 1 and 3 replicas in this process, 1 and 100 clients;
+//! Durable puts a second: 256 bytes, every write synced, 1 and 3 replicas in this process, 1, 10 and 100 clients;
 //! then how long no write is acknowledged after a leader is cut off.
 //!
 //! `TMPDIR=/on/the/disk cargo run --release -p flotilla-raft --example put_bench [SECONDS]`
