@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quinn::{Connection, RecvStream};
+use quinn::{Connection, ConnectionError, RecvStream};
 use serde::{Deserialize, Serialize};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::MissedTickBehavior;
@@ -130,9 +130,13 @@ async fn find_direct(shared: Arc<Shared>, id: NodeId) {
 /// What has been said on a connection.
 #[derive(Default)]
 struct Line {
-    connection: usize,
+    connection: Option<Connection>,
     is_relayed: bool,
     acks: u64,
+    /// When acknowledgements were last looked for.
+    looked: Option<Instant>,
+    /// A time at which the peer's process was alive that answers, or answered, on this connection.
+    alive: Option<Instant>,
     beats: u64,
     /// The number of the heartbeat before which the peer last acknowledged anything.
     answered: u64,
@@ -142,10 +146,11 @@ struct Line {
 
 impl Line {
     async fn send(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
-        if self.connection != connection.stable_id() {
+        if self.connection.as_ref().map(Connection::stable_id) != Some(connection.stable_id()) {
+            self.leave(shared, id);
             let was_relayed = self.is_relayed;
             let is_relayed = is_relayed(connection.remote_address());
-            *self = Line { connection: connection.stable_id(), is_relayed, ..Line::default() };
+            *self = Line { connection: Some(connection.clone()), is_relayed, ..Line::default() };
             match (was_relayed, is_relayed) {
                 (false, true) => tracing::info!(node = id, "a node is reached through other members"),
                 (true, false) => tracing::info!(node = id, "a node is reached directly again"),
@@ -166,13 +171,24 @@ impl Line {
         }
     }
 
+    /// A peer that no longer knows a connection is another process since, or was out of reach until it gave all of them up:
+    /// either way it knows none from before.
+    fn leave(&self, shared: &Shared, id: NodeId) {
+        let reset = self.connection.as_ref().and_then(Connection::close_reason) == Some(ConnectionError::Reset);
+        if let (true, Some(alive)) = (reset, self.alive) {
+            shared.pool.close_those_of_before(id, alive);
+        }
+    }
+
     /// Whoever acknowledges heartbeats has got them: they go by a way that is one.
     fn note_acks(&mut self, shared: &Shared, id: NodeId, connection: &Connection) {
+        let looked_before = self.looked.replace(Instant::now());
         let acks = connection.stats().frame_rx.acks;
         if acks == std::mem::replace(&mut self.acks, acks) {
             return;
         }
         self.answered = self.beats;
+        self.alive = looked_before;
         if self.is_relayed {
             shared.relay.proved(id, Instant::now());
         }

@@ -47,7 +47,8 @@ struct Slot {
 
 #[derive(Default)]
 struct Held {
-    connection: Option<Connection>,
+    /// With the time at which it came here, after it was made.
+    connection: Option<(Connection, Instant)>,
     failed: Option<(Instant, NetError)>,
 }
 
@@ -118,7 +119,7 @@ impl Pool {
         Close::Displaced.close(&before);
         let left = canonical(before.remote_address());
         if left != at && !is_relayed(left) {
-            self.close_where(key.0, |at| at == left);
+            self.close_where(key.0, |_, at| at == left);
         }
     }
 
@@ -135,13 +136,19 @@ impl Pool {
 
     /// Closes the connections to `node` that go to none of `addresses`: it has moved.
     pub(crate) fn close_elsewhere(&self, node: NodeId, addresses: &[SocketAddr]) {
-        self.close_where(node, |at| !addresses.contains(&at) && !is_relayed(at));
+        self.close_where(node, |_, at| !addresses.contains(&at) && !is_relayed(at));
     }
 
-    fn close_where(&self, node: NodeId, is_left: impl Fn(SocketAddr) -> bool) {
+    /// Closes the connections to `node` that came about until `alive`, when it last answered as the process that it is no
+    /// longer: what would be sent over them is lost.
+    pub(crate) fn close_those_of_before(&self, node: NodeId, alive: Instant) {
+        self.close_where(node, |since, _| since <= alive);
+    }
+
+    fn close_where(&self, node: NodeId, is_left: impl Fn(Instant, SocketAddr) -> bool) {
         let slots: Vec<_> = self.lock().iter().filter(|(key, _)| key.0 == node).map(|(_, slot)| slot.clone()).collect();
-        for connection in slots.iter().filter_map(|slot| slot.live()) {
-            if is_left(canonical(connection.remote_address())) {
+        for (connection, since) in slots.iter().filter_map(|slot| slot.live_since()) {
+            if is_left(since, canonical(connection.remote_address())) {
                 Close::Displaced.close(&connection);
             }
         }
@@ -160,7 +167,11 @@ impl Pool {
 
 impl Slot {
     fn live(&self) -> Option<Connection> {
-        self.lock().connection.clone().filter(|connection| connection.close_reason().is_none())
+        self.live_since().map(|(connection, _)| connection)
+    }
+
+    fn live_since(&self) -> Option<(Connection, Instant)> {
+        self.lock().connection.clone().filter(|(connection, _)| connection.close_reason().is_none())
     }
 
     fn recent_failure(&self, now: Instant) -> Option<NetError> {
@@ -171,7 +182,7 @@ impl Slot {
 
     fn keep(&self, result: &Result<Connection, NetError>, now: Instant) {
         *self.lock() = match result {
-            Ok(connection) => Held { connection: Some(connection.clone()), failed: None },
+            Ok(connection) => Held { connection: Some((connection.clone(), now)), failed: None },
             // Nothing was tried, and the address may come at any moment.
             Err(NetError::NoAddress(_)) => Held::default(),
             Err(error) => Held { connection: None, failed: Some((now, error.clone())) },
@@ -320,5 +331,24 @@ mod tests {
         pool.replace(KEY, elsewhere.clone()).await;
         assert!(again.close_reason().is_some() && call.close_reason().is_some());
         assert!(relayed.close_reason().is_none() && elsewhere.close_reason().is_none());
+    }
+
+    #[tokio::test]
+    async fn of_a_process_that_is_gone_only_what_certainly_led_to_it_is_closed() {
+        let (pair, pool) = (Pair::start(), Pool::default());
+        let (before, _there) = pair.connect(pair.direct_address()).await;
+        let (since, _there) = pair.connect(pair.direct_address()).await;
+        let (others, _there) = pair.connect(pair.direct_address()).await;
+        let alive = Instant::now();
+        for (key, connection, at) in [
+            ((2, Alpn::Rpc), &before, alive),
+            ((2, Alpn::Raft), &since, alive + Duration::from_millis(1)),
+            ((3, Alpn::Rpc), &others, alive),
+        ] {
+            pool.lock().entry(key).or_default().keep(&Ok(connection.clone()), at);
+        }
+        pool.close_those_of_before(2, alive);
+        assert!(before.close_reason().is_some());
+        assert!(since.close_reason().is_none() && others.close_reason().is_none());
     }
 }

@@ -209,6 +209,35 @@ async fn a_restarted_peer_is_called_again_within_a_second() {
     stop(vec![caller, back]).await;
 }
 
+/// Idle connections are not asked for a long time here: what tells that the peer is another process is its heartbeats' way.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_sent_to_the_process_that_a_restarted_peer_was_before() {
+    let authority = authority();
+    let rarely = |options: &mut Options| {
+        (options.keep_alive, options.idle_timeout) = (PATIENCE, 2 * PATIENCE);
+    };
+    let caller = Node::start_with(&authority, 1, rarely).await;
+    let doomed = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+    let started = doomed.spawn(async move { Node::start_with(&authority, 2, |options| options.threads = 0).await });
+    let callee = started.await.expect("starts");
+    introduce(&[&caller, &callee]);
+    callee.net.register(Alpn::Rpc, echo());
+    call(&caller, 2, Alpn::Rpc, "before").await.expect("answers");
+    let called = Instant::now();
+    let heard_since = |node: &Node, since: Instant| {
+        node.net.liveness().borrow().get(&1).and_then(|peer| peer.last_heard).is_some_and(|heard| heard > since)
+    };
+    until("beats went on for a while", || async { heard_since(&callee, called + Duration::from_millis(500)) }).await;
+    doomed.shutdown_background();
+    let back = callee.begin_again().await;
+    back.net.register(Alpn::Rpc, echo());
+    back.net.set_members(vec![(1, name(1)), (2, name(2))]);
+    let is_beaten = || back.net.liveness().borrow().get(&1).is_some_and(|peer| peer.address.is_some());
+    until("a beat comes", || async { is_beaten() }).await;
+    assert_eq!(call(&caller, 2, Alpn::Rpc, "after").await.expect("answers"), "node-1:after");
+    stop(vec![caller, back]).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_network_that_was_shut_down_says_so() {
     let nodes = echoing(&authority(), 2).await;
