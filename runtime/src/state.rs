@@ -25,7 +25,7 @@ pub struct Exit {
     pub oom_killed: bool,
     /// One word in the manner of Kubernetes' `reason`.
     pub reason: String,
-    /// Words for a person; empty where the code says it all.
+    /// Words for a person: why it could not be started, or what it left itself. Empty where the code says it all.
     pub message: String,
 }
 

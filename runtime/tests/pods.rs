@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Node, exit, output, read, run, running, said, sandbox, state};
 use flotilla_runtime::cgroup::{Cgroup, Limits};
-use flotilla_runtime::pods::{LogRotation, Mount, MountKind, PodsError, User};
+use flotilla_runtime::pods::{LastWords, LogRotation, Mount, MountKind, PodsError, User};
 
 #[tokio::test]
 async fn a_container_runs_to_its_end_and_leaves_nothing() {
@@ -118,6 +118,36 @@ async fn a_bad_command_is_an_exit_with_words() {
     let broken = run(&pods, "a", broken).await;
     assert_eq!(exit(&pods, "a", &broken).await.code, 126);
     assert!(output(&pods, "a", &broken).await.contains("/bin/broken"));
+    pods.remove_sandbox("a").await.unwrap();
+}
+
+#[tokio::test]
+async fn what_a_container_leaves_as_its_last_words_is_in_its_exit() {
+    let node = Node::new();
+    let pods = node.open().await;
+    pods.create_sandbox(sandbox("a")).await.unwrap();
+    let leaving = |name: &str, script: &str| {
+        let mut spec = node.container(name, script);
+        spec.user = User { uid: 1234, gid: 1234, additional_gids: vec![] };
+        spec.last_words = Some(LastWords { path: "/dev/termination-log".into(), max_bytes: 20, or_log: true });
+        spec
+    };
+    for (name, script, words) in [
+        (
+            "writes",
+            "echo to-the-log; echo 0123456789 0123456789 bye > /dev/termination-log; exit 3",
+            "89 0123456789 bye\n",
+        ),
+        ("prints", "echo to-the-log; exit 3", "to-the-log\n"),
+        ("succeeds", "echo to-the-log", ""),
+        ("goes-on", "cd /dev; rm termination-log; ln -s /etc/hostname termination-log; exit 0", ""),
+    ] {
+        let key = run(&pods, "a", leaving(name, script)).await;
+        let ended = exit(&pods, "a", &key).await;
+        assert!(ended.message.ends_with(words), "{name}: {ended:?}");
+    }
+    let silent = run(&pods, "a", node.container("silent", "echo to-the-log; exit 3")).await;
+    assert_eq!(exit(&pods, "a", &silent).await.message, "");
     pods.remove_sandbox("a").await.unwrap();
 }
 

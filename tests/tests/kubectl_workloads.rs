@@ -206,6 +206,13 @@ async fn run(kubectl: &Kubectl, busybox: &str) {
     kubectl.ok(&["wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/once", "--timeout=60s"]);
     assert_eq!(kubectl.ok(&["logs", "once"]), "hi\n");
     assert_eq!(kubectl.ok(&["delete", "pod", "once"]), "pod \"once\" deleted\n");
+    // What it says of its own end.
+    let script = "echo I gave up > /dev/termination-log; exit 4";
+    kubectl.ok(&["run", "failed", &image, "--restart=Never", "--", "sh", "-c", script]);
+    kubectl.ok(&["wait", "--for=jsonpath={.status.phase}=Failed", "pod/failed", "--timeout=60s"]);
+    let words = "jsonpath={.status.containerStatuses[0].state.terminated.message}";
+    assert_eq!(kubectl.ok(&["get", "pod", "failed", "-o", words]), "I gave up\n");
+    kubectl.ok(&["delete", "pod", "failed"]);
     // At a terminal, which it takes with it.
     let command =
         format!("kubectl run typed {image} --rm -it --restart=Never -- sh -c 'test -t 0; echo at $?; exit 3'");

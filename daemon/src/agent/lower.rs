@@ -15,13 +15,15 @@ use flotilla_api::quantity;
 use flotilla_runtime::cgroup::Limits;
 use flotilla_runtime::images::Image;
 use flotilla_runtime::network::{PortMapping, Protocol};
-use flotilla_runtime::pods::{ContainerSpec, Mount, MountKind, SandboxSpec, Seccomp, User};
+use flotilla_runtime::pods::{ContainerSpec, LastWords, Mount, MountKind, SandboxSpec, Seccomp, User};
 
 use super::source::{SourceError, expand};
 
 /// What upstream gives a container that asks for no CPU.
 const MIN_CPU_SHARES: u64 = 2;
 const CPU_PERIOD_US: u64 = 100_000;
+const MAX_LAST_WORDS_BYTES: u64 = 4 * 1024;
+const MAX_POD_LAST_WORDS_BYTES: u64 = 12 * 1024;
 /// Name servers that resolvers look at.
 const MAX_NAMESERVERS: usize = 3;
 /// Processes of a pod that says nothing else; as many as systemd gives a service by default here.
@@ -234,7 +236,19 @@ pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<Conta
         oom_score_adj: Some(oom_score(&spec, container)),
         log_path: parts.log_path,
         stop_signal: config.stop_signal.clone().unwrap_or_default(),
+        last_words: Some(last_words(&spec, container)),
     })
+}
+
+/// The kubelet's bounds: of one container, and of all of a pod together.
+fn last_words(spec: &PodSpec, container: &Container) -> LastWords {
+    let ephemeral = spec.ephemeral_containers.as_ref().map_or(0, Vec::len);
+    let count = spec.containers.len() + spec.init_containers.as_ref().map_or(0, Vec::len) + ephemeral;
+    LastWords {
+        path: container.termination_message_path.clone().unwrap_or_default().into(),
+        max_bytes: MAX_LAST_WORDS_BYTES.min(MAX_POD_LAST_WORDS_BYTES / count.max(1) as u64),
+        or_log: container.termination_message_policy.as_deref() == Some("FallbackToLogsOnError"),
+    }
 }
 
 fn image_environment(lines: &[String]) -> Vec<(String, String)> {

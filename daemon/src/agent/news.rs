@@ -37,7 +37,9 @@ fn of_container(pod: &str, old: Option<&ContainerStatus>, now: &ContainerStatus)
         && was.and_then(|was| was.terminated.as_ref()).is_none_or(|was| was.container_id != ended.container_id)
     {
         let reason = ended.reason.as_deref().unwrap_or("Error");
-        let said = ended.message.as_deref().map_or_else(String::new, |message| format!(": {message}"));
+        // A container's own words may be anything, also what not everyone may read who may read Events.
+        let ours = ended.message.as_deref().filter(|_| !matches!(reason, "Error" | "OOMKilled"));
+        let said = ours.map_or_else(String::new, |message| format!(": {message}"));
         let words = format!("Container {} ended with exit code {} ({reason}){said}", now.name, ended.exit_code);
         news.push((Severity::Warning, if reason == "OOMKilled" { "OOMKilling" } else { "Exited" }, words));
     }

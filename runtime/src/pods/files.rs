@@ -7,6 +7,7 @@ use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -55,6 +56,13 @@ fn resolv_conf(spec: &SandboxSpec) -> String {
         return fs::read_to_string("/etc/resolv.conf").unwrap_or_default();
     }
     spec.dns.iter().map(|line| format!("{line}\n")).collect()
+}
+
+/// An empty file that a container of any user may write to.
+pub fn make_for_all(path: &Path) -> io::Result<()> {
+    let file = fs::File::create(path)?;
+    // The mask of the process does not count.
+    file.set_permissions(fs::Permissions::from_mode(0o666))
 }
 
 pub fn mount_shm(path: &Path) -> io::Result<()> {

@@ -18,18 +18,23 @@ use tokio_util::task::TaskTracker;
 use super::sandbox::{Places, Record, Sandbox, View};
 use super::spec::{STOP_SLACK, is_name, signal_number};
 use super::wire::Wire;
-use super::{Config, ContainerSpec, Inner, MAX_CHANGES, Pods, PodsError, SandboxSpec, Seccomp, files, places};
+use super::{
+    Config, ContainerSpec, Inner, MAX_CHANGES, Mount, MountKind, Pods, PodsError, SandboxSpec, Seccomp, files, places,
+};
 use crate::cgroup::{self, Cgroup};
 use crate::engine::capabilities::Held;
 use crate::engine::spec::{Surroundings, config as oci_config};
 use crate::network::{Forward, Network, POD_INTERFACE};
 use crate::shim::disk;
+use crate::shim::last_words::Place;
 use crate::shim::protocol::{Create, Launch, Link, Request};
 use crate::state::{SandboxState, container_key, wall_ms};
 
 const MAX_ID_BYTES: usize = 64;
 const MAX_NAME_BYTES: usize = 100;
 const MAX_SOCKET_PATH_BYTES: usize = 100;
+/// In a container's bundle.
+const LAST_WORDS: &str = "termination-log";
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(20);
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(20);
@@ -142,7 +147,7 @@ impl Pods {
 
     /// Makes a container up to the point where it waits to be started. When the engine refuses, the container is in
     /// `list` as exited, with the engine's words.
-    pub async fn create_container(&self, sandbox: &str, spec: ContainerSpec) -> Result<(), PodsError> {
+    pub async fn create_container(&self, sandbox: &str, mut spec: ContainerSpec) -> Result<(), PodsError> {
         let sandbox = self.sandbox(sandbox)?;
         let key = container_key(&spec.name, spec.attempt);
         if !is_name(&spec.name, MAX_NAME_BYTES) {
@@ -151,9 +156,13 @@ impl Pods {
         let stop_signal = signal_number(&spec.stop_signal)
             .ok_or_else(|| PodsError::Invalid(format!("{:?} is no signal", spec.stop_signal)))?;
         let cgroup = format!("{}/{key}", sandbox.record.cgroup);
-        let config = oci_config(&spec, &surroundings(&sandbox, &spec, &cgroup)?)?;
         let bundle = sandbox.places.bundle(&key);
+        let last_words = last_words(&mut spec, &bundle);
+        let config = oci_config(&spec, &surroundings(&sandbox, &spec, &cgroup)?)?;
         write_bundle(&bundle, &config)?;
+        if let Some(file) = last_words.as_ref().and_then(|words| words.file.as_deref()) {
+            files::make_for_all(file).map_err(|source| PodsError::io(file, source))?;
+        }
         files::make_cwd(&spec.rootfs, &spec.cwd).map_err(|source| PodsError::io(&spec.rootfs, source))?;
         let create = Create {
             name: spec.name,
@@ -166,6 +175,7 @@ impl Pods {
             stdin_once: spec.stdin_once,
             oom_score_adj: spec.oom_score_adj,
             stop_signal,
+            last_words,
         };
         sandbox.call(Request::Create(create), Vec::new()).await
     }
@@ -387,6 +397,18 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
         devices: if spec.privileged { super::devices::of_host() } else { Vec::new() },
         profile,
     })
+}
+
+/// Gives the container the file for its last words, among its mounts.
+fn last_words(spec: &mut ContainerSpec, bundle: &Path) -> Option<Place> {
+    let wanted = spec.last_words.take()?;
+    let file = (!wanted.path.as_os_str().is_empty()).then(|| bundle.join(LAST_WORDS));
+    spec.mounts.extend(file.clone().map(|source| Mount {
+        destination: wanted.path,
+        kind: MountKind::Bind { source },
+        read_only: false,
+    }));
+    Some(Place { file, max_bytes: wanted.max_bytes, or_log: wanted.or_log })
 }
 
 fn write_bundle(bundle: &Path, config: &serde_json::Value) -> Result<(), PodsError> {

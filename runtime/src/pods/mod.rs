@@ -35,8 +35,8 @@ pub use exec::{
 };
 use sandbox::{Places, Sandbox, Tether};
 pub use spec::{
-    Config, ContainerSpec, ExecSpec, LogOptions, LogRotation, LogStreams, Mount, MountKind, STOP_SLACK, SandboxSpec,
-    Seccomp, User,
+    Config, ContainerSpec, ExecSpec, LastWords, LogOptions, LogRotation, LogStreams, Mount, MountKind, STOP_SLACK,
+    SandboxSpec, Seccomp, User,
 };
 pub use stats::{ContainerUsage, NodeUsage, SandboxUsage};
 pub use streams::FdStream;

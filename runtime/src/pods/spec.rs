@@ -116,6 +116,19 @@ pub struct ContainerSpec {
     pub log_path: PathBuf,
     /// `TERM`, `SIGQUIT` or a number; empty: TERM.
     pub stop_signal: String,
+    /// What the container leaves to say how it ended is not looked for without it.
+    pub last_words: Option<LastWords>,
+}
+
+/// Where a container says how it ended, for [`Exit::message`](crate::state::Exit::message).
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct LastWords {
+    /// A file inside the container, made empty for it; none if this is empty.
+    pub path: PathBuf,
+    pub max_bytes: u64,
+    /// The end of its log is taken if it failed and wrote nothing there.
+    pub or_log: bool,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -213,8 +213,11 @@ impl Container {
         });
     }
 
-    fn exited(&mut self, exit: Exit) {
+    fn exited(&mut self, mut exit: Exit) {
         self.drain();
+        if let (true, Some(words)) = (exit.message.is_empty(), &self.create.last_words) {
+            exit.message = words.read(exit.code != 0, &self.create.log_path);
+        }
         if self.state.phase.exit().is_none() {
             self.state.phase = Phase::Exited(exit);
             self.state.finished_ms = Some(wall_ms());

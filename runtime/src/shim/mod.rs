@@ -10,6 +10,7 @@ mod attach;
 mod calls;
 mod container;
 pub(crate) mod disk;
+pub(crate) mod last_words;
 pub(crate) mod link;
 pub(crate) mod output;
 mod peer;

@@ -15,6 +15,7 @@ use std::path::PathBuf;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::last_words;
 use crate::engine::EngineChoice;
 use crate::state::ContainerState;
 
@@ -133,6 +134,8 @@ pub struct Create {
     pub stdin_once: bool,
     pub oom_score_adj: Option<i32>,
     pub stop_signal: i32,
+    #[serde(default)]
+    pub last_words: Option<last_words::Place>,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
