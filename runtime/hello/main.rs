@@ -10,6 +10,8 @@
 //! hello fail [CODE]           exits with CODE (1)
 //! ```
 //!
+//! As `pause` it does nothing for ever, for pods whose containers share their processes.
+//!
 //! Invariant: SIGTERM and SIGINT end it at once, also as process 1 of a container: `serve` and `count`
 //! with 0, since being stopped is how they end, the others with 143.
 #![no_std]
@@ -67,6 +69,8 @@ mod c {
         pub fn getenv(name: *const c_char) -> *const c_char;
         pub fn signal(number: c_int, handler: usize) -> usize;
         pub fn clock_gettime(clock: c_int, time: *mut TimeSpec) -> c_int;
+        pub fn pause() -> c_int;
+        pub fn prctl(option: c_int, ...) -> c_int;
         pub fn nanosleep(time: *const TimeSpec, rest: *mut TimeSpec) -> c_int;
         pub fn _exit(code: c_int) -> !;
         pub fn abort() -> !;
@@ -85,7 +89,10 @@ mod c {
     pub const SIGINT: c_int = 2;
     pub const SIGPIPE: c_int = 13;
     pub const SIGTERM: c_int = 15;
+    pub const SIG_DFL: usize = 0;
     pub const SIG_IGN: usize = 1;
+    pub const PR_SET_DUMPABLE: c_int = 4;
+    pub const PR_SET_NAME: c_int = 15;
 }
 
 const USAGE: &str = "usage: hello [serve | echo WORD... | sleep SECONDS | count [N [MS]] | fail [CODE]]\n";
@@ -120,6 +127,7 @@ unsafe extern "C" fn main(count: c_int, values: *const *const c_char) -> c_int {
         "echo" => echo(&arguments),
         "sleep" => sleep_ms(arguments.number(2).unwrap_or(0).saturating_mul(1000)),
         "count" => count_up(arguments.number(2).unwrap_or(u64::MAX), arguments.number(3).unwrap_or(1000)),
+        "pause" => pause(),
         "fail" => arguments.number(2).map_or(1, |code| (code & 0xff) as c_int),
         _ => {
             print(2, USAGE.as_bytes());
@@ -176,6 +184,21 @@ fn sleep_ms(duration_ms: u64) -> c_int {
     // SAFETY: both pointers are to a valid TimeSpec; nanosleep allows them to be the same.
     while unsafe { c::nanosleep(&raw const rest, &raw mut rest) } != 0 {}
     0
+}
+
+/// As process 1 of a pod it must not end before the pod does.
+fn pause() -> ! {
+    // SAFETY: signals that nobody handles do not reach a process 1; the name is terminated. Who has no more rights than this
+    // process, and only those, must not trace it.
+    unsafe {
+        c::signal(c::SIGTERM, c::SIG_DFL);
+        c::signal(c::SIGINT, c::SIG_DFL);
+        c::prctl(c::PR_SET_NAME, c"pause".as_ptr());
+        c::prctl(c::PR_SET_DUMPABLE, 0 as c_long);
+        loop {
+            c::pause();
+        }
+    }
 }
 
 fn print(fd: c_int, mut bytes: &[u8]) {

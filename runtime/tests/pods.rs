@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use common::{Node, exit, output, read, run, running, said, sandbox, state};
 use flotilla_runtime::cgroup::{Cgroup, Limits};
-use flotilla_runtime::pods::{LastWords, LogRotation, Mount, MountKind, PodsError, User};
+use flotilla_runtime::pods::{LastWords, LogRotation, Mount, MountKind, PodsError, SandboxSpec, User};
 
 #[tokio::test]
 async fn a_container_runs_to_its_end_and_leaves_nothing() {
@@ -149,6 +149,44 @@ async fn what_a_container_leaves_as_its_last_words_is_in_its_exit() {
     let silent = run(&pods, "a", node.container("silent", "echo to-the-log; exit 3")).await;
     assert_eq!(exit(&pods, "a", &silent).await.message, "");
     pods.remove_sandbox("a").await.unwrap();
+}
+
+#[tokio::test]
+async fn containers_that_share_their_processes_share_nothing_of_the_node() {
+    let node = Node::new();
+    let pods = node.open().await;
+    let spec = SandboxSpec { share_pid: true, ..sandbox("a") };
+    let ready = pods.create_sandbox(spec).await.unwrap();
+    let first = run(&pods, "a", node.container("first", "sleep 1234 & echo up; sleep 4321")).await;
+    said(&pods, "a", &first, "up").await;
+    let looks = "ps -o pid,user,args; kill -9 1; kill 1; ls /proc/1/root/; cat /proc/1/exe";
+    let mut plain = node.container("plain", looks);
+    let mut tracer =
+        node.container("tracer", "exec 2>&1; ls -A /proc/1/root/ /proc/1/fd/ && echo looked; echo > /proc/1/exe");
+    plain.user = User { uid: 65535, gid: 65535, additional_gids: vec![] };
+    tracer.capabilities_add = vec!["SYS_PTRACE".into()];
+    let plain = run(&pods, "a", plain).await;
+    assert_eq!(exit(&pods, "a", &plain).await.code, 1);
+    let seen = output(&pods, "a", &plain).await;
+    assert!(seen.contains("/pause pause") && seen.contains("sleep 1234") && seen.contains("sleep 4321"), "{seen}");
+    let denied = |path: &str| seen.contains(&format!("{path}: Permission denied"));
+    assert!(denied("/proc/1/root/") && denied("'/proc/1/exe'"), "{seen}");
+    let tracer = run(&pods, "a", tracer).await;
+    assert_ne!(exit(&pods, "a", &tracer).await.code, 0);
+    let seen = output(&pods, "a", &tracer).await;
+    assert!(seen.starts_with("/proc/1/fd/:\n\n/proc/1/root/:\nlooked\n") && seen.contains("Text file busy"), "{seen}");
+    // What a container leaves behind ends with it, and all with the pod.
+    pods.stop_container("a", &first, Duration::ZERO).await.unwrap();
+    pods.remove_container("a", &first).await.unwrap();
+    let last = run(&pods, "a", node.container("last", "ps -o args; sleep 5678")).await;
+    said(&pods, "a", &last, "pause").await;
+    assert!(!output(&pods, "a", &last).await.contains("sleep 1234"));
+    let shim = ready.shim_pid.unwrap();
+    let children = read(std::path::Path::new(&format!("/proc/{shim}/task/{shim}/children")));
+    assert_eq!(children.split_whitespace().count(), 2, "pause and the container: {children}");
+    pods.remove_sandbox("a").await.unwrap();
+    let is_gone = |pid: &&str| !std::path::Path::new(&format!("/proc/{pid}")).exists();
+    assert!(children.split_whitespace().all(|pid| is_gone(&pid)));
 }
 
 #[tokio::test]

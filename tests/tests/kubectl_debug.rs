@@ -37,6 +37,7 @@ async fn a_running_pod_is_looked_into_and_resized() {
     look(&kubectl, &busybox);
     type_at_a_terminal(&kubectl, &busybox);
     leave_a_container(&kubectl, &busybox).await;
+    look_at_a_copy(&kubectl, &busybox).await;
     resize(&kubectl).await;
     resize_to_too_little(&kubectl).await;
 }
@@ -89,6 +90,18 @@ async fn leave_a_container(kubectl: &Kubectl, busybox: &str) {
     let pod = pod(kubectl);
     let main = &pod["status"]["containerStatuses"][0];
     assert_eq!((&pod["status"]["phase"], &main["restartCount"]), (&json!("Running"), &json!(0)));
+}
+
+/// The containers of a copy share their processes, as kubectl has it unless it is told otherwise.
+async fn look_at_a_copy(kubectl: &Kubectl, busybox: &str) {
+    let arguments = debug(busybox, &["--copy-to=copy", "-c", "looker", "--", "sh", "-c", "ps; sleep 1000"]);
+    assert_eq!(kubectl.ok(&arguments), "");
+    let seen = || async {
+        let seen = kubectl.run(&["logs", "copy", "-c", "looker"]);
+        if seen.out.contains("the-target") && seen.out.contains("/pause") { Ok(()) } else { Err(format!("{seen:?}")) }
+    };
+    eventually(LIMIT, "the copy's processes are seen", seen).await;
+    kubectl.ok(&["delete", "pod", "copy", "--grace-period=1"]);
 }
 
 fn pod(kubectl: &Kubectl) -> Value {

@@ -42,6 +42,7 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
         hostname: spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect(),
         host_network: spec.host_network.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
+        share_pid: spec.share_process_namespace.unwrap_or(false),
         dns: dns(&spec, &fs::read_to_string("/etc/resolv.conf").unwrap_or_default()),
         host_aliases: spec
             .host_aliases
@@ -76,12 +77,6 @@ pub fn refusal(spec: &PodSpec) -> Option<String> {
     let mut profiles = of_pod.into_iter().chain(of_containers);
     let profile = profiles.find(|profile| profile.type_ == "Localhost")?;
     Some(format!("AppArmor is not enforced: profile {:?} cannot be loaded", profile.localhost_profile))
-}
-
-/// What a pod asks for and does not get, in words.
-pub fn overlooked(spec: &PodSpec) -> Option<&'static str> {
-    let shares = spec.share_process_namespace == Some(true);
-    shares.then_some("shareProcessNamespace is not supported: each container sees its own processes only")
 }
 
 /// `/etc/resolv.conf` of a pod that does not take the host's as it is: the host's with what the pod adds to it, or with

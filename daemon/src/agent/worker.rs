@@ -23,7 +23,7 @@ use super::events::Teller;
 use super::local::Local;
 use super::memory::{Fact, Memory};
 use super::resize::Resizes;
-use super::{lower, news, observe};
+use super::{news, observe};
 use crate::gate::{DeleteOptions, WriteOptions};
 
 const MANAGER: &str = "flotilla-agent";
@@ -251,12 +251,6 @@ impl Worker {
             }
             let key = |name: &str, attempt: u32| flotilla_runtime::state::container_key(name, attempt);
             match &effect {
-                Effect::CreateSandbox => {
-                    let spec = self.last.as_ref().and_then(|pod| pod.spec.as_ref());
-                    if let Some(words) = spec.and_then(lower::overlooked) {
-                        self.tell(Severity::Warning, "Unsupported", words);
-                    }
-                }
                 Effect::PullImage { image, .. } => {
                     self.images.insert(image.clone(), Image::Pulling);
                     self.tell(Severity::Normal, "Pulling", &format!("Pulling image \"{image}\""));

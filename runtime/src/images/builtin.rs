@@ -12,7 +12,8 @@ use super::manifest::{Descriptor, Index, Manifest, OCI_CONFIG, OCI_LAYER, OCI_MA
 /// What the image is called.
 pub const NAME: &str = "flotilla.dev/hello:latest";
 
-const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
+/// The image's program, which also is what holds the process namespace of pods that share one.
+pub(crate) const PROGRAM: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/hello"));
 
 /// An archive, as other tools would write it, and the digest of the manifest in it.
 pub struct Builtin {

@@ -17,7 +17,7 @@
 
 mod blobs;
 mod bridge;
-mod builtin;
+pub(crate) mod builtin;
 mod catalog;
 mod config;
 mod digest;

@@ -307,6 +307,7 @@ async fn launch(inner: &Inner, record: &Record, places: &Places) -> Result<(), P
         hostname: spec.hostname.clone(),
         host_network: spec.host_network,
         host_ipc: spec.host_ipc,
+        share_pid: spec.share_pid,
         engine: inner.config.engine.clone(),
         log_max_bytes: inner.config.log.max_bytes,
         log_max_files: inner.config.log.max_files,
@@ -367,7 +368,7 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
     if !view.ready {
         return Err(PodsError::ShimGone);
     }
-    let pid_of = match &spec.pid_of {
+    let target = match &spec.pid_of {
         Some(key) => {
             let found =
                 view.state.containers.iter().find(|container| container.key() == *key && container.is_running());
@@ -376,6 +377,7 @@ fn surroundings(sandbox: &Sandbox, spec: &ContainerSpec, cgroup: &str) -> Result
         }
         None => None,
     };
+    let pid_of = view.state.pause.or(target);
     let profile = match &spec.seccomp {
         Seccomp::Path(path) => Some(read_json(path)?),
         _ => None,

@@ -72,6 +72,8 @@ pub struct SandboxSpec {
     pub host_network: bool,
     /// Its containers share System V and POSIX IPC, and `/dev/shm`, with the host.
     pub host_ipc: bool,
+    /// Its containers see each other's processes.
+    pub share_pid: bool,
     /// Lines of `/etc/resolv.conf`; empty: those of the host.
     pub dns: Vec<String>,
     /// Further lines of `/etc/hosts`.

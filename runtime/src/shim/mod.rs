@@ -1,7 +1,7 @@
 //! The process that supervises one pod, apart from the daemon so that the daemon may die and no container notices.
 //!
 //! It is the daemon's own binary, re-executed: it takes new network, IPC and UTS namespaces that the pod's containers
-//! join, becomes their subreaper, owns their output, records their exits and answers on a Unix socket.
+//! join (and makes one of processes, if they share theirs), becomes their subreaper, owns their output, records their exits and answers on a Unix socket.
 //!
 //! Invariant: one thread. Engines clone, which must not happen in a process with threads.
 //! Invariant: the pod's namespaces live as long as the shim or a container does, and leave nothing behind.
@@ -13,6 +13,7 @@ pub(crate) mod disk;
 pub(crate) mod last_words;
 pub(crate) mod link;
 pub(crate) mod output;
+mod pause;
 mod peer;
 pub(crate) mod protocol;
 mod server;
@@ -134,11 +135,13 @@ fn set_up(launch: Launch, socket: &Path) -> io::Result<Server> {
     // The kernel should take anything else first; where it may not be lowered, it stays.
     let _ = fs::write("/proc/self/oom_score_adj", "-998");
     isolate(&launch).map_err(|error| named("namespaces", error))?;
+    let pause = launch.share_pid.then(|| pause::start(&launch.state_dir)).transpose();
+    let pause = pause.map_err(|error| named("the shared process namespace", error))?;
     umask(Mode::from_bits_truncate(0o177));
     let _ = fs::remove_file(socket);
     let listener = UnixListener::bind(socket).map_err(|error| named(&socket.display().to_string(), error))?;
     umask(Mode::from_bits_truncate(0o022));
-    Server::new(launch, listener, signals)
+    Server::new(launch, pause, listener, signals)
 }
 
 fn own_streams(state_dir: &Path) -> io::Result<()> {

@@ -50,6 +50,8 @@ pub struct Launch {
     pub hostname: String,
     pub host_network: bool,
     pub host_ipc: bool,
+    #[serde(default)]
+    pub share_pid: bool,
     pub engine: EngineChoice,
     pub log_max_bytes: u64,
     pub log_max_files: u32,
@@ -177,6 +179,9 @@ pub struct State {
     /// Whether the pod's end of the link is set up.
     #[serde(default)]
     pub linked: bool,
+    /// The first process of the process namespace that all containers share, if they do.
+    #[serde(default)]
+    pub pause: Option<i32>,
 }
 
 pub fn encode(message: &impl Serialize) -> Result<Vec<u8>, ProtocolError> {

@@ -80,11 +80,11 @@ enum Token {
 }
 
 impl Server {
-    pub fn new(launch: Launch, listener: UnixListener, signals: SignalFd) -> io::Result<Self> {
+    pub fn new(launch: Launch, pause: Option<i32>, listener: UnixListener, signals: SignalFd) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
         let pid = std::process::id() as i32;
-        let state =
-            State { pid, started_ticks: disk::started_ticks(pid).unwrap_or(0), containers: Vec::new(), linked: false };
+        let started_ticks = disk::started_ticks(pid).unwrap_or(0);
+        let state = State { pid, started_ticks, containers: Vec::new(), linked: false, pause };
         let server = Self {
             engine: launch.engine.engine(),
             engine_root: launch.run_dir.join("engine"),
@@ -116,6 +116,10 @@ impl Server {
             }
             self.reap();
             self.tick(Instant::now());
+        }
+        if let Some(pause) = self.state.pause.map(Pid::from_raw) {
+            let _ = kill(pause, Signal::SIGKILL);
+            let _ = waitpid(pause, None);
         }
         Ok(())
     }
@@ -381,6 +385,10 @@ impl Server {
             if let Some(index) = self.execs.iter().position(|exec| exec.pid == pid) {
                 let exec = self.execs.swap_remove(index);
                 self.send(exec.peer, &Message::ExecEnded { id: exec.id, code: code_of(status).0 }, Vec::new());
+            } else if self.state.pause == Some(pid) {
+                // Its namespace is gone, and every container with it. Another sandbox takes this one's place.
+                eprintln!("pause: {status:?}");
+                self.quitting = true;
             } else if let Some((key, container)) =
                 self.containers.iter_mut().find(|(_, c)| c.state.pid == Some(pid) && c.state.phase.exit().is_none())
             {
