@@ -338,6 +338,11 @@ fn what_upstream_refuses() {
             "spec.schedule: Invalid value: \"* * *\": expected exactly 5 fields, found 3: [* * *]",
         ),
         (
+            "cronjobs",
+            "spec: {schedule: '@daily', timeZone: Mars/Base, jobTemplate: {spec: {template: {spec: {restartPolicy: Never, containers: [{name: c, image: x}]}}}}}",
+            "spec.timeZone: Invalid value: \"Mars/Base\": unknown time zone Mars/Base",
+        ),
+        (
             "horizontalpodautoscalers",
             "spec: {maxReplicas: 1, minReplicas: 2, scaleTargetRef: {kind: Deployment, name: web}}",
             "spec.maxReplicas: Invalid value: 1: must be greater than or equal to `minReplicas`",

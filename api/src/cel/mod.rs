@@ -294,6 +294,9 @@ mod tests {
             ("duration('1h') > duration('30m')", "true"),
             ("timestamp('2026-01-02T00:00:00Z') > timestamp('2026-01-01T00:00:00Z')", "true"),
             ("timestamp('2026-01-02T03:04:05Z').getFullYear()", "2026"),
+            ("timestamp('2026-07-02T03:04:05Z').getHours('Europe/Paris')", "5"),
+            ("timestamp('2026-01-01T03:04:05Z').getFullYear('-08:30')", "2025"),
+            ("timestamp('2026-01-01T03:04:05Z').getMinutes('+05:45')", "49"),
             (
                 "isURL('https://example.com:80/a?b=c') && url('https://example.com:80/a').getHost() == 'example.com:80'",
                 "true",

@@ -7,7 +7,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
-use crate::{schedule, validate};
+use crate::{schedule, validate, zones};
 
 /// The names of its jobs are longer by eleven, and have to fit a label.
 const MAX_NAME_CHARACTERS: usize = 52;
@@ -82,7 +82,12 @@ impl BuiltIn for CronJob {
                 let detail = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
                 errors.invalid(&path.child("timeZone"), zone, detail);
             }
-            _ => {}
+            Some(zone) => {
+                if let Err(error) = zones::zone(zone) {
+                    errors.invalid(&path.child("timeZone"), zone, error);
+                }
+            }
+            None => {}
         }
         validate::non_negative(spec.starting_deadline_seconds, &path.child("startingDeadlineSeconds"), errors);
         let policies = ["Allow", "Forbid", "Replace"];

@@ -12,12 +12,13 @@ use std::cmp::Ordering;
 use std::rc::Rc;
 
 use cel::common::ast::operators;
-use jiff::tz::TimeZone;
+use jiff::tz::{Offset, TimeZone};
 use jiff::{SignedDuration, Timestamp};
 
 use super::eval::{Budget, Error, error, no_overload};
 use super::text;
 use super::value::Val;
+use crate::zones;
 use convert::{convert, is_well_formed};
 use kubernetes::{of_cidr, of_ip, of_quantity, of_url};
 use lists::of_list;
@@ -340,13 +341,22 @@ fn of_optional<'a>(name: &str, inner: Option<&Val<'a>>, arguments: &[Val<'a>]) -
     }
 }
 
+/// By its name, or as hours and minutes east of Greenwich: `-08:00`.
+fn named_zone(text: &str) -> Result<TimeZone, String> {
+    let Some((hours, minutes)) = text.split_once(':') else { return zones::zone(text) };
+    let number = |digits: &str| digits.parse::<i32>().map_err(|_| format!("{text:?} is not an offset from UTC"));
+    let (hours, minutes) = (number(hours)?.saturating_mul(60), number(minutes)?);
+    let east = if text.starts_with('-') { hours.saturating_sub(minutes) } else { hours.saturating_add(minutes) };
+    let offset = Offset::from_seconds(east.saturating_mul(60)).map_err(|error| error.to_string())?;
+    Ok(TimeZone::fixed(offset))
+}
+
 fn of_timestamp<'a>(name: &str, time: Timestamp, arguments: &[Val<'a>]) -> Evaluated<'a> {
     let zone = match arguments {
         [] => TimeZone::UTC,
-        [zone] => match zone.as_text() {
-            Some("UTC" | "Z") => TimeZone::UTC,
-            // Zones by name would make a rule depend on what this machine has installed.
-            Some(_) => return error("only UTC is known here"),
+        [zone] => match zone.as_text().map(named_zone) {
+            Some(Ok(zone)) => zone,
+            Some(Err(words)) => return error(words),
             None => return no_overload(),
         },
         _ => return no_overload(),
