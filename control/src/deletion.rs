@@ -35,6 +35,9 @@ pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>, now: Timestamp) -> Deletion
         return Deletion::Pending;
     }
     let mut pod = pod.clone();
+    if !meta::is_deleting(&pod.metadata) {
+        pod.metadata.generation = pod.metadata.generation.map(|generation| generation + 1);
+    }
     // A shorter grace period counts from when the pod was first told.
     let since = match (&pod.metadata.deletion_timestamp, told) {
         (Some(time), Some(told)) => time.0.saturating_sub(SignedDuration::from_secs(told)).unwrap_or(now),
@@ -83,6 +86,9 @@ pub(crate) fn mark(metadata: &mut Value, finalizer: Option<&str>, now: Timestamp
     let Some(metadata) = metadata.as_object_mut() else { return };
     metadata.insert("deletionTimestamp".into(), json!(meta::seconds(now)));
     metadata.insert("deletionGracePeriodSeconds".into(), json!(0));
+    if let Some(generation) = metadata.get("generation").and_then(Value::as_i64) {
+        metadata.insert("generation".into(), json!(generation + 1));
+    }
     if let Some(finalizer) = finalizer {
         match metadata.get_mut("finalizers").and_then(Value::as_array_mut) {
             Some(list) => list.push(finalizer.into()),
@@ -99,6 +105,8 @@ pub fn confirm(pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
     use super::*;
 
     fn pod(value: Value) -> Pod {
@@ -122,12 +130,14 @@ mod tests {
     fn a_bound_pod_is_marked_once_and_may_be_hurried() {
         let bound = pod(json!({"metadata": {"name": "a"},
             "spec": {"nodeName": "n", "containers": [], "terminationGracePeriodSeconds": 20}}));
+        let bound = Pod { metadata: ObjectMeta { generation: Some(1), ..bound.metadata }, ..bound };
         let Deletion::Mark(marked) = of_pod(&bound, None, now()) else { panic!("not marked") };
         assert_eq!(marked.metadata.deletion_timestamp.as_ref().unwrap().0.as_second(), 1_000_020);
         let later = now() + SignedDuration::from_secs(3);
         assert_eq!(of_pod(&marked, None, later), Deletion::Pending);
         let Deletion::Mark(hurried) = of_pod(&marked, Some(5), later) else { panic!("not hurried") };
         assert_eq!(hurried.metadata.deletion_timestamp.as_ref().unwrap().0.as_second(), 1_000_005);
+        assert_eq!([&marked, &hurried].map(|pod| pod.metadata.generation), [Some(2), Some(2)]);
         assert_eq!(of_pod(&marked, Some(0), later), Deletion::Remove);
     }
 

@@ -9,6 +9,7 @@ use flotilla_api::{Reason, Status};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
+use tracing::{error, warn};
 
 use crate::gate::{DeleteOptions, Gate, ListQuery, User, WriteOptions};
 use crate::members::LEAVING_ANNOTATION;
@@ -197,30 +198,45 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
         })
         .await?;
     let store = node.gate.store();
-    let own = node.members.own_id();
-    let status = store.status().borrow().clone();
-    if status.is_leader {
+    if store.status().borrow().is_leader {
         tell(send, "handing over leadership".into(), 0, 0).await;
-        let handed = match status.voters.len() {
-            // The only voter hands its vote to another replica, and leadership with it.
-            1 => store.remove_replica(own).await,
-            _ => store.transfer_leader(None).await,
-        };
+        let handed = store.remove_replica(node.members.own_id()).await;
         handed.map_err(|error| Status::new(Reason::ServiceUnavailable, error))?;
     }
-    // Whoever leads now removes the replica, then the Node; then nobody answers this node any more.
-    _ = tokio::time::timeout(REMOVAL_TIMEOUT, async {
-        while store.barrier().await.is_ok() {
-            tokio::time::sleep(POLL).await;
-        }
-    })
-    .await;
+    _ = tokio::time::timeout(REMOVAL_TIMEOUT, removal(node)).await;
     tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
     node.local.stop_all().await;
     crate::enrol::forget(&node.config).map_err(Status::internal)?;
     tell(send, "the daemon stops; its data directory can be removed".into(), 0, 0).await;
     node.stop.cancel();
     Ok(())
+}
+
+/// Whoever leads removes the replica, then the Node; then nobody answers this node any more.
+async fn removal(node: &Node) {
+    while node.gate.store().barrier().await.is_ok() {
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Ends this node's pods and daemon when its Node was deleted: its pods are made anew elsewhere, and must not run twice.
+pub async fn end_when_deleted(node: Node) {
+    let own = node.members.own_id();
+    let mut changes = node.members.changes();
+    if changes.wait_for(|roll| roll.deleted.contains(&own)).await.is_err() {
+        return;
+    }
+    warn!("this Node was deleted: it leaves the cluster");
+    removal(&node).await;
+    node.local.stop_all().await;
+    if let Err(error) = crate::enrol::forget(&node.config) {
+        warn!(%error, "the identity cannot be removed");
+    }
+    error!(
+        "this machine was removed from the cluster with 'delete node'; its pods have ended, and so does the daemon. To join \
+         anew, remove the data directory and run 'flotilla up --join TOKEN'"
+    );
+    node.stop.cancel();
 }
 
 async fn tell(send: &Sender, message: String, done: usize, total: usize) {

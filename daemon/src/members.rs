@@ -37,6 +37,9 @@ pub const EPOCH_ANNOTATION: &str = "flotilla.dev/epoch";
 /// On a Node that asked to go: the leader takes its replica out of the group, then removes the Node.
 pub const LEAVING_ANNOTATION: &str = "flotilla.dev/leaving";
 
+/// On a Node that was told to go: it stays until the leader has taken its replica out of the group.
+pub const MEMBER_FINALIZER: &str = "flotilla.dev/member";
+
 /// A label of a Node that is never to get a replica of the store; its value does not matter.
 pub const NO_REPLICA_LABEL: &str = "flotilla.dev/no-replica";
 
@@ -78,6 +81,8 @@ pub struct Roll {
     pub by_name: BTreeMap<String, NodeId>,
     pub keys: BTreeMap<NodeId, Fingerprint>,
     pub leaving: BTreeSet<NodeId>,
+    /// Those of them whose Node was deleted.
+    pub deleted: BTreeSet<NodeId>,
     /// Those that are to have no replica.
     pub without_replica: BTreeSet<NodeId>,
     /// The cluster epoch in which each became a member: a replica of an earlier one is of no use in this.
@@ -288,6 +293,10 @@ impl Keeper {
             if node.pointer("/metadata/annotations").is_some_and(|all| all.get(LEAVING_ANNOTATION).is_some()) {
                 roll.leaving.insert(member.id);
             }
+            if node.pointer("/metadata/deletionTimestamp").is_some() {
+                roll.leaving.insert(member.id);
+                roll.deleted.insert(member.id);
+            }
             if node.pointer("/metadata/labels").is_some_and(|all| all.get(NO_REPLICA_LABEL).is_some()) {
                 roll.without_replica.insert(member.id);
             }
@@ -386,7 +395,8 @@ fn fingerprint_of(text: &str) -> Option<Fingerprint> {
     Some(bytes)
 }
 
-/// Removes the Node of a machine that has left. One that changed meanwhile is looked at again.
+/// Removes the Node of a machine that has left, whatever else holds it: who is no member must not be let in. One that changed
+/// meanwhile is looked at again.
 async fn remove_node(store: &Store, name: &str, id: NodeId) {
     let key = Key::new(&GroupResource::new("", "nodes"), "", name);
     let removed = match store.get(&key) {

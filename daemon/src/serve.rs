@@ -35,7 +35,7 @@ use crate::slice::{self, ApiHandler, SliceHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
 use crate::turnstile::Turnstile;
-use crate::{VERSION, addresses, definitions, grpc, lead, listen};
+use crate::{VERSION, addresses, definitions, drain, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -195,6 +195,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     spawn(&tasks, "lead", leading);
     spawn(&tasks, "definitions", definitions::follow(node.gate.clone(), stop.clone()));
     spawn(&tasks, "agent", agent::run(node.clone()));
+    let (deleted, stopped) = (drain::end_when_deleted(node.clone()), stop.clone());
+    spawn(&tasks, "deletion", async move { stopped.run_until_cancelled(deleted).await.unwrap_or_default() });
     spawn(&tasks, "addresses", addresses::follow(config.clone(), net.clone(), stop.clone()));
 
     trust.tell_revoked_users();

@@ -4,7 +4,7 @@
 //! Invariant: a replica takes the place of another only while that is still there, so that there are never fewer.
 //! Invariant: whoever is let go for the sake of order, and not because its node goes, leaves as many living replicas behind
 //! as there were, or three.
-//! Invariant: the leader is never let go.
+//! Invariant: the leader is let go last, and only if another replica can lead in its place.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -69,6 +69,7 @@ pub fn plan(now: &Replicas) -> Vec<Step> {
     };
     steps.extend(chosen.into_iter().map(Step::Add));
     steps.extend(now.let_go(&held));
+    steps.extend(now.leader_goes(&held));
     steps
 }
 
@@ -81,10 +82,20 @@ impl Replicas {
         self.long_dead.contains(&id) && !self.node(id).alive
     }
 
+    fn goes(&self, id: NodeId) -> bool {
+        self.nodes.get(&id).is_none_or(|node| node.leaving)
+    }
+
     /// Replicas of nodes that go or have gone.
     fn gone(&self) -> BTreeSet<NodeId> {
-        let goes = |id: &&NodeId| self.nodes.get(id).is_none_or(|node| node.leaving);
-        self.voters.union(&self.learners).filter(|id| **id != self.leader).filter(goes).copied().collect()
+        let goes = |id: &&NodeId| **id != self.leader && self.goes(**id);
+        self.voters.union(&self.learners).filter(goes).copied().collect()
+    }
+
+    /// Whoever leads then takes it out of the group.
+    fn leader_goes(&self, held: &BTreeSet<NodeId>) -> Option<Step> {
+        let can_lead = |id: &NodeId| *id != self.leader && self.node(*id).alive;
+        (self.goes(self.leader) && held.iter().any(can_lead)).then_some(Step::Remove(self.leader))
     }
 
     fn candidates(&self, held: &BTreeSet<NodeId>, alive: bool) -> impl Iterator<Item = NodeId> {
@@ -190,7 +201,12 @@ mod tests {
         now.nodes.remove(&4);
         assert_eq!(plan(&now), [Remove(3), Remove(4)]);
         now.nodes.remove(&1);
-        assert!(!plan(&now).contains(&Remove(1)), "the leader hands over first");
+        assert_eq!(plan(&now), [Remove(3), Remove(4), Remove(1)], "the leader goes last");
+        let now = with(replicas(1, 1, 1, 15), &[(1, Candidate { leaving: true, ..GOOD })]);
+        assert_eq!(plan(&now), [], "nobody else could lead");
+        let last = Candidate { leaving: true, ..GOOD };
+        assert_eq!(plan(&with(replicas(1, 2, 2, 15), &[(1, last)])), [Remove(1)]);
+        assert_eq!(plan(&with(replicas(1, 2, 2, 15), &[(1, last), (2, DEAD)])), []);
     }
 
     #[test]

@@ -41,10 +41,12 @@ async fn a_reflector_misses_nothing_while_a_node_dies() {
     let cluster = Cluster::start(3).await;
     let client = client(&cluster, "node-1").await;
     let maps: Api<ConfigMap> = Api::default_namespaced(client);
-    let (store, writer) = reflector::store::<ConfigMap>();
-    let seen = reflector(writer, watcher(maps.clone(), watcher::Config::default()).default_backoff());
-    let following = tokio::spawn(seen.for_each(|_| async {}));
-
+    // In both ways: a list and then a watch, and a watch that begins with what there is.
+    let followed = [watcher::Config::default(), watcher::Config::default().streaming_lists()].map(|config| {
+        let (store, writer) = reflector::store::<ConfigMap>();
+        let seen = reflector(writer, watcher(maps.clone(), config).default_backoff());
+        (store, tokio::spawn(seen.for_each(|_| async {})))
+    });
     let dying = victim(&cluster, "node-1").await;
     for number in 0..60 {
         if number == 20 {
@@ -61,7 +63,7 @@ async fn a_reflector_misses_nothing_while_a_node_dies() {
         eventually(LIMIT, "a write is taken", written).await;
     }
     maps.delete("map-0", &DeleteParams::default()).await.unwrap();
-    let all = || async {
+    let all = |store: reflector::Store<ConfigMap>| async move {
         let found: BTreeMap<String, String> = store
             .state()
             .iter()
@@ -71,8 +73,10 @@ async fn a_reflector_misses_nothing_while_a_node_dies() {
         let wanted: BTreeMap<String, String> = (1..30).map(|n| (format!("map-{n}"), (n + 30).to_string())).collect();
         if found == wanted { Ok(()) } else { Err(format!("{found:?}")) }
     };
-    eventually(LIMIT, "the reflector has what was written", all).await;
-    following.abort();
+    for (store, following) in followed {
+        eventually(LIMIT, "the reflector has what was written", || all(store.clone())).await;
+        following.abort();
+    }
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -212,6 +212,8 @@ async fn run(kubectl: &Kubectl, busybox: &str) {
     kubectl.ok(&["wait", "--for=jsonpath={.status.phase}=Failed", "pod/failed", "--timeout=60s"]);
     let words = "jsonpath={.status.containerStatuses[0].state.terminated.message}";
     assert_eq!(kubectl.ok(&["get", "pod", "failed", "-o", words]), "I gave up\n");
+    let started = ["--field-selector=involvedObject.name=failed,reason=Started", "-o", "jsonpath={.items[*].count}"];
+    assert_eq!(kubectl.ok(&[&["get", "events"], &started[..]].concat()), "1");
     kubectl.ok(&["delete", "pod", "failed"]);
     // At a terminal, which it takes with it.
     let command =

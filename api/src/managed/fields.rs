@@ -163,7 +163,7 @@ fn canonical(name: &str) -> Result<String, String> {
     }
 }
 
-fn shown(name: &str) -> String {
+pub(super) fn shown(name: &str) -> String {
     let (kind, rest) = name.split_at(2);
     match kind {
         "f:" => format!(".{rest}"),

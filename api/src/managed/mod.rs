@@ -299,7 +299,13 @@ pub fn apply(
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let config = &without_nulls(config);
-    let invalid = |error: String| Status::new(Reason::Invalid, format!("failed to create typed patch object: {error}"));
+    let said = |path: &str| config.pointer(path).and_then(Value::as_str).unwrap_or_default();
+    let invalid = |error: String| {
+        let (namespace, name) = (said("/metadata/namespace"), said("/metadata/name"));
+        let (version, kind) = (said("/apiVersion"), said("/kind"));
+        let about = format!("{namespace}/{name}; {version}, Kind={kind}");
+        Status::new(Reason::Invalid, format!("failed to create typed patch object ({about}): {error}"))
+    };
     let mut wanted = without_unmanaged(fields_of(config, schema).map_err(invalid)?);
     wanted.own = false;
     if writer.leaves_status() {

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 
 use serde_json::{Map, Value};
 
-use super::fields::Fields;
+use super::fields::{Fields, shown};
 use crate::schema::Schema;
 
 /// How a value is divided into fields.
@@ -105,7 +105,7 @@ fn named<'a>(list: &'a [Value], keys: Option<&Keys<'_>>) -> Result<Vec<(String, 
             None => format!("v:{element}"),
         };
         if !seen.insert(name.clone()) {
-            return Err(format!("duplicate entries for key [{}]", name.split_at(2).1));
+            return Err(format!("duplicate entries for key {}", shown(&name)));
         }
         all.push((name, element));
     }
@@ -136,7 +136,7 @@ pub fn fields_of(value: &Value, schema: Option<&Schema>) -> Result<Fields, Strin
         (Shape::Keyed(keys), Value::Array(list)) if !list.is_empty() => {
             let mut set = Fields::default();
             for (name, element) in named(list, Some(&keys)).map_err(|error| format!(": {error}"))? {
-                let below = fields_of(element, keys.items).map_err(|error| format!("[]{error}"))?;
+                let below = fields_of(element, keys.items).map_err(|error| format!("{}{error}", shown(&name)))?;
                 set.add(name, Fields { own: true, children: below.children });
             }
             Ok(set)

@@ -12,7 +12,7 @@ mod strategic;
 
 use serde_json::Value;
 
-use crate::error::{Cause, Reason, Status};
+use crate::error::{Reason, Status};
 use crate::schema::Schema;
 
 /// How deep a patched object may be nested.
@@ -106,11 +106,9 @@ impl Patch {
     }
 }
 
-/// Upstream's answer to a patch that is well-formed and cannot be applied; why stands in the cause.
+/// Upstream's answer to a patch that is well-formed and cannot be applied, with why.
 fn rejected(why: String) -> Status {
-    let cause = Cause { reason: "UnexpectedServerResponse".into(), message: why, field: String::new() };
-    let message = "the server rejected our request due to an error in our request";
-    Status { causes: vec![cause], ..Status::new(Reason::Invalid, message) }
+    Status::new(Reason::Invalid, format!("the server rejected our request due to an error in our request: {why}"))
 }
 
 fn too_deep() -> Status {

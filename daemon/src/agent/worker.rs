@@ -62,6 +62,8 @@ pub struct Worker {
     volumes: Arc<Mutex<()>>,
     /// The last Pod, for what remains to be said when the object is gone.
     last: Option<Arc<Pod>>,
+    /// The last status that people were told of; the Pod's own may be older.
+    told: Option<PodStatus>,
 }
 
 impl Worker {
@@ -88,6 +90,7 @@ impl Worker {
             resizes: Resizes::default(),
             volumes: Arc::default(),
             last: None,
+            told: None,
         }
     }
 
@@ -344,7 +347,7 @@ impl Worker {
 
     /// Tells of what a status says for the first time.
     fn tell_of(&mut self, pod: &Pod, status: &PodStatus) {
-        let before = pod.status.clone().unwrap_or_default();
+        let before = self.told.replace(status.clone()).or_else(|| pod.status.clone()).unwrap_or_default();
         for (severity, reason, message) in news::between(names(pod).1, &before, status) {
             self.tell(severity, reason, &message);
         }

@@ -16,6 +16,9 @@ use crate::proto::{DeleteObjectRequest, GetObjectRequest, WatchObjectsRequest};
 
 /// How long an object may take to go, unless the user says.
 const TIMEOUT_SECONDS: u32 = 5 * 60;
+/// How often the daemon is asked again whether an object is gone, after it did not say.
+const RETRIES: u32 = 10;
+const RETRY_PAUSE: Duration = Duration::from_millis(300);
 
 /// What happens to the objects that belong to a deleted one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -151,9 +154,30 @@ async fn delete_one(session: &Session, args: &DeleteArgs, target: &Target) -> an
     Ok(())
 }
 
-/// Returns when the object that is being deleted is gone, even if another one has its name by then.
+/// Returns when the object that is being deleted is gone, even if another one has its name by then. What is deleted may be
+/// the very node that the answers come from, so that the daemon is asked more than once.
 async fn until_gone(session: &Session, target: &Target) -> anyhow::Result<()> {
-    let Some((uid, revision)) = dying(session, target).await? else { return Ok(()) };
+    let mut wanted = None;
+    let mut failures = 0;
+    loop {
+        let looked = async {
+            let Some((uid, revision)) = dying(session, target).await? else { return Ok(true) };
+            if *wanted.get_or_insert_with(|| uid.clone()) != uid {
+                return Ok(true);
+            }
+            sees_the_end(session, target, &uid, revision).await
+        };
+        match looked.await {
+            Ok(true) => return Ok(()),
+            Err(error) if failures >= RETRIES => return Err(error),
+            Ok(false) | Err(_) => failures += 1,
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// Whether a watch came to the end of the object.
+async fn sees_the_end(session: &Session, target: &Target, uid: &str, revision: u64) -> anyhow::Result<bool> {
     let request = WatchObjectsRequest {
         kind: target.kind.clone(),
         namespace: target.namespace.clone(),
@@ -164,15 +188,12 @@ async fn until_gone(session: &Session, target: &Target) -> anyhow::Result<()> {
     let mut stream = session.objects().watch(request).await?.into_inner();
     while let Some(event) = stream.message().await? {
         let object: Value = serde_json::from_slice(&event.json).unwrap_or_default();
-        let same = object.pointer("/metadata/uid").and_then(Value::as_str) == Some(&uid);
+        let same = object.pointer("/metadata/uid").and_then(Value::as_str) == Some(uid);
         if event.r#type == "DELETED" && same {
-            return Ok(());
+            return Ok(true);
         }
     }
-    match dying(session, target).await? {
-        Some((now, _)) if now == uid => bail!("the daemon ended the watch of {}", target.words()),
-        _ => Ok(()),
-    }
+    Ok(false)
 }
 
 /// Uid and revision of the object, if it is still there and being deleted.

@@ -4,6 +4,7 @@
 
 use flotilla_api::kinds::customresourcedefinition::CLEANUP_FINALIZER;
 use flotilla_api::{Builtin, Change, Key, Kind, Reason, Status};
+use flotilla_raft::Range;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use super::authorize::Attempt;
 use super::settle::{Decision, Reads};
 use super::write::{encode, text, with_revision};
 use super::{Gate, List, ListQuery, User, Verb, object};
+use crate::members::{ID_ANNOTATION, MEMBER_FINALIZER};
 
 /// A pod that says nothing else has this long to end.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -138,6 +140,9 @@ impl Gate {
                 format!("namespaces \"{}\" is forbidden: this namespace may not be deleted", key.name()),
             ));
         }
+        if kind.builtin == Some(Builtin::Node) && !is_forced(options) {
+            self.check_not_last(key)?;
+        }
         let change = Change::new(&user.name, &options.manager);
         let (gone, object, change) = match step(kind, old.clone(), options, Timestamp::now()) {
             Step::Nothing => (false, old, None),
@@ -153,6 +158,31 @@ impl Gate {
             None => Decision::Keep(deleted),
         })
     }
+}
+
+impl Gate {
+    /// Nobody could take over from the last node that stays.
+    fn check_not_last(&self, key: &Key) -> Result<(), Status> {
+        let nodes = self.store().range(Range::prefix(key.collection().prefix())).map_err(Status::internal)?;
+        for other in nodes.items.iter().filter(|other| other.key != *key) {
+            if object(other)?.pointer("/metadata/deletionTimestamp").is_none() {
+                return Ok(());
+            }
+        }
+        Err(Status::new(
+            Reason::Forbidden,
+            format!(
+                "nodes \"{}\" is forbidden: it is the cluster's last node: stop its daemon and remove its data directory \
+                 instead",
+                key.name()
+            ),
+        ))
+    }
+}
+
+/// Whether an object is to go whatever that does to others.
+fn is_forced(options: &DeleteOptions) -> bool {
+    options.grace_period_seconds == Some(0)
 }
 
 /// Whether the stored object is the one that is meant.
@@ -180,6 +210,13 @@ fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp)
         // It goes when its objects are gone; its planner sees to that.
         hold(&mut object, CLEANUP_FINALIZER);
     }
+    if kind.builtin == Some(Builtin::Node) && object.pointer("/metadata/annotations").is_some_and(is_member) {
+        // It goes when its vote has gone to others, unless there is no time for that; the leader sees to it.
+        match is_forced(options) {
+            false => hold(&mut object, MEMBER_FINALIZER),
+            true => release(&mut object, MEMBER_FINALIZER),
+        }
+    }
     let held = ["/metadata/finalizers", "/spec/finalizers"]
         .iter()
         .any(|path| object.pointer(path).and_then(Value::as_array).is_some_and(|list| !list.is_empty()));
@@ -197,9 +234,14 @@ fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp)
     let since = told.map_or(now, |at| at.saturating_sub(SignedDuration::from_secs(left)).unwrap_or(now));
     let at = since.saturating_add(SignedDuration::from_secs(grace)).unwrap_or(now);
     metadata["deletionTimestamp"] = json!(at.strftime("%Y-%m-%dT%H:%M:%SZ").to_string());
-    metadata["deletionGracePeriodSeconds"] = json!(grace);
+    if let (false, Some(generation)) = (marked, metadata.get("generation").and_then(Value::as_i64)) {
+        // Whoever acts on the object shall act otherwise from now on.
+        metadata["generation"] = json!(generation + 1);
+    }
     if is_kind(kind, "namespaces") {
         object["status"]["phase"] = json!("Terminating");
+    } else {
+        metadata["deletionGracePeriodSeconds"] = json!(grace);
     }
     Step::Mark(object)
 }
@@ -236,6 +278,16 @@ fn hold(object: &mut Value, finalizer: &str) {
     }
 }
 
+fn release(object: &mut Value, finalizer: &str) {
+    if let Some(list) = object["metadata"]["finalizers"].as_array_mut() {
+        list.retain(|held| held != finalizer);
+    }
+}
+
+fn is_member(annotations: &Value) -> bool {
+    annotations.get(ID_ANNOTATION).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -267,6 +319,16 @@ mod tests {
     }
 
     #[test]
+    fn an_object_that_is_told_to_go_is_of_another_generation_once() {
+        let mut pod = running_pod();
+        pod["metadata"]["generation"] = json!(4);
+        let Step::Mark(pod) = step_of("pods", pod, &DeleteOptions::default()) else { panic!("not marked") };
+        let hurry = DeleteOptions { grace_period_seconds: Some(2), ..Default::default() };
+        let Step::Mark(hurried) = step_of("pods", pod.clone(), &hurry) else { panic!("not hurried") };
+        assert_eq!([&pod, &hurried].map(|pod| &pod["metadata"]["generation"]), [&json!(5), &json!(5)]);
+    }
+
+    #[test]
     fn finalizers_hold_an_object() {
         let held = json!({"metadata": {"name": "c", "finalizers": ["x/y"]}});
         let Step::Mark(object) = step_of("configmaps", held, &DeleteOptions::default()) else { panic!("not marked") };
@@ -280,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn a_member_stays_until_it_is_out_of_the_group_unless_it_is_forced() {
+        let node = json!({"metadata": {"name": "n", "annotations": {ID_ANNOTATION: "7"}}});
+        let Step::Mark(marked) = step_of("nodes", node, &DeleteOptions::default()) else { panic!("not marked") };
+        assert_eq!(marked["metadata"]["finalizers"], json!([MEMBER_FINALIZER]));
+        let forced = DeleteOptions { grace_period_seconds: Some(0), ..Default::default() };
+        assert!(matches!(step_of("nodes", marked, &forced), Step::Remove));
+        let foreign = json!({"metadata": {"name": "virtual"}});
+        assert!(matches!(step_of("nodes", foreign, &DeleteOptions::default()), Step::Remove));
+    }
+
+    #[test]
     fn a_namespace_ends_when_its_content_has() {
         let namespace =
             json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
@@ -287,5 +360,7 @@ mod tests {
             panic!("not marked")
         };
         assert_eq!(object["status"]["phase"], "Terminating");
+        assert_eq!(object["metadata"].get("deletionGracePeriodSeconds"), None);
+        assert!(matches!(step_of("namespaces", object, &DeleteOptions::default()), Step::Nothing));
     }
 }

@@ -41,10 +41,8 @@ impl ListQuery {
     /// # Errors
     /// `BadRequest` if a selector cannot be parsed.
     pub fn parse(namespace: Option<String>, labels: &str, fields: &str) -> Result<Self, Status> {
-        let labels =
-            Labels::parse(labels).map_err(|e| Status::bad_request(format!("label selector {labels:?}: {e}")))?;
-        let fields =
-            Fields::parse(fields).map_err(|e| Status::bad_request(format!("field selector {fields:?}: {e}")))?;
+        let labels = Labels::parse(labels).map_err(|error| Status::bad_request(error.to_string()))?;
+        let fields = Fields::parse(fields).map_err(|error| Status::bad_request(error.to_string()))?;
         Ok(Self { namespace, labels, fields, ..Self::default() })
     }
 

@@ -215,16 +215,18 @@ pub fn failure_json(status: &Status, about: &Details) -> Value {
     if let Some(token) = &status.continue_token {
         body["metadata"]["continue"] = token.as_str().into();
     }
-    if named || !details.is_empty() || status.reason == Reason::MethodNotAllowed {
+    // Clients look for what was wrong with a request in details, which may be empty.
+    if named || !details.is_empty() || matches!(status.reason, Reason::MethodNotAllowed | Reason::Invalid) {
         body["details"] = Value::Object(details);
     }
     body
 }
 
-/// Whether upstream says of a failure like this what it is about.
+/// Whether upstream says of a failure like this what it is about. A request may be invalid before there is an object.
 fn is_of_an_object(status: &Status) -> bool {
     use Reason::{AlreadyExists, Conflict, Forbidden, Invalid, NotFound};
-    matches!(status.reason, AlreadyExists | Conflict | Forbidden | Invalid | NotFound)
+    let invalid = status.reason == Invalid && !status.causes.is_empty();
+    invalid || matches!(status.reason, AlreadyExists | Conflict | Forbidden | NotFound)
 }
 
 /// Kind or resource, group and name of what a failure is about, as its message names it: what is wrong may be wrong with
@@ -296,6 +298,7 @@ mod tests {
         let own = Some(json!({"name": "a", "kind": "configmaps"}));
         assert_eq!(of(Reason::Conflict, "Apply failed with 1 conflict: conflict with \"b\": .data.k"), own);
         assert_eq!(of(Reason::BadRequest, "name must be provided"), None);
+        assert_eq!(of(Reason::Invalid, "the server rejected our request"), Some(json!({})));
         assert_eq!(of(Reason::MethodNotAllowed, "the server does not allow this"), Some(json!({})));
     }
 

@@ -127,7 +127,8 @@ pub fn yaml(bytes: &[u8]) -> Result<Value, Status> {
     }
 }
 
-/// An object of `kind` as it is to be written at `target`: what the path says need not be repeated in it.
+/// An object of `kind` as it is to be written at `target`: what the path says need not be repeated in it, but for the type of
+/// a custom one.
 ///
 /// # Errors
 /// `BadRequest` if it cannot be read or contradicts the path.
@@ -135,6 +136,9 @@ pub fn object(kind: &Kind, target: &Target, mut object: Value) -> Result<Value, 
     let Value::Object(map) = &mut object else {
         return Err(Status::bad_request(format!("the body of the request is not an object of kind {}", kind.kind)));
     };
+    if kind.structure.is_some() {
+        says_its_type(map)?;
+    }
     fill(map, "apiVersion", &kind.api_version(), |found, wanted| {
         format!("the API version in the data ({found}) does not match the expected API version ({wanted})")
     })?;
@@ -157,6 +161,31 @@ pub fn object(kind: &Kind, target: &Target, mut object: Value) -> Result<Value, 
         })?;
     }
     Ok(object)
+}
+
+/// An intent of `kind` at `target`, which says itself what it is of.
+///
+/// # Errors
+/// As [`object`].
+pub fn intent(kind: &Kind, target: &Target, intent: Value) -> Result<Value, Status> {
+    if let Value::Object(map) = &intent {
+        let (found, wanted) = (map.get("apiVersion").and_then(Value::as_str).unwrap_or_default(), kind.api_version());
+        if found != wanted {
+            return Err(Status::bad_request(format!(
+                "Incorrect version specified in apply patch. Specified patch version: {found}, expected: {wanted}"
+            )));
+        }
+        says_its_type(map)?;
+    }
+    object(kind, target, intent)
+}
+
+fn says_its_type(map: &Map<String, Value>) -> Result<(), Status> {
+    let is_missing = |field: &str| map.get(field).and_then(Value::as_str).unwrap_or_default().is_empty();
+    match [("kind", "Kind"), ("apiVersion", "apiVersion")].into_iter().find(|(field, _)| is_missing(field)) {
+        Some((_, word)) => Err(Status::bad_request(format!("Object '{word}' is missing in the body of the request"))),
+        None => Ok(()),
+    }
 }
 
 /// Puts a text where there is none.

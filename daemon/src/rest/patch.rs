@@ -36,7 +36,11 @@ impl Rest {
     /// Server-side apply: makes the object, or brings it to what its manager wants.
     async fn apply(&self, call: &Call, sent: Value, part: Part, options: &WriteOptions) -> Answer {
         let kind = &call.kind;
-        let config = body::object(kind, &call.target, part.config(kind, sent)?)?;
+        let config = part.config(kind, sent)?;
+        let config = match part {
+            Part::Scale => body::object(kind, &call.target, config)?,
+            _ => body::intent(kind, &call.target, config)?,
+        };
         let asked = (&config, call.query.flag("force"));
         let (written, created) =
             self.gate().own(&call.user, kind, call.place()?, part.how(Verb::Patch), asked, options).await?;

@@ -126,6 +126,17 @@ fn list_metadata<T>(list: &List<T>) -> Value {
 
 /// What to list, by the query.
 pub(super) fn list_query(call: &Call, kind: &Kind, target: &Target) -> Result<ListQuery, Status> {
+    let limit = call.query.number("limit")?.unwrap_or_default();
+    Ok(ListQuery {
+        limit: usize::try_from(limit).unwrap_or_default(),
+        continue_token: call.query.get("continue").to_owned(),
+        at: as_of(&call.query)?,
+        ..selection(call, kind, target)?
+    })
+}
+
+/// Which objects to list or watch, by the query.
+pub(super) fn selection(call: &Call, kind: &Kind, target: &Target) -> Result<ListQuery, Status> {
     let query = &call.query;
     let namespace = target.namespace.clone().filter(|_| kind.is_namespaced());
     let mut fields = query.get("fieldSelector").to_owned();
@@ -133,13 +144,7 @@ pub(super) fn list_query(call: &Call, kind: &Kind, target: &Target) -> Result<Li
         // A watch of one object, the old way.
         fields = [fields.as_str(), &format!("metadata.name={name}")].join(",").trim_start_matches(',').into();
     }
-    let limit = query.number("limit")?.unwrap_or_default();
-    Ok(ListQuery {
-        limit: usize::try_from(limit).unwrap_or_default(),
-        continue_token: query.get("continue").to_owned(),
-        at: as_of(query)?,
-        ..ListQuery::parse(namespace, query.get("labelSelector"), &fields)?
-    })
+    ListQuery::parse(namespace, query.get("labelSelector"), &fields)
 }
 
 /// As of when to list. Defined by the API concepts, "Semantics for get and list", and upstream's validation of

@@ -76,7 +76,7 @@ pub fn write(kind: &Kind, object: &mut Value, scale: &Value) -> Result<(), Statu
             field: "spec.replicas".into(),
         };
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-        return Err(Status::invalid(kind.qualified(), name, vec![cause]));
+        return Err(Status::invalid("Scale.autoscaling", name, vec![cause]));
     }
     if let Some(version) = scale.pointer("/metadata/resourceVersion").filter(|version| !version.is_null()) {
         object["metadata"]["resourceVersion"] = version.clone();

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::body::refuse;
 use super::negotiate::View;
 use super::query::Query;
-use super::read::{LIST_OPTIONS, list_query, revision};
+use super::read::{LIST_OPTIONS, revision, selection};
 use super::route::Target;
 use super::table::{self, Include};
 use super::{Answer, BoxError, Call, Rest, answer};
@@ -43,8 +43,7 @@ const INITIAL_EVENTS_END: &str = "k8s.io/initial-events-end";
 impl Rest {
     pub(super) async fn watch(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
         let start = Start::parse(&call.query)?;
-        let query =
-            ListQuery { limit: 0, continue_token: String::new(), at: start.at(), ..list_query(call, kind, target)? };
+        let query = ListQuery { at: start.at(), ..selection(call, kind, target)? };
         let timeout = match call.query.number("timeoutSeconds")?.filter(|seconds| *seconds > 0) {
             Some(seconds) => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
             None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),

@@ -1,0 +1,64 @@
+//! Nodes are deleted while their machines run, whoever votes or leads among them: the cluster goes on.
+
+use std::time::Duration;
+
+use flotilla_tests::{Cluster, cli, eventually, object};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+async fn writes(cluster: &Cluster, node: &str, name: &str) {
+    let manifest = format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: {name}}}}}");
+    let written = || async {
+        let applied = object::apply(cluster, node, manifest.as_bytes()).await;
+        applied.map(drop).map_err(|status| status.message().to_owned())
+    };
+    eventually(LIMIT, "the cluster takes writes", written).await;
+}
+
+/// The deleted machine ends by itself, and says why.
+async fn ends(cluster: &Cluster, node: &str) {
+    let told = || async {
+        let log = cluster.log(node).map_err(|error| error.to_string())?;
+        let told = log.contains("this machine was removed from the cluster") && log.contains("stopping;");
+        if told { Ok(()) } else { Err("not yet".to_owned()) }
+    };
+    eventually(LIMIT, "the deleted machine ends", told).await;
+}
+
+async fn vote(cluster: &Cluster, voters: &[String]) {
+    let settled = || async {
+        let status = cluster.status(&voters[0]).await?;
+        if status.voters == voters { Ok(()) } else { Err(format!("{:?}", status.voters)) }
+    };
+    eventually(LIMIT, "these vote", settled).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_voter_is_deleted_while_another_is_dead() {
+    let cluster = Cluster::start(3).await;
+    let leader = cluster.leader("node-1").await.unwrap();
+    let others = cluster.nodes_but(&leader);
+    cluster.dev.pull_plug(&others[0]).unwrap();
+    let _ = cli::ok(&cluster, &leader, &["delete", "node", &others[1]]);
+    vote(&cluster, std::slice::from_ref(&leader)).await;
+    writes(&cluster, &leader, "after-the-voter").await;
+    ends(&cluster, &others[1]).await;
+    let _ = cli::ok(&cluster, &leader, &["delete", "node", &others[0]]);
+    let last = cli::flotilla(&cluster, &leader, &["delete", "node", &leader]);
+    assert!(last.code == Some(1) && last.err.contains("it is the cluster's last node"), "{last:?}");
+    writes(&cluster, &leader, "after-all").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_voter_is_deleted_and_the_other_node_takes_over() {
+    let cluster = Cluster::start(2).await;
+    let leader = cluster.leader("node-1").await.unwrap();
+    let heir = cluster.nodes_but(&leader).remove(0);
+    writes(&cluster, &leader, "before").await;
+    let _ = cli::ok(&cluster, &heir, &["delete", "node", &leader]);
+    vote(&cluster, std::slice::from_ref(&heir)).await;
+    writes(&cluster, &heir, "after").await;
+    let names = object::names(&cluster, &heir, "configmaps").await.unwrap();
+    assert!(["before", "after"].iter().all(|name| names.iter().any(|known| known == name)), "{names:?}");
+    ends(&cluster, &leader).await;
+}
