@@ -53,11 +53,17 @@ fn cpu_ticks(stat: &str) -> Option<(u64, u64)> {
 }
 
 fn memory_used(meminfo: &str) -> Option<u64> {
-    let field = |name: &str| -> Option<u64> {
-        let line = meminfo.lines().find(|line| line.starts_with(name))?;
-        line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
-    };
-    Some(field("MemTotal:")?.saturating_sub(field("MemAvailable:")?))
+    Some(memory_field(meminfo, "MemTotal:")?.saturating_sub(memory_field(meminfo, "MemAvailable:")?))
+}
+
+fn memory_field(meminfo: &str, name: &str) -> Option<u64> {
+    let line = meminfo.lines().find(|line| line.starts_with(name))?;
+    line.split_whitespace().nth(1)?.parse::<u64>().ok().map(|kib| kib * 1024)
+}
+
+/// The memory that programs could still be given; `None` if the machine does not say.
+pub fn free_memory_bytes() -> Option<u64> {
+    memory_field(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemAvailable:")
 }
 
 /// The machine's processors in thousandths, and its memory in bytes.

@@ -31,7 +31,9 @@ pub enum ProposeError {
     /// The Change was made in an earlier term; its maker is no longer leader.
     #[error("made in term {wanted}, but the term is {current}")]
     StaleTerm { wanted: u64, current: u64 },
-    #[error("the disk of a voter is nearly full: only changes that free space are taken")]
+    #[error(
+        "the disk of a voter is nearly full ('flotilla status' says whose): only changes that free space are taken"
+    )]
     NoSpace,
     /// Not applied: no leader took it in this time.
     #[error("no leader took the change within {0:?}")]

@@ -26,6 +26,8 @@ pub(crate) struct Space {
     floor: SpaceFloor,
     reserve: PathBuf,
     held: AtomicBool,
+    /// It was low at the last look.
+    low: AtomicBool,
     free_bytes: AtomicU64,
     total_bytes: AtomicU64,
 }
@@ -44,7 +46,8 @@ impl Space {
         let reserve = dir.join(RESERVE);
         let held = AtomicBool::new(disk.reader(&reserve).is_ok());
         let (free_bytes, total_bytes) = (AtomicU64::new(u64::MAX), AtomicU64::new(0));
-        let space = Self { floor, reserve, held, free_bytes, total_bytes };
+        let low = AtomicBool::new(false);
+        let space = Self { floor, reserve, held, low, free_bytes, total_bytes };
         space.look(disk);
         if space.step() == Step::GiveUp {
             space.give_up(disk);
@@ -59,6 +62,21 @@ impl Space {
             Step::GiveUp => self.give_up(disk),
             Step::Take => self.take(disk),
             Step::Leave => {}
+        }
+        self.tell();
+    }
+
+    /// Says once when the disk becomes nearly full, and once when it has room again.
+    fn tell(&self) {
+        let (free_bytes, floor_bytes) = (self.free_bytes(), self.floor_bytes());
+        match (self.low.swap(self.is_low(), Ordering::Relaxed), self.is_low()) {
+            (false, true) => tracing::warn!(
+                free_bytes,
+                floor_bytes,
+                "the disk is nearly full: while this replica votes, the cluster takes only changes that free space"
+            ),
+            (true, false) => tracing::info!(free_bytes, floor_bytes, "the disk has room again"),
+            _ => {}
         }
     }
 

@@ -28,6 +28,8 @@ const RESERVED_MEMORY_BYTES: u64 = 128 * 1024 * 1024;
 const MEASURE: Duration = Duration::from_secs(2);
 /// A daemon that starts again leaves its node as ready as it was for this long: the pods ran on without it.
 const STARTING: Duration = Duration::from_secs(10);
+/// The kubelet evicts pods when less is free.
+const MIN_MEMORY_BYTES: u64 = 100 * 1024 * 1024;
 /// How often the Node is looked at besides when it changes.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often the node's own addresses are compared with those in its status.
@@ -70,6 +72,7 @@ async fn keep_status(node: &Node) {
             tokio::select! {
                 () = judged => {}
                 () = moved(node, &told) => {}
+                () = filled(node) => {}
             }
         };
         _ = tokio::time::timeout(LOOK, looked).await;
@@ -81,6 +84,13 @@ async fn moved(node: &Node, told: &[SocketAddr]) {
     while addresses(node) == told {
         tokio::time::sleep(ADDRESS_LOOK).await;
     }
+}
+
+/// Waits until the store's disk becomes nearly full, or has room again.
+async fn filled(node: &Node) {
+    let mut status = node.gate.store().status();
+    let was = status.borrow_and_update().low_space;
+    _ = status.wait_for(|status| status.low_space != was).await;
 }
 
 /// Where this node says it is found.
@@ -132,6 +142,8 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
     let options = WriteOptions::by(MANAGER);
     let now = Timestamp::now();
     let disk_bytes = disk_bytes(&node.config.data_dir);
+    let low_space = node.gate.store().status().borrow().low_space;
+    let short_of_memory = usage::free_memory_bytes().is_some_and(|bytes| bytes < MIN_MEMORY_BYTES);
     node.gate
         .update(&user, &kind, ("", node.members.own_name()), Subresource::Status, &options, |object| {
             let mut status = object.get("status").cloned().unwrap_or_else(|| json!({}));
@@ -146,6 +158,11 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
             if ready || !(starting && is_ready(&status)) {
                 set_ready(&mut status, ready, now);
+            }
+            for (kind, pressed) in
+                [("MemoryPressure", short_of_memory), ("DiskPressure", low_space), ("PIDPressure", false)]
+            {
+                set_pressure(&mut status, kind, pressed, now);
             }
             object["status"] = status;
             Ok(())
@@ -219,22 +236,39 @@ fn is_ready(status: &Value) -> bool {
     conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
-/// Sets the Ready condition; its times move only with its status.
 fn set_ready(status: &mut Value, ready: bool, now: Timestamp) {
-    let (word, reason, message) = match ready {
-        true => ("True", "FlotillaReady", "flotilla is posting ready status"),
-        false => ("False", "PodNetworkNotReady", "the node has no pod addresses yet"),
+    match ready {
+        true => set(status, "Ready", ("True", "FlotillaReady", "flotilla is posting ready status"), now),
+        false => set(status, "Ready", ("False", "PodNetworkNotReady", "the node has no pod addresses yet"), now),
+    }
+}
+
+/// In the kubelet's words. What says that there is pressure is not longer than what says that there is none: a disk that is
+/// full takes nothing that grows.
+fn set_pressure(status: &mut Value, kind: &str, pressed: bool, now: Timestamp) {
+    let (reason, message) = match (kind, pressed) {
+        ("MemoryPressure", false) => ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),
+        ("MemoryPressure", true) => ("KubeletHasInsufficientMemory", "kubelet has insufficient memory available"),
+        ("DiskPressure", false) => ("KubeletHasNoDiskPressure", "kubelet has no disk pressure"),
+        ("DiskPressure", true) => ("KubeletHasDiskPressure", "kubelet has disk pressure"),
+        (_, false) => ("KubeletHasSufficientPID", "kubelet has sufficient PID available"),
+        (_, true) => ("KubeletHasInsufficientPID", "kubelet has insufficient PID available"),
     };
+    set(status, kind, (if pressed { "True" } else { "False" }, reason, message), now);
+}
+
+/// Sets a condition; its times move only with its status.
+fn set(status: &mut Value, kind: &str, (word, reason, message): (&str, &str, &str), now: Timestamp) {
     if !status["conditions"].is_array() {
         status["conditions"] = json!([]);
     }
     let Some(conditions) = status["conditions"].as_array_mut() else { return };
-    let known = conditions.iter_mut().find(|condition| condition["type"] == "Ready");
+    let known = conditions.iter_mut().find(|condition| condition["type"] == kind);
     if known.as_ref().is_some_and(|known| known["status"] == word && known["reason"] == reason) {
         return;
     }
     let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    let condition = json!({"type": "Ready", "status": word, "reason": reason, "message": message,
+    let condition = json!({"type": kind, "status": word, "reason": reason, "message": message,
         "lastHeartbeatTime": at, "lastTransitionTime": at});
     match known {
         Some(known) => *known = condition,
@@ -308,5 +342,10 @@ mod tests {
         set_ready(&mut status, false, Timestamp::now());
         assert_eq!(status["conditions"][0]["status"], "False");
         assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
+        set_pressure(&mut status, "DiskPressure", false, Timestamp::now());
+        let before = status.to_string().len();
+        set_pressure(&mut status, "DiskPressure", true, Timestamp::now());
+        assert_eq!(status["conditions"][1]["reason"], "KubeletHasDiskPressure");
+        assert!(status.to_string().len() <= before);
     }
 }

@@ -7,7 +7,8 @@ use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::kinds::cluster::CaPhase;
 use flotilla_api::kinds::cluster::NAME as CLUSTER_NAME;
 use flotilla_api::kinds::{Builtin, FLOTILLA_GROUP};
-use flotilla_api::quantity;
+use flotilla_api::{object, quantity};
+use flotilla_raft::Range;
 use jiff::Timestamp;
 use serde_json::Value;
 use tonic::{Request, Response};
@@ -117,12 +118,36 @@ impl Service {
         if let Some(error) = &raft.fatal {
             problems.push(format!("the store of this node has stopped: {error}; free its disk and restart the daemon"));
         }
+        for name in self.nodes_short_of_disk() {
+            problems.push(format!(
+                "the disk of node {name} is nearly full: the cluster takes only changes that free space until there is room \
+                 on it again"
+            ));
+        }
         for (name, one) in self.node.members.liveness().borrow().iter() {
-            if one.state == flotilla_control::Liveness::Dead {
-                problems.push(format!("node {name} has been silent for {} s", one.silent_ms / 1_000));
+            match (one.state, one.silent_ms) {
+                (flotilla_control::Liveness::Dead, 0) => {
+                    problems.push(format!("node {name} was not heard since this daemon started"));
+                }
+                (flotilla_control::Liveness::Dead, ms) => {
+                    problems.push(format!("node {name} has been silent for {} s", ms / 1_000));
+                }
+                _ => {}
             }
         }
         problems
+    }
+
+    fn nodes_short_of_disk(&self) -> Vec<String> {
+        let nodes = self.node.gate.store().range(Range::prefix(Builtin::Node.collection().prefix()));
+        let nodes = nodes.map(|page| page.items).unwrap_or_default();
+        let objects = nodes.iter().filter_map(|kv| object::decode_value(&kv.value, kv.mod_revision).ok());
+        let is_short = |node: &Value| {
+            let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+            let pressed = |one: &Value| one["type"] == "DiskPressure" && one["status"] == "True";
+            conditions.is_some_and(|all| all.iter().any(pressed))
+        };
+        objects.filter(is_short).map(|node| text(&node, "/metadata/name")).collect()
     }
 }
 
