@@ -18,6 +18,7 @@ use crate::error::{Cause, Reason, Status};
 use crate::field::{Errors, Path};
 use crate::key::Key;
 use crate::kinds::Kind;
+use crate::warn::Warnings;
 use crate::{names, structural, validate};
 
 mod limits;
@@ -116,6 +117,7 @@ pub fn prepare_create(kind: &Kind, object: Value, request: Create<'_>) -> Result
     validate::metadata::object(&metadata, kind, &mut errors);
     kind.behaviour.create(&mut decoded.object, &mut errors);
     decoded.finish(kind, errors)?;
+    decoded.warn(kind, None);
     let name = metadata.name.unwrap_or_default();
     let key = Key::new(&kind.collection(), metadata.namespace.as_deref().unwrap_or_default(), &name);
     Ok(Prepared { key, object: decoded.object, warnings: decoded.warnings })
@@ -146,6 +148,9 @@ pub fn prepare_update(
         Subresource::Finalize => update_finalizers(old, &mut decoded.object),
     }
     decoded.finish(kind, errors)?;
+    if subresource == Subresource::None {
+        decoded.warn(kind, Some(old));
+    }
     let changed = without_revision(old) != without_revision(&decoded.object);
     Ok(Updated { object: decoded.object, changed, warnings: decoded.warnings })
 }
@@ -225,6 +230,13 @@ struct Decoded {
 }
 
 impl Decoded {
+    /// Adds what the kind has to say of an object that is taken.
+    fn warn(&mut self, kind: &Kind, old: Option<&Value>) {
+        let mut warnings = Warnings::new();
+        kind.behaviour.warn(old, &self.object, &mut warnings);
+        self.warnings.extend(warnings.into_vec());
+    }
+
     /// Refuses the object if anything was wrong: unknown fields are told together with what else is wrong.
     fn finish(&mut self, kind: &Kind, errors: Errors) -> Result<(), Status> {
         let mut causes = std::mem::take(&mut self.unknown);

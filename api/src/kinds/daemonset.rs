@@ -10,6 +10,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 /// Counts the changes of the template, for clients of old.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
@@ -82,6 +83,12 @@ impl BuiltIn for DaemonSet {
     fn validate_update(old: &apps::DaemonSet, new: &apps::DaemonSet, errors: &mut Errors) {
         let path = Path::new("spec").child("selector");
         validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn warn(old: Option<&apps::DaemonSet>, new: &apps::DaemonSet, warnings: &mut Warnings) {
+        if !warn::is_told(old, new) {
+            warn::pod::template(&new.spec.template, &Path::new("spec").child("template"), warnings);
+        }
     }
 
     fn changed(old: &Value, new: &Value) -> bool {

@@ -10,6 +10,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 pub struct Deployment;
 
@@ -74,6 +75,10 @@ impl BuiltIn for Deployment {
     fn validate_update(old: &apps::Deployment, new: &apps::Deployment, errors: &mut Errors) {
         let path = Path::new("spec").child("selector");
         validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn warn(old: Option<&apps::Deployment>, new: &apps::Deployment, warnings: &mut Warnings) {
+        warn::workload(old, new, Some(&new.spec.template), warnings);
     }
 
     fn changed(old: &Value, new: &Value) -> bool {

@@ -22,6 +22,7 @@ use crate::schema::{self, Schema};
 use crate::selector::Fields;
 use crate::structural::Structure;
 use crate::versions::StoredAs;
+use crate::warn::Warnings;
 
 pub use crate::columns::Column;
 
@@ -243,6 +244,9 @@ pub trait BuiltIn: Send + Sync + 'static {
     /// Complaints about a new status.
     fn validate_status(_new: &Self::Object, _errors: &mut Errors) {}
 
+    /// What is to be said to the writer of an object that is taken, as a change of `old` if there was one.
+    fn warn(_old: Option<&Self::Object>, _new: &Self::Object, _warnings: &mut Warnings) {}
+
     /// Whether an update counts as a new generation; asked only if `INFO.generation`.
     fn changed(old: &Value, new: &Value) -> bool {
         old.get("spec") != new.get("spec")
@@ -262,6 +266,9 @@ pub trait Behaviour: Send + Sync {
 
     /// Validates `new`, which is `old` with another status.
     fn update_status(&self, old: &Value, new: &mut Value, errors: &mut Errors);
+
+    /// What is to be said to the writer of an object that is taken, as a change of `old` if there was one.
+    fn warn(&self, _old: Option<&Value>, _new: &Value, _warnings: &mut Warnings) {}
 
     /// Whether `new` is a new generation.
     fn changed(&self, old: &Value, new: &Value) -> bool;
@@ -490,6 +497,13 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
         let Some(object) = Self::decode(new, errors) else { return };
         B::validate_status(&object, errors);
         Self::encode(&object, new, errors);
+    }
+
+    fn warn(&self, old: Option<&Value>, new: &Value, warnings: &mut Warnings) {
+        let typed = |value| B::Object::deserialize(value).ok();
+        if let Some(new) = typed(new) {
+            B::warn(old.and_then(typed).as_ref(), &new, warnings);
+        }
     }
 
     fn changed(&self, old: &Value, new: &Value) -> bool {

@@ -8,6 +8,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 pub struct ReplicaSet;
 
@@ -62,6 +63,10 @@ impl BuiltIn for ReplicaSet {
     fn validate_update(old: &apps::ReplicaSet, new: &apps::ReplicaSet, errors: &mut Errors) {
         let path = Path::new("spec").child("selector");
         validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn warn(old: Option<&apps::ReplicaSet>, new: &apps::ReplicaSet, warnings: &mut Warnings) {
+        warn::workload(old, new, new.spec.template.as_ref(), warnings);
     }
 
     fn row(set: &apps::ReplicaSet, now: Timestamp) -> Vec<String> {

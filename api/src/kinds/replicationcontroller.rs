@@ -11,6 +11,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 pub struct ReplicationController;
 
@@ -66,6 +67,11 @@ impl BuiltIn for ReplicationController {
         let Some(template) = &spec.template else { return errors.required(&path.child("template"), "") };
         workload::selector(&selector(controller), template, &path, errors);
         workload::template(template, &["Always"], &path.child("template"), errors);
+    }
+
+    fn warn(old: Option<&core::ReplicationController>, new: &core::ReplicationController, warnings: &mut Warnings) {
+        let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        warn::workload(old, new, template, warnings);
     }
 
     fn row(controller: &core::ReplicationController, now: Timestamp) -> Vec<String> {

@@ -11,6 +11,7 @@ use crate::columns::{self, Column, UNKNOWN};
 use crate::defaults::{set, set_text};
 use crate::field::Errors;
 use crate::{names, validate};
+use crate::warn::{self, Warnings};
 
 const AFFINITY_SECONDS: i32 = 10_800;
 /// What a narrow listing shows of a load balancer's addresses.
@@ -99,6 +100,10 @@ impl BuiltIn for Service {
 
     fn validate_update(old: &core::Service, new: &core::Service, errors: &mut Errors) {
         validate::service::update(old, new, errors);
+    }
+
+    fn warn(_old: Option<&core::Service>, service: &core::Service, warnings: &mut Warnings) {
+        warn::service::service(service, warnings);
     }
 
     fn row(service: &core::Service, now: Timestamp) -> Vec<String> {

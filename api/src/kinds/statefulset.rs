@@ -8,6 +8,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 const FIXED: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
     'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
@@ -84,6 +85,25 @@ impl BuiltIn for StatefulSet {
     fn validate_update(old: &apps::StatefulSet, new: &apps::StatefulSet, errors: &mut Errors) {
         if fixed(&old.spec) != fixed(&new.spec) {
             errors.forbidden(&Path::new("spec"), FIXED);
+        }
+    }
+
+    fn warn(old: Option<&apps::StatefulSet>, new: &apps::StatefulSet, warnings: &mut Warnings) {
+        let path = Path::new("spec");
+        if !warn::is_told(old, new) {
+            warn::pod::template(&new.spec.template, &path.child("template"), warnings);
+        }
+        for (index, claim) in new.spec.volume_claim_templates.iter().flatten().enumerate() {
+            let path = path.child("volumeClaimTemplates").index(index);
+            // Upstream says so of what is there.
+            let path = if old.is_some() { path.child("Spec") } else { path };
+            if let Some(spec) = &claim.spec {
+                warn::storage::claim_spec(spec, &path, warnings);
+            }
+        }
+        if new.spec.revision_history_limit.is_some_and(|limit| limit < 0) {
+            let words = "a negative value retains all historical revisions; a value >= 0 is recommended";
+            warnings.at(&path.child("revisionHistoryLimit"), words);
         }
     }
 

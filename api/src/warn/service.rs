@@ -1,0 +1,74 @@
+//! Services.
+
+use k8s_openapi::api::core::v1::{Service, ServiceSpec};
+
+use super::{Warnings, ip};
+use crate::field::Path;
+use crate::kinds::service::is_headless;
+use crate::validate::net;
+
+const TOPOLOGY: &str = "service.kubernetes.io/topology-aware-hints";
+
+pub(crate) fn service(service: &Service, warnings: &mut Warnings) {
+    if service.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(TOPOLOGY)) {
+        let instead = "please use service.kubernetes.io/topology-mode instead";
+        warnings.say(format_args!("annotation {TOPOLOGY} is deprecated, {instead}"));
+    }
+    let Some(spec) = &service.spec else { return };
+    let path = Path::new("spec");
+    let each = |field: &str, addresses: &Option<Vec<String>>, warnings: &mut Warnings| {
+        for (index, address) in addresses.iter().flatten().enumerate() {
+            ip(address, &path.child(field).index(index), warnings);
+        }
+    };
+    each("clusterIPs", &spec.cluster_ips, warnings);
+    ignored_without_address(spec, warnings);
+    each("externalIPs", &spec.external_ips, warnings);
+    ip(spec.load_balancer_ip.as_deref().unwrap_or_default(), &path.child("loadBalancerIP"), warnings);
+    for (index, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
+        source_range(range, &path.child("loadBalancerSourceRanges").index(index), warnings);
+    }
+    ignored_by_type(spec, warnings);
+    if spec.traffic_distribution.as_deref() == Some("PreferClose") {
+        warnings.at(&path.child("trafficDistribution"), "\"PreferClose\" is deprecated; use \"PreferSameZone\"");
+    }
+}
+
+fn has_external_ips(spec: &ServiceSpec) -> bool {
+    spec.external_ips.as_ref().is_some_and(|ips| !ips.is_empty())
+}
+
+fn ignored_without_address(spec: &ServiceSpec, warnings: &mut Warnings) {
+    if spec.type_.as_deref() != Some("ClusterIP") || !is_headless(spec) {
+        return;
+    }
+    let ignored = [
+        ("spec.loadBalancerIP", spec.load_balancer_ip.as_deref().is_some_and(|ip| !ip.is_empty())),
+        ("spec.externalIPs", has_external_ips(spec)),
+        ("spec.SessionAffinity", spec.session_affinity.as_deref() != Some("None")),
+    ];
+    for (field, _) in ignored.into_iter().filter(|(_, used)| *used) {
+        warnings.say(format_args!("{field} is ignored for headless services"));
+    }
+}
+
+fn ignored_by_type(spec: &ServiceSpec, warnings: &mut Warnings) {
+    let is_name_only = spec.type_.as_deref() == Some("ExternalName");
+    if is_name_only && has_external_ips(spec) {
+        warnings.say("spec.externalIPs is ignored when spec.type is \"ExternalName\"");
+    }
+    if !is_name_only && spec.external_name.as_deref().is_some_and(|name| !name.is_empty()) {
+        warnings.say("spec.externalName is ignored when spec.type is not \"ExternalName\"");
+    }
+}
+
+/// A range whose address says more than its length lets count.
+fn source_range(text: &str, path: &Path, warnings: &mut Warnings) {
+    let Some((address, length)) = net::parse_cidr(text) else { return };
+    let network = net::network((address, length));
+    if network != address {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let either = format!("should be \"{network}/{length}\" or \"{address}/{bits}\"?");
+        warnings.at(path, format_args!("CIDR value {text:?} is ambiguous in this context ({either})"));
+    }
+}
