@@ -10,8 +10,8 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, UNKNOWN};
 use crate::defaults::{set, set_text};
 use crate::field::Errors;
-use crate::{names, validate};
 use crate::warn::{self, Warnings};
+use crate::{names, validate};
 
 const AFFINITY_SECONDS: i32 = 10_800;
 /// What a narrow listing shows of a load balancer's addresses.
@@ -81,6 +81,10 @@ impl BuiltIn for Service {
             forget_addresses(after);
         }
         forget_what_the_type_has_no_use_for(before, after);
+        let address = after.cluster_ip.clone().filter(|address| !address.is_empty());
+        if address != before.cluster_ip && after.cluster_ips == before.cluster_ips {
+            after.cluster_ips = address.map(|address| vec![address]);
+        }
         if !needs_cluster_ip(before) || !needs_cluster_ip(after) {
             return;
         }
@@ -195,7 +199,8 @@ fn forget_what_the_type_has_no_use_for(before: &ServiceSpec, after: &mut Service
     }
 }
 
-fn opens_node_ports(spec: &ServiceSpec) -> bool {
+/// Whether the Service is to be found at ports of every node.
+pub(crate) fn opens_node_ports(spec: &ServiceSpec) -> bool {
     matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
 }
 
@@ -204,7 +209,7 @@ fn is_load_balancer(spec: &ServiceSpec) -> bool {
 }
 
 /// Whether nodes answer for the Service at a port of their own.
-fn needs_health_check(spec: &ServiceSpec) -> bool {
+pub(crate) fn needs_health_check(spec: &ServiceSpec) -> bool {
     is_load_balancer(spec) && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 
