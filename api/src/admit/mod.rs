@@ -116,6 +116,9 @@ pub fn prepare_create(kind: &Kind, object: Value, request: Create<'_>) -> Result
     let metadata = metadata(&decoded.object);
     validate::metadata::object(&metadata, kind, &mut errors);
     kind.behaviour.create(&mut decoded.object, &mut errors);
+    if let Some(stored) = &kind.stored_as {
+        stored.check(&decoded.object, &mut errors);
+    }
     decoded.finish(kind, errors)?;
     decoded.warn(kind, None);
     let name = metadata.name.unwrap_or_default();

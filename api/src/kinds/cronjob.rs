@@ -7,8 +7,8 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
-use crate::{schedule, validate, zones};
 use crate::warn::{self, Warnings};
+use crate::{schedule, validate, zones};
 
 /// The names of its jobs are longer by eleven, and have to fit a label.
 const MAX_NAME_CHARACTERS: usize = 52;

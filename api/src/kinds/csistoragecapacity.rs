@@ -6,8 +6,8 @@ use k8s_openapi::api::storage::v1 as storage;
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column, UNSET};
 use crate::field::{Errors, Path};
-use crate::{names, selector, validate};
 use crate::warn::{self, Warnings};
+use crate::{names, selector, validate};
 
 pub struct CSIStorageCapacity;
 
@@ -45,7 +45,11 @@ impl BuiltIn for CSIStorageCapacity {
         validate::immutable(classes.0, classes.1, &Path::new("storageClassName"), errors);
     }
 
-    fn warn(_old: Option<&storage::CSIStorageCapacity>, capacity: &storage::CSIStorageCapacity, warnings: &mut Warnings) {
+    fn warn(
+        _old: Option<&storage::CSIStorageCapacity>,
+        capacity: &storage::CSIStorageCapacity,
+        warnings: &mut Warnings,
+    ) {
         if let Some(topology) = &capacity.node_topology {
             warn::storage::topology(topology, &Path::new("nodeTopology"), warnings);
         }

@@ -10,7 +10,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
-use crate::validate;
+use crate::validate::{self, workload};
 use crate::warn::{self, Warnings};
 
 /// Which job a pod belongs to, by the job's uid and by its name; the short forms are upstream's older ones.
@@ -106,6 +106,18 @@ impl BuiltIn for Job {
 
     fn validate_update(old: &batch::Job, new: &batch::Job, errors: &mut Errors) {
         validate::job::update(old, new, errors);
+    }
+
+    fn validate_status(new: &batch::Job, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        let counts = [
+            ("active", status.active),
+            ("succeeded", status.succeeded),
+            ("failed", status.failed),
+            ("ready", status.ready),
+            ("terminating", status.terminating),
+        ];
+        workload::counts(&counts.map(|(field, count)| (field, count.map(i64::from))), errors);
     }
 
     fn warn(old: Option<&batch::Job>, new: &batch::Job, warnings: &mut Warnings) {

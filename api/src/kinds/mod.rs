@@ -235,6 +235,9 @@ pub trait BuiltIn: Send + Sync + 'static {
     /// What an update keeps from the old object whatever the writer said, beside the status.
     fn update(_old: &Self::Object, _new: &mut Self::Object) {}
 
+    /// Complaints about what the object's type cannot tell: what is not there from what is empty.
+    fn validate_json(_object: &Value, _errors: &mut Errors) {}
+
     /// Complaints about the object itself, its metadata apart.
     fn validate(object: &Self::Object, errors: &mut Errors);
 
@@ -477,6 +480,7 @@ impl<B: BuiltIn> Typed<B> {
 
 impl<B: BuiltIn> Behaviour for Typed<B> {
     fn create(&self, value: &mut Value, errors: &mut Errors) {
+        B::validate_json(value, errors);
         let Some(mut object) = Self::decode(value, errors) else { return };
         B::default(&mut object);
         B::create(&mut object);
@@ -485,6 +489,7 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
     }
 
     fn update(&self, old: &Value, new: &mut Value, errors: &mut Errors) {
+        B::validate_json(new, errors);
         let (Some(old), Some(mut object)) = (Self::decode(old, errors), Self::decode(new, errors)) else { return };
         B::default(&mut object);
         B::update(&old, &mut object);

@@ -12,8 +12,8 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
 use crate::field::Errors;
 use crate::quantity::Amount;
-use crate::{defaults, validate};
 use crate::warn::{self, Warnings};
+use crate::{defaults, validate};
 
 pub struct Pod;
 

@@ -6,8 +6,8 @@ use k8s_openapi::api::node::v1 as node;
 use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
-use crate::{names, validate};
 use crate::warn::{self, Warnings};
+use crate::{names, validate};
 
 pub struct RuntimeClass;
 

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{self as apps, StatefulSetSpec, StatefulSetUpdateStrategy};
+use serde_json::Value;
 
 use super::{BuiltIn, Info, persistentvolumeclaim};
 use crate::columns::{self, Column};
@@ -60,6 +61,10 @@ impl BuiltIn for StatefulSet {
         set.status = Some(apps::StatefulSetStatus { available_replicas: Some(0), ..apps::StatefulSetStatus::default() });
     }
 
+    fn validate_json(object: &Value, errors: &mut Errors) {
+        workload::selector_is_there(object, errors);
+    }
+
     fn validate(set: &apps::StatefulSet, errors: &mut Errors) {
         let (path, spec) = (Path::new("spec"), &set.spec);
         match spec.pod_management_policy.as_deref().unwrap_or_default() {
@@ -78,14 +83,37 @@ impl BuiltIn for StatefulSet {
         validate::non_negative(spec.revision_history_limit, &path.child("revisionHistoryLimit"), errors);
         let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start);
         validate::non_negative(start, &path.child("ordinals").child("start"), errors);
-        workload::selector(&spec.selector, &spec.template, &path, errors);
-        workload::template(&spec.template, &["Always"], &path.child("template"), errors);
+        workload::selector(&spec.selector, &spec.template, "statefulset", &path, errors);
+        workload::running_template(&spec.template, "StatefulSet", &path.child("template"), errors);
     }
 
     fn validate_update(old: &apps::StatefulSet, new: &apps::StatefulSet, errors: &mut Errors) {
         if fixed(&old.spec) != fixed(&new.spec) {
             errors.forbidden(&Path::new("spec"), FIXED);
         }
+    }
+
+    fn validate_status(new: &apps::StatefulSet, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        workload::counts(
+            &[
+                ("replicas", Some(status.replicas.into())),
+                ("readyReplicas", status.ready_replicas.map(i64::from)),
+                ("currentReplicas", status.current_replicas.map(i64::from)),
+                ("updatedReplicas", status.updated_replicas.map(i64::from)),
+                ("availableReplicas", status.available_replicas.map(i64::from)),
+                ("observedGeneration", status.observed_generation),
+                ("collisionCount", status.collision_count.map(i64::from)),
+            ],
+            errors,
+        );
+        let parts = [
+            ("currentReplicas", status.current_replicas),
+            ("updatedReplicas", status.updated_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        workload::parts(status.replicas, &parts, "status.readyReplicas", errors);
     }
 
     fn warn(old: Option<&apps::StatefulSet>, new: &apps::StatefulSet, warnings: &mut Warnings) {

@@ -7,8 +7,8 @@ use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::defaults::set_text;
 use crate::field::{Errors, Path};
-use crate::{names, validate};
 use crate::warn::{self, Warnings};
+use crate::{names, validate};
 
 const DEFAULT_CLASS: [&str; 2] =
     ["storageclass.kubernetes.io/is-default-class", "storageclass.beta.kubernetes.io/is-default-class"];

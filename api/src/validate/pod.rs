@@ -22,6 +22,10 @@ pub(crate) fn pod(pod: &Pod, errors: &mut Errors) {
     let path = Path::new("spec");
     let Some(spec) = &pod.spec else { return errors.required(&path, "") };
     running_spec(spec, &path, errors);
+    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+    if gated && spec.node_name.as_deref().is_some_and(|node| !node.is_empty()) {
+        errors.forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+    }
     // Adding them is a new generation, so that the first one never has any.
     if pod.metadata.generation == Some(1) {
         no_ephemeral_containers(spec, &path, errors);
@@ -71,7 +75,7 @@ fn life(spec: &PodSpec, path: &Path, errors: &mut Errors) {
         errors.invalid(&path.child("activeDeadlineSeconds"), seconds, detail);
     }
     if let Some(requirements) = &spec.resources {
-        resources::requirements(requirements, &path.child("resources"), errors);
+        resources::of_pod(requirements, &path.child("resources"), errors);
     }
     for (resource, quantity) in spec.overhead.iter().flatten() {
         resources::amount(resource, quantity, &path.child("overhead").key(resource), errors);
