@@ -4,6 +4,7 @@ mod common;
 
 use common::{create, object};
 use flotilla_api::admit::{self, Subresource, UnknownFields};
+use flotilla_api::selector::Fields;
 use flotilla_api::{Builtin, Reason, Registry};
 use serde_json::{Value, json};
 
@@ -525,6 +526,22 @@ fn what_may_not_change() {
         edit(&mut new);
         let status = admit::prepare_update(&kind, &old, new, Subresource::None, UnknownFields::Refuse).unwrap_err();
         assert!(status.message.contains(expected), "{name}: {status}");
+    }
+}
+
+#[test]
+fn fields_that_no_object_is_selected_by() {
+    let fields = Fields::parse("metadata.name=x,spec.foo=1").unwrap();
+    let table = [
+        ("pods", "field label not supported: spec.foo"),
+        ("secrets", "field label not supported: spec.foo"),
+        ("jobs", "field label \"spec.foo\" not supported for Job"),
+        ("deployments", "\"spec.foo\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+    ];
+    for (name, words) in table {
+        let kind = Registry::builtin().by_name(name).unwrap();
+        assert_eq!(kind.check_fields(&fields).unwrap_err().to_string(), words, "{name}");
+        kind.check_fields(&Fields::parse("metadata.name=x").unwrap()).unwrap();
     }
 }
 

@@ -360,6 +360,10 @@ fn of_other_kinds() {
             ],
         ),
         (
+            service(json!({"externalIPs": ["10.0.0.1"], "ports": ports})),
+            &["spec.externalIPs is deprecated and may no longer be implemented in some clusters"],
+        ),
+        (
             of(
                 "node.k8s.io/v1",
                 "RuntimeClass",

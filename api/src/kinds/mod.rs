@@ -19,7 +19,7 @@ use crate::field::{Errors, Path};
 use crate::key::GroupResource;
 use crate::names;
 use crate::schema::{self, Schema};
-use crate::selector::Fields;
+use crate::selector::{Fields, SelectorError};
 use crate::structural::Structure;
 use crate::versions::StoredAs;
 use crate::warn::Warnings;
@@ -417,6 +417,20 @@ impl Kind {
     pub fn stored_fields(&self, fields: &Fields) -> Fields {
         let names = self.stored_as.as_ref().map_or(&[][..], |stored| stored.conversion.fields);
         fields.renamed(names)
+    }
+
+    /// Refuses fields that the kind's objects cannot be selected by, in the words that upstream has for the kind.
+    ///
+    /// # Errors
+    /// Names the first field that is not known.
+    pub fn check_fields(&self, fields: &Fields) -> Result<(), SelectorError> {
+        match fields.unknown(&self.selectable) {
+            Some(field) if self.builtin == Some(Builtin::Job) => {
+                Err(SelectorError::UnsupportedByJobs(field.to_owned()))
+            }
+            Some(field) if self.builtin.is_none() => Err(SelectorError::UnsupportedField(field.to_owned())),
+            _ => fields.check(&self.selectable),
+        }
     }
 
     /// `Pod`, `Deployment.apps`: how upstream names a kind in errors.

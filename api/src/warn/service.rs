@@ -24,6 +24,9 @@ pub(crate) fn service(service: &Service, warnings: &mut Warnings) {
     each("clusterIPs", &spec.cluster_ips, warnings);
     ignored_without_address(spec, warnings);
     each("externalIPs", &spec.external_ips, warnings);
+    if has_external_ips(spec) && !is_headless(spec) && spec.type_.as_deref() != Some("ExternalName") {
+        warnings.say("spec.externalIPs is deprecated and may no longer be implemented in some clusters");
+    }
     ip(spec.load_balancer_ip.as_deref().unwrap_or_default(), &path.child("loadBalancerIP"), warnings);
     for (index, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
         source_range(range, &path.child("loadBalancerSourceRanges").index(index), warnings);
