@@ -546,6 +546,27 @@ fn fields_that_no_object_is_selected_by() {
 }
 
 #[test]
+fn what_says_nothing_is_not_kept() {
+    let fields = "spec: {type: LoadBalancer, healthCheckNodePort: 0, ports: [{port: 80, nodePort: 0}]}";
+    let service = stored("services", fields);
+    assert_eq!(service["spec"].get("healthCheckNodePort"), None);
+    assert_eq!(service["spec"]["ports"][0].get("nodePort"), None);
+    let (kind, mut map) = object(&manifest("configmaps", "data: {a: b}"));
+    map["metadata"]["labels"] = json!({});
+    map["metadata"]["annotations"] = json!({});
+    let map = create(&map.to_string()).unwrap().object;
+    let kept = |object: &Value| ["labels", "annotations"].map(|field| object["metadata"].get(field).is_some());
+    assert_eq!(kept(&map), [false, false]);
+    let mut marked = map.clone();
+    marked["metadata"]["labels"] = json!({"a": "b"});
+    let marked = admit::prepare_update(&kind, &map, marked, Subresource::None, UnknownFields::Refuse).unwrap().object;
+    let mut bare = marked.clone();
+    bare["metadata"]["labels"] = json!({});
+    let bare = admit::prepare_update(&kind, &marked, bare, Subresource::None, UnknownFields::Refuse).unwrap().object;
+    assert_eq!((kept(&marked), kept(&bare)), ([true, false], [false, false]));
+}
+
+#[test]
 fn what_an_autoscaler_measures() {
     let path = "spec.metrics[0]";
     let table = [

@@ -271,6 +271,7 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
     if object.get("metadata").is_some_and(Value::is_null) {
         object["metadata"] = Value::Object(Map::new());
     }
+    drop_empty_maps(&mut object);
     kind.to_stored(&mut object);
     let mut findings = strict::check(&mut object, kind.stored().schema.as_deref());
     if let Some(structure) = &kind.structure {
@@ -290,6 +291,16 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
         return Err(refused.err().map_or_else(|| Status::internal("nothing was wrong"), bad_request));
     }
     Ok(decoded)
+}
+
+/// A map of the metadata that is empty is as good as none, and none is what is stored.
+fn drop_empty_maps(object: &mut Value) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    for field in ["labels", "annotations"] {
+        if metadata.get(field).and_then(Value::as_object).is_some_and(Map::is_empty) {
+            metadata.remove(field);
+        }
+    }
 }
 
 fn bad_request(status: Status) -> Status {

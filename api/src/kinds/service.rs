@@ -58,6 +58,7 @@ impl BuiltIn for Service {
             _ => {}
         }
         spec.ports.iter_mut().flatten().for_each(default_port);
+        spec.health_check_node_port = spec.health_check_node_port.filter(|port| *port != 0);
         if is_reachable_from_outside(spec) {
             set_text(&mut spec.external_traffic_policy, "Cluster");
         }
@@ -134,6 +135,7 @@ impl BuiltIn for Service {
 
 fn default_port(port: &mut ServicePort) {
     set_text(&mut port.protocol, "TCP");
+    port.node_port = port.node_port.filter(|port| *port != 0);
     let unset = match &port.target_port {
         None => true,
         Some(IntOrString::Int(number)) => *number == 0,
