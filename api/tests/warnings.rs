@@ -360,6 +360,20 @@ fn of_other_kinds() {
             ],
         ),
         (
+            of(
+                "networking.k8s.io/v1",
+                "NetworkPolicy",
+                json!({"spec": {"podSelector": {}, "ingress": [{"from": [{"ipBlock": {"cidr": "10.0.0.1/8"}}]}],
+                    "egress": [{"to": [{"ipBlock": {"cidr": "2001:DB8::/32"}}]}]}}),
+            ),
+            &[
+                "spec.ingress[0].from[0].ipBlock.cidr: CIDR value \"10.0.0.1/8\" is ambiguous in this context (should be \
+                 \"10.0.0.0/8\" or \"10.0.0.1/32\"?)",
+                "spec.egress[0].to[0].ipBlock.cidr: IPv6 CIDR value \"2001:DB8::/32\" should be in RFC 5952 canonical format \
+                 (\"2001:db8::/32\")",
+            ],
+        ),
+        (
             service(json!({"externalIPs": ["10.0.0.1"], "ports": ports})),
             &["spec.externalIPs is deprecated and may no longer be implemented in some clusters"],
         ),

@@ -14,6 +14,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use crate::field::Path;
 use crate::names;
+use crate::validate::net;
 
 pub(crate) mod pod;
 pub(crate) mod service;
@@ -142,5 +143,19 @@ fn ip(text: &str, path: &Path, warnings: &mut Warnings) {
     } else if address.to_string() != text {
         let rest = "should be in RFC 5952 canonical format";
         warnings.at(path, format_args!("IPv6 address {text:?} {rest} (\"{address}\")"));
+    }
+}
+
+/// A range of addresses that is written otherwise than it should be, or says more than its length lets count.
+pub(crate) fn cidr(text: &str, path: &Path, warnings: &mut Warnings) {
+    let Some((address, length)) = net::parse_cidr(text) else { return };
+    let network = net::network((address, length));
+    if network != address {
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let either = format!("should be \"{network}/{length}\" or \"{address}/{bits}\"?");
+        warnings.at(path, format_args!("CIDR value {text:?} is ambiguous in this context ({either})"));
+    } else if address.is_ipv6() && format!("{address}/{length}") != text {
+        let rest = "should be in RFC 5952 canonical format";
+        warnings.at(path, format_args!("IPv6 CIDR value {text:?} {rest} (\"{address}/{length}\")"));
     }
 }

@@ -2,10 +2,9 @@
 
 use k8s_openapi::api::core::v1::{Service, ServiceSpec};
 
-use super::{Warnings, ip};
+use super::{Warnings, cidr, ip};
 use crate::field::Path;
 use crate::kinds::service::is_headless;
-use crate::validate::net;
 
 const TOPOLOGY: &str = "service.kubernetes.io/topology-aware-hints";
 
@@ -29,7 +28,7 @@ pub(crate) fn service(service: &Service, warnings: &mut Warnings) {
     }
     ip(spec.load_balancer_ip.as_deref().unwrap_or_default(), &path.child("loadBalancerIP"), warnings);
     for (index, range) in spec.load_balancer_source_ranges.iter().flatten().enumerate() {
-        source_range(range, &path.child("loadBalancerSourceRanges").index(index), warnings);
+        cidr(range.trim(), &path.child("loadBalancerSourceRanges").index(index), warnings);
     }
     ignored_by_type(spec, warnings);
     if spec.traffic_distribution.as_deref() == Some("PreferClose") {
@@ -62,16 +61,5 @@ fn ignored_by_type(spec: &ServiceSpec, warnings: &mut Warnings) {
     }
     if !is_name_only && spec.external_name.as_deref().is_some_and(|name| !name.is_empty()) {
         warnings.say("spec.externalName is ignored when spec.type is not \"ExternalName\"");
-    }
-}
-
-/// A range whose address says more than its length lets count.
-fn source_range(text: &str, path: &Path, warnings: &mut Warnings) {
-    let Some((address, length)) = net::parse_cidr(text) else { return };
-    let network = net::network((address, length));
-    if network != address {
-        let bits = if address.is_ipv4() { 32 } else { 128 };
-        let either = format!("should be \"{network}/{length}\" or \"{address}/{bits}\"?");
-        warnings.at(path, format_args!("CIDR value {text:?} is ambiguous in this context ({either})"));
     }
 }
