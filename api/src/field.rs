@@ -81,6 +81,11 @@ impl Errors {
         self.causes.is_empty()
     }
 
+    /// Whether something is wrong with the field at `path` itself.
+    pub fn has(&self, path: &Path) -> bool {
+        self.causes.iter().any(|cause| cause.field == path.0)
+    }
+
     pub fn into_causes(self) -> Vec<Cause> {
         self.causes
     }

@@ -37,6 +37,7 @@ pub mod selector;
 pub mod structural;
 mod validate;
 pub mod versions;
+pub mod warn;
 pub mod zones;
 
 pub use change::{Change, Conflict, Expect, Precondition, Write};

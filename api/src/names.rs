@@ -42,7 +42,8 @@ const PORT_NAME: &str = "must contain only alpha-numeric characters (a-z, 0-9), 
 pub fn dns_label(text: &str) -> Vec<String> {
     let mut complaints = too_long(text, LABEL_MAX_BYTES);
     if !is_label(text) {
-        complaints.push(LABEL.to_owned());
+        let dots = text.split('.').all(is_label);
+        complaints.push(if dots { "must not contain dots" } else { LABEL }.to_owned());
     }
     complaints
 }

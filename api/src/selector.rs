@@ -13,6 +13,8 @@ use serde_json::Value;
 use crate::field::{Errors, Path};
 use crate::names;
 
+mod parse;
+
 /// Longer selectors are refused.
 pub const MAX_TEXT_BYTES: usize = 16 * 1024;
 
@@ -21,10 +23,19 @@ pub const MAX_TEXT_BYTES: usize = 16 * 1024;
 pub enum SelectorError {
     #[error("unable to parse requirement: {0}")]
     Requirement(String),
-    #[error("invalid selector: \"{0}\"; can't understand it")]
-    Field(String),
-    #[error("\"{0}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"{1}")]
-    UnknownField(String, String),
+    #[error("{0}")]
+    Labels(String),
+    #[error("invalid selector: '{0}'; can't understand '{1}'")]
+    Field(String, String),
+    #[error("invalid field selector: {0}")]
+    Value(String),
+    #[error("\"{0}\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\"")]
+    UnknownField(String),
+    /// Of a kind that has fields of its own to select by.
+    #[error("field label not supported: {0}")]
+    UnsupportedField(String),
+    #[error("field label \"{0}\" not supported for Job")]
+    UnsupportedByJobs(String),
     #[error("a selector may not be longer than {MAX_TEXT_BYTES} bytes")]
     TooLong,
 }
@@ -95,8 +106,7 @@ impl Labels {
         if text.len() > MAX_TEXT_BYTES {
             return Err(SelectorError::TooLong);
         }
-        let requirements: Result<_, _> = split_outside_parentheses(text).map(parse_requirement).collect();
-        if text.trim().is_empty() { Ok(Self::default()) } else { Ok(Self { requirements: requirements? }) }
+        Ok(Self { requirements: parse::requirements(text)? })
     }
 
     pub fn is_empty(&self) -> bool {
@@ -157,65 +167,6 @@ pub fn format(selector: &LabelSelector) -> String {
     Labels::from(selector).to_string()
 }
 
-fn split_outside_parentheses(text: &str) -> impl Iterator<Item = &str> {
-    let mut depth = 0i32;
-    text.split(move |c| {
-        depth += i32::from(c == '(') - i32::from(c == ')');
-        c == ',' && depth == 0
-    })
-}
-
-fn parse_requirement(text: &str) -> Result<Requirement, SelectorError> {
-    let text = text.trim();
-    let requirement = match text.strip_prefix('!') {
-        Some(key) => Requirement { key: key.trim().to_owned(), condition: Condition::Absent },
-        None => parse_comparison(text)
-            .or_else(|| parse_set(text))
-            .unwrap_or_else(|| Requirement { key: text.to_owned(), condition: Condition::Exists }),
-    };
-    check_requirement(&requirement)?;
-    Ok(requirement)
-}
-
-fn parse_comparison(text: &str) -> Option<Requirement> {
-    let position = text.find(['=', '!', '<', '>', '('])?;
-    let (key, rest) = text.split_at(position);
-    let (operator, value) = ["==", "!=", "=", "<", ">"].iter().find_map(|op| Some((*op, rest.strip_prefix(op)?)))?;
-    let value = value.trim();
-    let condition = match operator {
-        "!=" => Condition::NotIn(vec![value.to_owned()]),
-        "<" => Condition::Less(value.parse().ok()?),
-        ">" => Condition::Greater(value.parse().ok()?),
-        _ => Condition::In(vec![value.to_owned()]),
-    };
-    Some(Requirement { key: key.trim().to_owned(), condition })
-}
-
-fn parse_set(text: &str) -> Option<Requirement> {
-    let (key, rest) = text.split_once(char::is_whitespace)?;
-    let (operator, values) = rest.trim().strip_suffix(')')?.split_once('(')?;
-    let values: Vec<String> = values.split(',').map(|value| value.trim().to_owned()).collect();
-    let condition = match operator.trim() {
-        "in" => Condition::In(values),
-        "notin" => Condition::NotIn(values),
-        _ => return None,
-    };
-    Some(Requirement { key: key.to_owned(), condition })
-}
-
-fn check_requirement(requirement: &Requirement) -> Result<(), SelectorError> {
-    if let Some(complaint) = names::qualified_name(&requirement.key).into_iter().next() {
-        return Err(SelectorError::Requirement(format!("key {:?}: {complaint}", requirement.key)));
-    }
-    let (Condition::In(values) | Condition::NotIn(values)) = &requirement.condition else { return Ok(()) };
-    for value in values {
-        if let Some(complaint) = names::label_value(value).into_iter().next() {
-            return Err(SelectorError::Requirement(format!("value {value:?}: {complaint}")));
-        }
-    }
-    Ok(())
-}
-
 /// Complaints about a LabelSelector inside an object.
 pub(crate) fn validate(selector: &LabelSelector, path: &Path, errors: &mut Errors) {
     for (key, value) in selector.match_labels.iter().flatten() {
@@ -268,25 +219,29 @@ impl Fields {
         if text.len() > MAX_TEXT_BYTES {
             return Err(SelectorError::TooLong);
         }
-        let terms: Result<_, _> = split_escaped(text).into_iter().filter(|t| !t.is_empty()).map(parse_term).collect();
+        let parts = split_escaped(text).into_iter().filter(|part| !part.is_empty());
+        let terms: Result<_, _> = parts.map(|part| parse_term(text, part)).collect();
         Ok(Self { terms: terms? })
     }
 
-    /// Refuses fields that the kind's objects cannot be selected by; `known` lists those beside name and namespace.
+    /// Refuses fields that a kind's objects cannot be selected by; `known` lists those beside name and namespace.
     ///
     /// # Errors
     /// Names the first field that is not known.
     pub fn check(&self, known: &[impl AsRef<str>]) -> Result<(), SelectorError> {
+        match self.unknown(known) {
+            None => Ok(()),
+            Some(field) if known.is_empty() => Err(SelectorError::UnknownField(field.to_owned())),
+            Some(field) => Err(SelectorError::UnsupportedField(field.to_owned())),
+        }
+    }
+
+    /// The first field that is neither a name nor one of those.
+    pub(crate) fn unknown(&self, known: &[impl AsRef<str>]) -> Option<&str> {
         let is_known = |field: &str| {
             matches!(field, "metadata.name" | "metadata.namespace") || known.iter().any(|k| k.as_ref() == field)
         };
-        match self.terms.iter().find(|term| !is_known(&term.field)) {
-            None => Ok(()),
-            Some(term) => {
-                let more = known.iter().map(|k| format!(", \"{}\"", k.as_ref())).collect();
-                Err(SelectorError::UnknownField(term.field.clone(), more))
-            }
-        }
+        self.terms.iter().map(|term| term.field.as_str()).find(|field| !is_known(field))
     }
 
     pub fn is_empty(&self) -> bool {
@@ -345,28 +300,34 @@ fn split_escaped(text: &str) -> Vec<&str> {
     parts
 }
 
-fn parse_term(text: &str) -> Result<Term, SelectorError> {
-    let bad = || SelectorError::Field(text.to_owned());
-    let position = text.find('=').ok_or_else(bad)?;
-    let (field, rest) = text.split_at(position);
-    let (field, equal) = field.strip_suffix('!').map_or((field, true), |field| (field, false));
-    let value = rest.strip_prefix("==").or_else(|| rest.strip_prefix('=')).ok_or_else(bad)?;
-    if field.trim().is_empty() || (!equal && rest.starts_with("==")) {
-        return Err(bad());
-    }
-    Ok(Term { field: field.trim().to_owned(), equal, value: unescape(value.trim()).ok_or_else(bad)? })
+fn parse_term(text: &str, part: &str) -> Result<Term, SelectorError> {
+    let bad = || SelectorError::Field(text.to_owned(), part.to_owned());
+    let mut places = part.char_indices().map(|(index, _)| part.split_at(index));
+    let split = |(field, rest): (&str, &str)| {
+        let operator = ["!=", "==", "="].into_iter().find(|operator| rest.starts_with(operator))?;
+        Some((field.trim().to_owned(), operator, rest[operator.len()..].trim().to_owned()))
+    };
+    let (field, operator, value) = places.find_map(split).ok_or_else(bad)?;
+    Ok(Term { field, equal: operator != "!=", value: unescape(&value)? })
 }
 
-fn unescape(text: &str) -> Option<String> {
+fn unescape(text: &str) -> Result<String, SelectorError> {
     let (mut plain, mut chars) = (String::new(), text.chars());
     while let Some(c) = chars.next() {
         match c {
-            '\\' => plain.push(chars.next().filter(|c| ",=\\".contains(*c))?),
-            '=' => return None,
+            '\\' => match chars.next() {
+                Some(c @ (',' | '=' | '\\')) => plain.push(c),
+                other => {
+                    let sequence: String = [Some('\\'), other].into_iter().flatten().collect();
+                    return Err(SelectorError::Value(format!("invalid escape sequence: {sequence}")));
+                }
+            },
+            // Upstream tells the number of the character.
+            '=' => return Err(SelectorError::Value(format!("unescaped character in value: {}", u32::from(c)))),
             c => plain.push(c),
         }
     }
-    Some(plain)
+    Ok(plain)
 }
 
 #[cfg(test)]
@@ -409,11 +370,52 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_label_selector_is_refused() {
-        for text in ["a=b=c", "a in b", "a in (b", ",", "a=b,", "=x", "a b", "a(b)", "!", "a>x", "-a=b", "a=b c"] {
-            assert!(Labels::parse(text).is_err(), "{text}");
+    fn what_is_no_label_selector_is_refused_in_upstreams_words() {
+        let name = "name part must consist of alphanumeric characters, '-', '_' or '.', and must start and end with an \
+                    alphanumeric character (e.g. 'MyName',  or 'my.name',  or '123-abc', regex used for validation is \
+                    '([A-Za-z0-9][-A-Za-z0-9_.]*)?[A-Za-z0-9]')";
+        let table = [
+            ("a=b=c", "found '=', expected: ',' or 'end of string'".to_owned()),
+            ("a=b c", "found 'c', expected: ',' or 'end of string'".to_owned()),
+            ("!a=b", "found '=', expected: ',' or 'end of string'".to_owned()),
+            (",", "found ',', expected: !, identifier, or 'end of string'".to_owned()),
+            ("=x", "found '=', expected: !, identifier, or 'end of string'".to_owned()),
+            ("a=b,", "found '', expected: identifier after ','".to_owned()),
+            ("!", "unable to parse requirement: found '', expected: identifier".to_owned()),
+            ("a b", "unable to parse requirement: found 'b', expected: in, notin, =, ==, !=, gt, lt".to_owned()),
+            ("a(b)", "unable to parse requirement: found '(', expected: in, notin, =, ==, !=, gt, lt".to_owned()),
+            ("a in b", "unable to parse requirement: found 'b' expected: '('".to_owned()),
+            ("a in (b", "unable to parse requirement: found '', expected: ',' or ')'".to_owned()),
+            ("a in (b=", "unable to parse requirement: found '=', expected: ',' or ')'".to_owned()),
+            ("a==(", "unable to parse requirement: found '(', expected: identifier".to_owned()),
+            ("-a=b", format!("unable to parse requirement: <nil>: Invalid value: \"-a\": {name}")),
+            (
+                "a>x",
+                "unable to parse requirement: values[0]: Invalid value: \"x\": for 'Gt', 'Lt' operators, the value must be \
+                 an integer"
+                    .to_owned(),
+            ),
+        ];
+        for (text, words) in table {
+            assert_eq!(Labels::parse(text).unwrap_err().to_string(), words, "{text}");
         }
+        let refused = Labels::parse("a=b_").unwrap_err().to_string();
+        assert!(refused.starts_with("unable to parse requirement: values[0][a]: Invalid value: \"b_\": a valid label"));
         assert_eq!(Labels::parse(&"a".repeat(20_000)), Err(SelectorError::TooLong));
+    }
+
+    #[test]
+    fn words_of_the_language_are_keys_and_values_too() {
+        for (text, shown) in [
+            ("in in (notin)", "in=notin"),
+            ("a in (b,,c)", "a in (,b,c)"),
+            ("a notin ()", "a!="),
+            ("a in (,)", "a="),
+            ("a = b , c", "a=b,c"),
+            ("a=,b", "a=,b"),
+        ] {
+            assert_eq!(Labels::parse(text).unwrap().to_string(), shown, "{text}");
+        }
     }
 
     #[test]
@@ -430,14 +432,22 @@ mod tests {
         for (text, expected) in table {
             assert_eq!(Fields::parse(text).unwrap().matches(&pod), expected, "{text}");
         }
-        for text in ["x", "=y", "a=b=c", "a!==b", "a=\\x"] {
-            assert!(Fields::parse(text).is_err(), "{text}");
+        for (text, words) in [
+            ("x", "invalid selector: 'x'; can't understand 'x'"),
+            ("a=b,x", "invalid selector: 'a=b,x'; can't understand 'x'"),
+            ("a=b=c", "invalid field selector: unescaped character in value: 61"),
+            ("a!==b", "invalid field selector: unescaped character in value: 61"),
+            ("a=\\x", "invalid field selector: invalid escape sequence: \\x"),
+        ] {
+            assert_eq!(Fields::parse(text).unwrap_err().to_string(), words, "{text}");
         }
         let fields = Fields::parse("metadata.name=x,spec.foo=1").unwrap();
         assert_eq!(fields.exact("metadata.name"), Some("x"));
+        let words = |known: &[&str]| fields.check(known).unwrap_err().to_string();
+        assert_eq!(words(&["status.phase"]), "field label not supported: spec.foo");
         assert_eq!(
-            fields.check(&["status.phase"]).unwrap_err().to_string(),
-            "\"spec.foo\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\", \"status.phase\""
+            words(&[]),
+            "\"spec.foo\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""
         );
     }
 

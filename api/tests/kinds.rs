@@ -4,6 +4,7 @@ mod common;
 
 use common::{create, object};
 use flotilla_api::admit::{self, Subresource, UnknownFields};
+use flotilla_api::selector::Fields;
 use flotilla_api::{Builtin, Reason, Registry};
 use serde_json::{Value, json};
 
@@ -248,6 +249,26 @@ fn what_upstream_refuses() {
             "spec: {ports: [{port: 80, nodePort: 30080}]}",
             "spec.ports[0].nodePort: Forbidden: may not be used when `type` is 'ClusterIP'",
         ),
+        (
+            "services",
+            "spec: {type: NodePort, ports: [{port: 80, nodePort: 80}]}",
+            "spec.ports[0].nodePort: Invalid value: 80: provided port is not in the valid range. The range of valid ports is 30000-32767",
+        ),
+        (
+            "services",
+            "spec: {type: LoadBalancer, healthCheckNodePort: 5, ports: [{port: 80}]}",
+            "spec.healthCheckNodePort: Invalid value: 5: may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'",
+        ),
+        (
+            "services",
+            "spec: {ipFamilies: [IPv6], ports: [{port: 80}]}",
+            "spec.ipFamilies[0]: Invalid value: \"IPv6\": not configured on this cluster",
+        ),
+        (
+            "services",
+            "spec: {ipFamilyPolicy: RequireDualStack, ports: [{port: 80}]}",
+            "spec.ipFamilyPolicy: Invalid value: \"RequireDualStack\": this cluster is not configured for dual-stack services",
+        ),
         ("services", "spec: {type: ExternalName}", "spec.externalName: Required value"),
         ("endpoints", "subsets: [{}]", "subsets[0]: Required value: must specify `addresses` or `notReadyAddresses`"),
         (
@@ -322,9 +343,50 @@ fn what_upstream_refuses() {
         ),
         ("replicationcontrollers", "spec: {}", "spec.template: Required value"),
         (
+            "replicationcontrollers",
+            "spec: {template: {spec: {containers: [{name: c, image: x}]}}}",
+            "spec.selector: Required value",
+        ),
+        (
+            "daemonsets",
+            "spec: {selector: {}, template: {metadata: {labels: {app: a}}, spec: {activeDeadlineSeconds: 5, containers: [{name: c, image: x}]}}}",
+            "[spec.selector: Invalid value: {}: empty selector is invalid for daemonset, \
+             spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in DaemonSet is not Supported]",
+        ),
+        (
+            "statefulsets",
+            "spec: {selector: {}, template: {spec: {containers: [{name: c, image: x}]}}}",
+            "spec.selector: Invalid value: {}: empty selector is invalid for statefulset",
+        ),
+        (
+            "pods",
+            "spec: {nodeName: n, schedulingGates: [{name: x/a}], containers: [{name: c, image: x}]}",
+            "spec.nodeName: Forbidden: cannot be set until all schedulingGates have been cleared",
+        ),
+        (
+            "nodes",
+            "spec: {podCIDR: '10.1'}",
+            "spec.podCIDRs[0]: Invalid value: \"10.1\": must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)",
+        ),
+        (
+            "nodes",
+            "spec: {podCIDRs: [10.1.0.0/24, 10.2.0.0/24]}",
+            "spec.podCIDRs: Invalid value: [\"10.1.0.0/24\",\"10.2.0.0/24\"]: may specify no more than one CIDR for each IP family",
+        ),
+        (
             "persistentvolumes",
             "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce]}",
             "spec: Required value: must specify a volume type",
+        ),
+        (
+            "persistentvolumes",
+            "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], nfs: {server: s, path: /}, hostPath: {path: /a/../b}}",
+            "[spec.hostPath.path: Invalid value: \"/a/../b\": must not contain '..', spec.nfs: Forbidden: may not specify more than 1 volume type]",
+        ),
+        (
+            "persistentvolumes",
+            "spec: {capacity: {storage: 1Gi}, accessModes: [ReadWriteOnce], persistentVolumeReclaimPolicy: Recycle, hostPath: {path: /}}",
+            "spec.persistentVolumeReclaimPolicy: Forbidden: may not be 'recycle' for a hostPath mount of '/'",
         ),
         (
             "persistentvolumeclaims",
@@ -468,6 +530,124 @@ fn what_may_not_change() {
 }
 
 #[test]
+fn fields_that_no_object_is_selected_by() {
+    let fields = Fields::parse("metadata.name=x,spec.foo=1").unwrap();
+    let table = [
+        ("pods", "field label not supported: spec.foo"),
+        ("secrets", "field label not supported: spec.foo"),
+        ("jobs", "field label \"spec.foo\" not supported for Job"),
+        ("deployments", "\"spec.foo\" is not a known field selector: only \"metadata.name\", \"metadata.namespace\""),
+    ];
+    for (name, words) in table {
+        let kind = Registry::builtin().by_name(name).unwrap();
+        assert_eq!(kind.check_fields(&fields).unwrap_err().to_string(), words, "{name}");
+        kind.check_fields(&Fields::parse("metadata.name=x").unwrap()).unwrap();
+    }
+}
+
+#[test]
+fn what_says_nothing_is_not_kept() {
+    let fields = "spec: {type: LoadBalancer, healthCheckNodePort: 0, ports: [{port: 80, nodePort: 0}]}";
+    let service = stored("services", fields);
+    assert_eq!(service["spec"].get("healthCheckNodePort"), None);
+    assert_eq!(service["spec"]["ports"][0].get("nodePort"), None);
+    let (kind, mut map) = object(&manifest("configmaps", "data: {a: b}"));
+    map["metadata"]["labels"] = json!({});
+    map["metadata"]["annotations"] = json!({});
+    let map = create(&map.to_string()).unwrap().object;
+    let kept = |object: &Value| ["labels", "annotations"].map(|field| object["metadata"].get(field).is_some());
+    assert_eq!(kept(&map), [false, false]);
+    let mut marked = map.clone();
+    marked["metadata"]["labels"] = json!({"a": "b"});
+    let marked = admit::prepare_update(&kind, &map, marked, Subresource::None, UnknownFields::Refuse).unwrap().object;
+    let mut bare = marked.clone();
+    bare["metadata"]["labels"] = json!({});
+    let bare = admit::prepare_update(&kind, &marked, bare, Subresource::None, UnknownFields::Refuse).unwrap().object;
+    assert_eq!((kept(&marked), kept(&bare)), ([true, false], [false, false]));
+}
+
+#[test]
+fn what_an_autoscaler_measures() {
+    let path = "spec.metrics[0]";
+    let table = [
+        ("{}", "type: Required value: must specify a metric source type"),
+        ("{type: Pods}", "pods: Required value: must populate information for the given metric source"),
+        (
+            "{type: Resource, resource: {name: cpu, target: {type: Utilization}}}",
+            "resource.target.averageUtilization: Required value: must set either a target raw value or a target utilization",
+        ),
+        (
+            "{type: Resource, resource: {name: cpu, target: {type: Utilization, averageUtilization: 5, averageValue: 1}}}",
+            "resource.target.averageValue: Forbidden: may not set both a target raw value and a target utilization",
+        ),
+        (
+            "{type: Pods, pods: {metric: {name: ''}, target: {type: AverageValue, averageValue: 1}}}",
+            "pods.metric.name: Required value: must specify a metric name",
+        ),
+        (
+            "{type: Pods, pods: {metric: {name: m}, target: {type: AverageValue}}}",
+            "pods.target.averageValue: Required value: must specify a positive target averageValue",
+        ),
+        (
+            "{type: Object, object: {describedObject: {kind: Service, name: s}, metric: {name: m}, target: {type: Value}}}",
+            "object.target.averageValue: Required value: must set either a target value or averageValue",
+        ),
+        (
+            "{type: External, external: {metric: {name: m}, target: {type: Value, value: 1, averageValue: 1}}}",
+            "external.target.value: Forbidden: may not set both a target value for metric and a per-pod target",
+        ),
+        (
+            "{type: ContainerResource, containerResource: {name: cpu, container: '', target: {type: Odd, averageValue: 0}}}",
+            "containerResource.container: Required value: must specify a container",
+        ),
+        (
+            "{type: Resource, resource: {name: cpu, target: {type: Odd, averageValue: 1}}}",
+            "resource.target.type: Invalid value: \"Odd\": must be either Utilization, Value, or AverageValue",
+        ),
+        (
+            "{type: Resource, resource: {name: cpu, target: {type: AverageValue, averageValue: 1}}, pods: {metric: {name: m}, target: {type: AverageValue, averageValue: 1}}}",
+            "pods: Forbidden: must populate the given metric source only",
+        ),
+    ];
+    for (metric, expected) in table {
+        let fields =
+            format!("spec: {{maxReplicas: 2, scaleTargetRef: {{kind: Deployment, name: web}}, metrics: [{metric}]}}");
+        let words = create(&manifest("horizontalpodautoscalers", &fields)).unwrap_err().message;
+        assert!(words.contains(&format!("{path}.{expected}")), "{metric}: {words}");
+    }
+}
+
+#[test]
+fn an_event_is_complete_that_comes_by_its_own_group() {
+    let about = "{kind: Pod, name: p, namespace: default}";
+    create(&manifest("events", &format!("involvedObject: {about}"))).unwrap();
+    let event = |fields: &str| {
+        format!("{{apiVersion: events.k8s.io/v1, kind: Event, metadata: {{name: a}}, regarding: {about}, {fields}}}")
+    };
+    let whole = "eventTime: '2026-01-02T03:04:05.000000Z', reason: r, action: x, type: Normal, reportingController: \
+                 x.org/c, reportingInstance: i";
+    create(&event(whole)).unwrap();
+    let refused = |fields: &str| create(&event(fields)).unwrap_err().message;
+    let bare = refused("reason: r");
+    assert_eq!(
+        bare,
+        "Event.events.k8s.io \"a\" is invalid: [eventTime: Required value, type: Invalid value: \"\": has invalid value: ]"
+    );
+    let timed = refused("eventTime: '2026-01-02T03:04:05.000000Z', type: Normal");
+    for field in ["reportingController", "reportingInstance", "action", "reason"] {
+        assert!(timed.contains(&format!("{field}: Required value")), "{timed}");
+    }
+    let old = refused(&format!("{whole}, deprecatedCount: 2, series: {{count: 1, lastObservedTime: null}}"));
+    for words in [
+        "count: Invalid value: \"\": needs to be unset",
+        "series.count: Invalid value: \"\": should be at least 2",
+        "series.lastObservedTime: Required value",
+    ] {
+        assert!(old.contains(words), "{old}");
+    }
+}
+
+#[test]
 fn an_address_stays_with_its_service() {
     let (kind, _) = object(&manifest("services", "spec: {ports: [{port: 80}]}"));
     let old = stored("services", "spec: {clusterIP: 10.96.0.7, ports: [{port: 80}]}");
@@ -480,10 +660,12 @@ fn an_address_stays_with_its_service() {
     );
     let (_, other) = object(&manifest("services", "spec: {clusterIP: 10.96.0.8, ports: [{port: 80}]}"));
     let status = admit::prepare_update(&kind, &old, other, Subresource::None, UnknownFields::Refuse).unwrap_err();
-    assert!(
-        status.message.contains("spec.clusterIPs[0]: Invalid value: [\"10.96.0.8\"]: may not change once set"),
-        "{status}"
-    );
+    let words = "is invalid: spec.clusterIPs[0]: Invalid value: [\"10.96.0.8\"]: may not change once set";
+    assert!(status.message.ends_with(words), "{status}");
+    let mut one_field = old.clone();
+    one_field["spec"]["clusterIP"] = json!("10.96.0.8");
+    let status = admit::prepare_update(&kind, &old, one_field, Subresource::None, UnknownFields::Refuse).unwrap_err();
+    assert!(status.message.ends_with(words), "{status}");
 }
 
 #[test]

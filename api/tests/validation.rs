@@ -148,7 +148,7 @@ fn resources() {
     check(&[
         (
             container("resources: {requests: {cpu: 2}, limits: {cpu: 1}}"),
-            "spec.containers[0].resources.requests[cpu]: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
+            "spec.containers[0].resources.requests: Invalid value: \"2\": must be less than or equal to cpu limit of 1",
         ),
         (
             container("resources: {limits: {memory: -1}}"),
@@ -157,14 +157,45 @@ fn resources() {
         ),
         (
             container("resources: {limits: {gold: 1}}"),
-            "[spec.containers[0].resources.limits[gold]: Invalid value: \"gold\": must be a standard resource for \
-             containers, spec.containers[0].resources.requests[gold]: Invalid value: \"gold\": must be a standard resource \
-             for containers]",
+            "[spec.containers[0].resources.limits[gold]: Invalid value: \"gold\": must be a standard resource type or \
+             fully qualified, spec.containers[0].resources.limits[gold]: Invalid value: \"gold\": must be a standard \
+             resource for containers, spec.containers[0].resources.requests[gold]: Invalid value: \"gold\": must be a \
+             standard resource type or fully qualified, spec.containers[0].resources.requests[gold]: Invalid value: \
+             \"gold\": must be a standard resource for containers]",
         ),
         (
             container("resources: {requests: {example.com/gpu: 1}}"),
-            "spec.containers[0].resources.requests[example.com/gpu]: Required value: Limit must be set for non \
-             overcommitable resources",
+            "spec.containers[0].resources.limits: Required value: Limit must be set for non overcommitable resources",
+        ),
+        (
+            container("resources: {limits: {example.com/gpu: 2}, requests: {example.com/gpu: 1}}"),
+            "spec.containers[0].resources.requests: Invalid value: \"1\": must be equal to example.com/gpu limit of 2",
+        ),
+        (
+            container("resources: {limits: {requests.x.org/y: 1}}"),
+            "[spec.containers[0].resources.limits[requests.x.org/y]: Invalid value: \"requests.x.org/y\": doesn't follow \
+             extended resource name standard, spec.containers[0].resources.requests[requests.x.org/y]: Invalid value: \
+             \"requests.x.org/y\": doesn't follow extended resource name standard]",
+        ),
+        (
+            container("resources: {requests: {pods: 1}}"),
+            "spec.containers[0].resources.requests[pods]: Invalid value: \"pods\": must be a standard resource for \
+             containers",
+        ),
+        (
+            container("resources: {limits: {hugepages-2Mi: 3Mi, cpu: 1}}"),
+            "[spec.containers[0].resources.limits[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi is not positive integer \
+             multiple of hugepages-2Mi, spec.containers[0].resources.requests[hugepages-2Mi]: Invalid value: \"3Mi\": 3Mi \
+             is not positive integer multiple of hugepages-2Mi]",
+        ),
+        (
+            container("resources: {limits: {hugepages-2Mi: 2Mi}}"),
+            "spec.containers[0].resources: Forbidden: HugePages require cpu or memory",
+        ),
+        (
+            pod("{resources: {requests: {ephemeral-storage: 1Gi}}, containers: [{name: c, image: x}]}"),
+            "spec.resources.requests[ephemeral-storage]: Unsupported value: \"ephemeral-storage\": supported values: \
+             \"cpu\", \"hugepages-\", \"memory\"",
         ),
     ]);
 }
@@ -261,10 +292,6 @@ fn pods() {
             "spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
         ),
         (
-            also("terminationGracePeriodSeconds: -1"),
-            "spec.terminationGracePeriodSeconds: Invalid value: -1: must be greater than or equal to 0",
-        ),
-        (
             also("activeDeadlineSeconds: 0"),
             "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",
         ),
@@ -309,7 +336,19 @@ fn workloads() {
             deployment("spec:\n  selector", "spec:\n  replicas: -1\n  selector"),
             "spec.replicas: Invalid value: -1: must be greater than or equal to 0",
         ),
-        (deployment("  selector: {matchLabels: {app: web}}\n", ""), "spec.selector: Required value"),
+        (
+            deployment("  selector: {matchLabels: {app: web}}\n", ""),
+            "[spec.selector: Required value, spec.template.metadata.labels: Invalid value: {\"app\":\"web\"}: `selector` does \
+             not match template `labels`]",
+        ),
+        (
+            deployment("{matchLabels: {app: web}}", "{}"),
+            "spec.selector: Invalid value: {}: empty selector is invalid for deployment",
+        ),
+        (
+            deployment("    spec:\n      containers", "    spec:\n      activeDeadlineSeconds: 5\n      containers"),
+            "spec.template.spec.activeDeadlineSeconds: Forbidden: activeDeadlineSeconds in ReplicaSet is not Supported",
+        ),
         (
             deployment("labels: {app: web}", "labels: {app: db}"),
             "spec.template.metadata.labels: Invalid value: {\"app\":\"db\"}: `selector` does not match template `labels`",
@@ -384,9 +423,7 @@ fn configuration() {
         ),
         (
             "apiVersion: v1\nkind: Namespace\nmetadata: {name: a.b}\n".into(),
-            "metadata.name: Invalid value: \"a.b\": a lowercase RFC 1123 label must consist of lower case alphanumeric \
-             characters or '-', and must start and end with an alphanumeric character (e.g. 'my-name',  or '123-abc', regex \
-             used for validation is '[a-z0-9]([-a-z0-9]*[a-z0-9])?')",
+            "metadata.name: Invalid value: \"a.b\": must not contain dots",
         ),
     ]);
 }
@@ -441,12 +478,67 @@ fn a_status_update_changes_the_status_only() {
     let old = create(NGINX).unwrap().object;
     let mut new = old.clone();
     new["spec"]["replicas"] = json!(7);
-    new["status"] = json!({"readyReplicas": 1});
+    new["status"] = json!({"replicas": 1, "readyReplicas": 1});
     let (kind, _) = object(NGINX);
     let updated = admit::prepare_update(&kind, &old, new, Subresource::Status, Default::default()).unwrap();
     assert_eq!(updated.object["spec"], old["spec"]);
     assert_eq!(updated.object["metadata"], old["metadata"]);
-    assert_eq!(updated.object["status"], json!({"readyReplicas": 1}));
+    assert_eq!(updated.object["status"], json!({"replicas": 1, "readyReplicas": 1}));
+}
+
+#[test]
+fn a_status_counts_what_there_is() {
+    let template = "template: {metadata: {labels: {app: a}}, spec: {containers: [{name: c, image: x}]}}";
+    let of = |kind: &str| {
+        format!(
+            "{{apiVersion: apps/v1, kind: {kind}, metadata: {{name: a}}, spec: {{selector: {{matchLabels: {{app: a}}}}, \
+             {template}}}}}"
+        )
+    };
+    let controller =
+        format!("{{apiVersion: v1, kind: ReplicationController, metadata: {{name: a}}, spec: {{{template}}}}}");
+    let job = "{apiVersion: batch/v1, kind: Job, metadata: {name: a}, spec: {template: {spec: {restartPolicy: Never, \
+               containers: [{name: c, image: x}]}}}}";
+    let negative = "Invalid value: -1: must be greater than or equal to 0";
+    let table = [
+        (of("Deployment"), json!({"unavailableReplicas": -1}), format!("status.unavailableReplicas: {negative}")),
+        (
+            of("Deployment"),
+            json!({"replicas": 2, "readyReplicas": 1, "availableReplicas": 2}),
+            "status.availableReplicas: Invalid value: 2: cannot be greater than readyReplicas".to_owned(),
+        ),
+        (
+            of("ReplicaSet"),
+            json!({"replicas": 1, "fullyLabeledReplicas": 2}),
+            "status.fullyLabeledReplicas: Invalid value: 2: cannot be greater than status.replicas".to_owned(),
+        ),
+        (of("ReplicaSet"), json!({"replicas": -1}), format!("status.replicas: {negative}")),
+        (
+            controller,
+            json!({"replicas": 0, "observedGeneration": -1}),
+            format!("status.observedGeneration: {negative}"),
+        ),
+        (
+            of("StatefulSet"),
+            json!({"replicas": 2, "readyReplicas": 1, "availableReplicas": 2}),
+            "status.availableReplicas: Invalid value: 2: cannot be greater than status.readyReplicas".to_owned(),
+        ),
+        (
+            of("DaemonSet"),
+            json!({"currentNumberScheduled": 0, "desiredNumberScheduled": 0, "numberMisscheduled": 0, "numberReady": -1}),
+            format!("status.numberReady: {negative}"),
+        ),
+        (job.to_owned(), json!({"failed": -1}), format!("status.failed: {negative}")),
+    ];
+    for (manifest, status, expected) in table {
+        let old = create(&manifest).unwrap().object;
+        let mut new = old.clone();
+        new["status"] = status;
+        let (kind, _) = object(&manifest);
+        let refused = admit::prepare_update(&kind, &old, new, Subresource::Status, Default::default()).unwrap_err();
+        let words = refused.message.split_once("is invalid: ").unwrap().1;
+        assert!(words.starts_with(&expected) || words.starts_with(&format!("[{expected}")), "{words}");
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use crate::error::{Cause, Reason, Status};
 use crate::field::{Errors, Path};
 use crate::key::Key;
 use crate::kinds::Kind;
+use crate::warn::Warnings;
 use crate::{names, structural, validate};
 
 mod limits;
@@ -115,7 +116,11 @@ pub fn prepare_create(kind: &Kind, object: Value, request: Create<'_>) -> Result
     let metadata = metadata(&decoded.object);
     validate::metadata::object(&metadata, kind, &mut errors);
     kind.behaviour.create(&mut decoded.object, &mut errors);
+    if let Some(stored) = &kind.stored_as {
+        stored.check(&decoded.object, &mut errors);
+    }
     decoded.finish(kind, errors)?;
+    decoded.warn(kind, None);
     let name = metadata.name.unwrap_or_default();
     let key = Key::new(&kind.collection(), metadata.namespace.as_deref().unwrap_or_default(), &name);
     Ok(Prepared { key, object: decoded.object, warnings: decoded.warnings })
@@ -146,6 +151,9 @@ pub fn prepare_update(
         Subresource::Finalize => update_finalizers(old, &mut decoded.object),
     }
     decoded.finish(kind, errors)?;
+    if subresource == Subresource::None {
+        decoded.warn(kind, Some(old));
+    }
     let changed = without_revision(old) != without_revision(&decoded.object);
     Ok(Updated { object: decoded.object, changed, warnings: decoded.warnings })
 }
@@ -225,6 +233,13 @@ struct Decoded {
 }
 
 impl Decoded {
+    /// Adds what the kind has to say of an object that is taken.
+    fn warn(&mut self, kind: &Kind, old: Option<&Value>) {
+        let mut warnings = Warnings::new();
+        kind.behaviour.warn(old, &self.object, &mut warnings);
+        self.warnings.extend(warnings.into_vec());
+    }
+
     /// Refuses the object if anything was wrong: unknown fields are told together with what else is wrong.
     fn finish(&mut self, kind: &Kind, errors: Errors) -> Result<(), Status> {
         let mut causes = std::mem::take(&mut self.unknown);
@@ -256,6 +271,7 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
     if object.get("metadata").is_some_and(Value::is_null) {
         object["metadata"] = Value::Object(Map::new());
     }
+    drop_empty_maps(&mut object);
     kind.to_stored(&mut object);
     let mut findings = strict::check(&mut object, kind.stored().schema.as_deref());
     if let Some(structure) = &kind.structure {
@@ -275,6 +291,16 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
         return Err(refused.err().map_or_else(|| Status::internal("nothing was wrong"), bad_request));
     }
     Ok(decoded)
+}
+
+/// A map of the metadata that is empty is as good as none, and none is what is stored.
+fn drop_empty_maps(object: &mut Value) {
+    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
+    for field in ["labels", "annotations"] {
+        if metadata.get(field).and_then(Value::as_object).is_some_and(Map::is_empty) {
+            metadata.remove(field);
+        }
+    }
 }
 
 fn bad_request(status: Status) -> Status {

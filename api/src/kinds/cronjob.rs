@@ -7,6 +7,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
+use crate::warn::{self, Warnings};
 use crate::{schedule, validate, zones};
 
 /// The names of its jobs are longer by eleven, and have to fit a label.
@@ -99,6 +100,15 @@ impl BuiltIn for CronJob {
         limits.into_iter().for_each(|(field, limit)| validate::non_negative(limit, &path.child(field), errors));
         if let Some(template) = &spec.job_template.spec {
             validate::job::template(template, &path.child("jobTemplate").child("spec"), errors);
+        }
+    }
+
+    fn warn(old: Option<&batch::CronJob>, new: &batch::CronJob, warnings: &mut Warnings) {
+        if old.is_none() {
+            warn::name_of_pods(&new.metadata, warnings);
+        }
+        if let Some(spec) = new.spec.job_template.spec.as_ref().filter(|_| !warn::is_told(old, new)) {
+            warn::job(spec, &Path::new("spec").child("jobTemplate").child("spec"), warnings);
         }
     }
 

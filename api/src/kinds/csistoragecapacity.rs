@@ -6,6 +6,7 @@ use k8s_openapi::api::storage::v1 as storage;
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column, UNSET};
 use crate::field::{Errors, Path};
+use crate::warn::{self, Warnings};
 use crate::{names, selector, validate};
 
 pub struct CSIStorageCapacity;
@@ -42,6 +43,16 @@ impl BuiltIn for CSIStorageCapacity {
         validate::immutable(&old.node_topology, &new.node_topology, &Path::new("nodeTopology"), errors);
         let classes = (&old.storage_class_name, &new.storage_class_name);
         validate::immutable(classes.0, classes.1, &Path::new("storageClassName"), errors);
+    }
+
+    fn warn(
+        _old: Option<&storage::CSIStorageCapacity>,
+        capacity: &storage::CSIStorageCapacity,
+        warnings: &mut Warnings,
+    ) {
+        if let Some(topology) = &capacity.node_topology {
+            warn::storage::topology(topology, &Path::new("nodeTopology"), warnings);
+        }
     }
 
     fn row(capacity: &storage::CSIStorageCapacity, _now: Timestamp) -> Vec<String> {

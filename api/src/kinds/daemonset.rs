@@ -10,6 +10,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 /// Counts the changes of the template, for clients of old.
 const TEMPLATE_GENERATION: &str = "deprecated.daemonset.template.generation";
@@ -70,18 +71,42 @@ impl BuiltIn for DaemonSet {
 
     fn validate(set: &apps::DaemonSet, errors: &mut Errors) {
         let (path, spec) = (Path::new("spec"), &set.spec);
-        workload::selector(&spec.selector, &spec.template, &path, errors);
+        workload::selector(&spec.selector, &spec.template, "daemonset", &path, errors);
         validate::non_negative(spec.min_ready_seconds, &path.child("minReadySeconds"), errors);
         validate::non_negative(spec.revision_history_limit, &path.child("revisionHistoryLimit"), errors);
         if let Some(strategy) = &spec.update_strategy {
             update_strategy(strategy, &path.child("updateStrategy"), errors);
         }
-        workload::template(&spec.template, &["Always"], &path.child("template"), errors);
+        workload::running_template(&spec.template, "DaemonSet", &path.child("template"), errors);
     }
 
     fn validate_update(old: &apps::DaemonSet, new: &apps::DaemonSet, errors: &mut Errors) {
         let path = Path::new("spec").child("selector");
         validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn validate_status(new: &apps::DaemonSet, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        workload::counts(
+            &[
+                ("currentNumberScheduled", Some(status.current_number_scheduled.into())),
+                ("numberMisscheduled", Some(status.number_misscheduled.into())),
+                ("desiredNumberScheduled", Some(status.desired_number_scheduled.into())),
+                ("numberReady", Some(status.number_ready.into())),
+                ("observedGeneration", status.observed_generation),
+                ("updatedNumberScheduled", status.updated_number_scheduled.map(i64::from)),
+                ("numberAvailable", status.number_available.map(i64::from)),
+                ("numberUnavailable", status.number_unavailable.map(i64::from)),
+                ("collisionCount", status.collision_count.map(i64::from)),
+            ],
+            errors,
+        );
+    }
+
+    fn warn(old: Option<&apps::DaemonSet>, new: &apps::DaemonSet, warnings: &mut Warnings) {
+        if !warn::is_told(old, new) {
+            warn::pod::template(&new.spec.template, &Path::new("spec").child("template"), warnings);
+        }
     }
 
     fn changed(old: &Value, new: &Value) -> bool {

@@ -10,6 +10,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 pub struct Deployment;
 
@@ -53,11 +54,15 @@ impl BuiltIn for Deployment {
         deployment.status = Some(apps::DeploymentStatus::default());
     }
 
+    fn validate_json(object: &Value, errors: &mut Errors) {
+        workload::selector_is_there(object, errors);
+    }
+
     fn validate(deployment: &apps::Deployment, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = &deployment.spec;
         workload::replicas(spec.replicas, &path, errors);
-        workload::selector(&spec.selector, &spec.template, &path, errors);
+        workload::selector(&spec.selector, &spec.template, "deployment", &path, errors);
         validate::non_negative(spec.min_ready_seconds, &path.child("minReadySeconds"), errors);
         validate::non_negative(spec.revision_history_limit, &path.child("revisionHistoryLimit"), errors);
         validate::non_negative(spec.progress_deadline_seconds, &path.child("progressDeadlineSeconds"), errors);
@@ -68,12 +73,38 @@ impl BuiltIn for Deployment {
         if let Some(strategy) = &spec.strategy {
             workload::deployment_strategy(strategy, &path.child("strategy"), errors);
         }
-        workload::template(&spec.template, &["Always"], &path.child("template"), errors);
+        workload::running_template(&spec.template, "ReplicaSet", &path.child("template"), errors);
     }
 
     fn validate_update(old: &apps::Deployment, new: &apps::Deployment, errors: &mut Errors) {
         let path = Path::new("spec").child("selector");
         validate::immutable(&old.spec.selector, &new.spec.selector, &path, errors);
+    }
+
+    fn validate_status(new: &apps::Deployment, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        workload::counts(
+            &[
+                ("observedGeneration", status.observed_generation),
+                ("replicas", status.replicas.map(i64::from)),
+                ("updatedReplicas", status.updated_replicas.map(i64::from)),
+                ("readyReplicas", status.ready_replicas.map(i64::from)),
+                ("availableReplicas", status.available_replicas.map(i64::from)),
+                ("unavailableReplicas", status.unavailable_replicas.map(i64::from)),
+                ("collisionCount", status.collision_count.map(i64::from)),
+            ],
+            errors,
+        );
+        let parts = [
+            ("updatedReplicas", status.updated_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        workload::parts(status.replicas.unwrap_or_default(), &parts, "readyReplicas", errors);
+    }
+
+    fn warn(old: Option<&apps::Deployment>, new: &apps::Deployment, warnings: &mut Warnings) {
+        warn::workload(old, new, Some(&new.spec.template), warnings);
     }
 
     fn changed(old: &Value, new: &Value) -> bool {

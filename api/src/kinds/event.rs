@@ -7,7 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
-use crate::names;
+use crate::{names, validate};
 
 const MAX_NOTE_BYTES: usize = 1024;
 const MAX_WORD_BYTES: usize = 128;
@@ -41,21 +41,18 @@ impl BuiltIn for Event {
 
     fn validate(event: &core::Event, errors: &mut Errors) {
         let namespace = event.metadata.namespace.as_deref().unwrap_or_default();
-        let about = &event.involved_object;
-        let path = Path::new("involvedObject").child("namespace");
-        match about.namespace.as_deref().unwrap_or_default() {
-            "" if namespace != "default" && namespace != "kube-system" => {
-                errors.invalid(&path, "", "does not match event.namespace");
-            }
-            "" => {}
-            other if other != namespace => errors.invalid(&path, other, "does not match event.namespace"),
-            _ => {}
+        let about = event.involved_object.namespace.as_deref().unwrap_or_default();
+        let is_new = event.event_time.is_some();
+        let is_of_cluster = about.is_empty() && (namespace == "default" || (is_new && namespace == "kube-system"));
+        if !is_of_cluster && (about.is_empty() || (!is_new && about != namespace)) {
+            let path = Path::new("involvedObject").child("namespace");
+            errors.invalid(&path, about, "does not match event.namespace");
         }
         if !namespace.is_empty() {
             names::dns_subdomain(namespace).iter().for_each(|c| errors.invalid(&Path::new("namespace"), namespace, c));
         }
-        if event.event_time.is_some() {
-            validate_series_form(event, errors);
+        if is_new {
+            validate_new_form(event, errors);
         }
     }
 
@@ -92,18 +89,23 @@ fn source(event: &core::Event) -> String {
 }
 
 /// What the newer form of events, the one with `eventTime`, must say.
-fn validate_series_form(event: &core::Event, errors: &mut Errors) {
+fn validate_new_form(event: &core::Event, errors: &mut Errors) {
+    let controller = event.reporting_component.as_deref().unwrap_or_default();
+    let path = Path::new("reportingController");
+    if controller.is_empty() {
+        errors.required(&path, "");
+    }
+    validate::name(controller, names::qualified_name, &path, errors);
     let needed = [
-        ("reportingController", event.reporting_component.as_deref(), MAX_WORD_BYTES),
-        ("reportingInstance", event.reporting_instance.as_deref(), MAX_WORD_BYTES),
-        ("action", event.action.as_deref(), MAX_WORD_BYTES),
-        ("reason", event.reason.as_deref(), MAX_WORD_BYTES),
+        ("reportingInstance", event.reporting_instance.as_deref()),
+        ("action", event.action.as_deref()),
+        ("reason", event.reason.as_deref()),
     ];
-    for (field, value, max_bytes) in needed {
+    for (field, value) in needed {
         match value.unwrap_or_default() {
             "" => errors.required(&Path::new(field), ""),
-            text if text.len() > max_bytes => {
-                errors.invalid(&Path::new(field), "", format_args!("can have at most {max_bytes} characters"));
+            text if text.len() > MAX_WORD_BYTES => {
+                errors.invalid(&Path::new(field), "", format_args!("can have at most {MAX_WORD_BYTES} characters"));
             }
             _ => {}
         }
@@ -112,7 +114,33 @@ fn validate_series_form(event: &core::Event, errors: &mut Errors) {
         let detail = format_args!("can have at most {MAX_NOTE_BYTES} characters");
         errors.invalid(&Path::new("message"), "", detail);
     }
-    if !matches!(event.type_.as_deref(), Some("Normal" | "Warning")) {
-        errors.invalid(&Path::new("type"), event.type_.clone().unwrap_or_default(), "has invalid value: ");
+}
+
+/// What an event must be like that is made through `events.k8s.io/v1`, beside what every event must.
+pub(crate) fn validate_strictly(event: &core::Event, errors: &mut Errors) {
+    let at = Path::new;
+    if let Some(series) = &event.series {
+        if series.count.unwrap_or_default() < 2 {
+            errors.invalid(&at("series.count"), "", "should be at least 2");
+        }
+        if series.last_observed_time.is_none() {
+            errors.required(&at("series.lastObservedTime"), "");
+        }
+    }
+    if event.event_time.is_none() {
+        errors.required(&at("eventTime"), "");
+    }
+    let type_ = event.type_.as_deref().unwrap_or_default();
+    if !matches!(type_, "Normal" | "Warning") {
+        errors.invalid(&at("type"), "", format_args!("has invalid value: {type_}"));
+    }
+    let of_old = [
+        ("firstTimestamp", event.first_timestamp.is_some()),
+        ("lastTimestamp", event.last_timestamp.is_some()),
+        ("count", event.count.unwrap_or_default() != 0),
+        ("source", event.source.as_ref().is_some_and(|source| *source != core::EventSource::default())),
+    ];
+    for (field, _) in of_old.into_iter().filter(|(_, used)| *used) {
+        errors.invalid(&at(field), "", "needs to be unset");
     }
 }

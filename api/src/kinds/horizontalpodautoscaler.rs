@@ -2,8 +2,8 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::autoscaling::v2::{
-    self as autoscaling, HPAScalingPolicy, HPAScalingRules, MetricSpec, MetricTarget, MetricValueStatus,
-    ResourceMetricSource,
+    self as autoscaling, CrossVersionObjectReference, HPAScalingPolicy, HPAScalingRules, MetricIdentifier, MetricSpec,
+    MetricTarget, MetricValueStatus, ResourceMetricSource,
 };
 
 use super::{BuiltIn, Info};
@@ -15,6 +15,7 @@ use crate::{names, validate};
 const CPU_PERCENT: i32 = 80;
 /// Metrics that a listing shows.
 const SHOWN: usize = 2;
+const METRICS: [&str; 5] = ["ContainerResource", "External", "Object", "Pods", "Resource"];
 
 pub struct HorizontalPodAutoscaler;
 
@@ -67,13 +68,7 @@ impl BuiltIn for HorizontalPodAutoscaler {
     fn validate(scaler: &autoscaling::HorizontalPodAutoscaler, errors: &mut Errors) {
         let path = Path::new("spec");
         let spec = &scaler.spec;
-        let target = path.child("scaleTargetRef");
-        for (field, value) in [("kind", &spec.scale_target_ref.kind), ("name", &spec.scale_target_ref.name)] {
-            match value.as_str() {
-                "" => errors.required(&target.child(field), ""),
-                value => validate::name(value, names::path_segment, &target.child(field), errors),
-            }
-        }
+        validate_reference(&spec.scale_target_ref, &path.child("scaleTargetRef"), errors);
         let min = spec.min_replicas.unwrap_or(1);
         if min < 1 {
             errors.invalid(&path.child("minReplicas"), min, "must be greater than or equal to 1");
@@ -96,6 +91,13 @@ impl BuiltIn for HorizontalPodAutoscaler {
                 }
             }
         }
+    }
+
+    fn validate_status(new: &autoscaling::HorizontalPodAutoscaler, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        let path = Path::new("status");
+        validate::non_negative(status.current_replicas, &path.child("currentReplicas"), errors);
+        validate::non_negative(Some(status.desired_replicas), &path.child("desiredReplicas"), errors);
     }
 
     fn row(scaler: &autoscaling::HorizontalPodAutoscaler, now: Timestamp) -> Vec<String> {
@@ -132,39 +134,151 @@ fn source(metric: &MetricSpec) -> Option<(&'static str, &MetricTarget, Option<&s
     }
 }
 
+fn validate_reference(reference: &CrossVersionObjectReference, path: &Path, errors: &mut Errors) {
+    for (field, value) in [("kind", &reference.kind), ("name", &reference.name)] {
+        match value.as_str() {
+            "" => errors.required(&path.child(field), ""),
+            value => validate::name(value, names::path_segment, &path.child(field), errors),
+        }
+    }
+}
+
 fn validate_metric(metric: &MetricSpec, path: &Path, errors: &mut Errors) {
-    let types = ["ContainerResource", "External", "Object", "Pods", "Resource"];
     if metric.type_.is_empty() {
-        return errors.required(&path.child("type"), "must specify a metric source type");
+        errors.required(&path.child("type"), "must specify a metric source type");
     }
-    if !types.contains(&metric.type_.as_str()) {
-        return errors.not_supported(&path.child("type"), metric.type_.as_str(), &types);
+    validate::one_of(Some(&metric.type_), &METRICS, &path.child("type"), errors);
+    // In the order in which they are looked at: only the first one is.
+    let all = [
+        ("object", metric.object.is_some()),
+        ("external", metric.external.is_some()),
+        ("pods", metric.pods.is_some()),
+        ("resource", metric.resource.is_some()),
+        ("containerResource", metric.container_resource.is_some()),
+    ];
+    let given: Vec<&str> = all.into_iter().filter(|(_, given)| *given).map(|(field, _)| field).collect();
+    if let Some(first) = given.first() {
+        validate_source(metric, first, &path.child(first), errors);
     }
-    let Some((field, target, name)) = source(metric) else {
-        let mut field = metric.type_.clone();
-        field[..1].make_ascii_lowercase();
-        let detail = format!("must populate information for the given metric source of type {}", metric.type_);
-        return errors.required(&path.child(&field), &detail);
-    };
-    let path = path.child(field);
-    if name == Some("") {
-        errors.required(&path.child("name"), "must specify a resource name");
+    let expected = field_of(&metric.type_);
+    if let Some(expected) = expected.filter(|expected| !given.contains(expected)) {
+        errors.required(&path.child(expected), "must populate information for the given metric source");
     }
-    validate_target(target, &path.child("target"), errors);
+    if given.len() > 1 {
+        for other in given.into_iter().filter(|field| Some(*field) != expected) {
+            errors.forbidden(&path.child(other), "must populate the given metric source only");
+        }
+    }
+}
+
+/// Where a metric of some type is described.
+fn field_of(type_: &str) -> Option<&'static str> {
+    Some(match type_ {
+        "ContainerResource" => "containerResource",
+        "External" => "external",
+        "Object" => "object",
+        "Pods" => "pods",
+        "Resource" => "resource",
+        _ => return None,
+    })
+}
+
+fn validate_source(metric: &MetricSpec, field: &str, path: &Path, errors: &mut Errors) {
+    match field {
+        "object" => metric.object.iter().for_each(|source| {
+            validate_reference(&source.described_object, &path.child("describedObject"), errors);
+            validate_identifier(&source.metric, &path.child("metric"), errors);
+            let detail = "must set either a target value or averageValue";
+            validate_total(&source.target, detail, &path.child("target"), errors);
+        }),
+        "external" => metric.external.iter().for_each(|source| {
+            validate_identifier(&source.metric, &path.child("metric"), errors);
+            let path = path.child("target");
+            let detail = "must set either a target value for metric or a per-pod target";
+            validate_total(&source.target, detail, &path, errors);
+            if source.target.value.is_some() && source.target.average_value.is_some() {
+                let detail = "may not set both a target value for metric and a per-pod target";
+                errors.forbidden(&path.child("value"), detail);
+            }
+        }),
+        "pods" => metric.pods.iter().for_each(|source| {
+            validate_identifier(&source.metric, &path.child("metric"), errors);
+            validate_target(&source.target, &path.child("target"), errors);
+            if source.target.average_value.is_none() {
+                let path = path.child("target").child("averageValue");
+                errors.required(&path, "must specify a positive target averageValue");
+            }
+        }),
+        "resource" => metric.resource.iter().for_each(|source| {
+            validate_resource(&source.name, &path.child("name"), errors);
+            validate_share(&source.target, &path.child("target"), errors);
+        }),
+        _ => metric.container_resource.iter().for_each(|source| {
+            validate_resource(&source.name, &path.child("name"), errors);
+            if !source.name.is_empty() {
+                validate::resources::of_container(&source.name, &path.child("name"), errors);
+            }
+            match source.container.as_str() {
+                "" => errors.required(&path.child("container"), "must specify a container"),
+                container => validate::name(container, names::dns_label, &path.child("container"), errors),
+            }
+            validate_share(&source.target, &path.child("target"), errors);
+        }),
+    }
+}
+
+fn validate_resource(name: &str, path: &Path, errors: &mut Errors) {
+    if name.is_empty() {
+        errors.required(path, "must specify a resource name");
+    }
+}
+
+fn validate_identifier(metric: &MetricIdentifier, path: &Path, errors: &mut Errors) {
+    match metric.name.as_str() {
+        "" => errors.required(&path.child("name"), "must specify a metric name"),
+        name => validate::name(name, names::path_segment, &path.child("name"), errors),
+    }
+}
+
+/// What a metric of no resource aims at, as a whole or for each pod.
+fn validate_total(target: &MetricTarget, detail: &str, path: &Path, errors: &mut Errors) {
+    validate_target(target, path, errors);
+    if target.value.is_none() && target.average_value.is_none() {
+        errors.required(&path.child("averageValue"), detail);
+    }
+}
+
+/// What a resource's use aims at, as an amount or as a share of what was asked for.
+fn validate_share(target: &MetricTarget, path: &Path, errors: &mut Errors) {
+    validate_target(target, path, errors);
+    match (target.average_utilization, &target.average_value) {
+        (None, None) => {
+            let detail = "must set either a target raw value or a target utilization";
+            errors.required(&path.child("averageUtilization"), detail);
+        }
+        (Some(_), Some(_)) => {
+            let detail = "may not set both a target raw value and a target utilization";
+            errors.forbidden(&path.child("averageValue"), detail);
+        }
+        _ => {}
+    }
 }
 
 fn validate_target(target: &MetricTarget, path: &Path, errors: &mut Errors) {
-    match target.type_.as_str() {
-        "" => errors.required(&path.child("type"), "must specify a metric target type"),
-        other => validate::one_of(Some(other), &["AverageValue", "Utilization", "Value"], &path.child("type"), errors),
+    if target.type_.is_empty() {
+        errors.required(&path.child("type"), "must specify a metric target type");
     }
-    validate::positive(target.average_utilization, &path.child("averageUtilization"), errors);
+    if !matches!(target.type_.as_str(), "AverageValue" | "Utilization" | "Value") {
+        let detail = "must be either Utilization, Value, or AverageValue";
+        errors.invalid(&path.child("type"), target.type_.as_str(), detail);
+    }
     for (field, value) in [("value", &target.value), ("averageValue", &target.average_value)] {
         let amount = value.as_ref().map(|value| crate::quantity::Amount::parse(&value.0));
         if matches!(amount, Some(Ok(amount)) if amount.is_negative() || amount.is_zero()) {
             errors.invalid(&path.child(field), value.as_ref().map(|value| value.0.clone()), "must be positive");
         }
     }
+    validate::positive(target.average_utilization, &path.child("averageUtilization"), errors);
 }
 
 fn validate_rules(rules: &HPAScalingRules, path: &Path, errors: &mut Errors) {

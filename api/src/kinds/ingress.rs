@@ -7,9 +7,13 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::field::Errors;
 use crate::validate;
+use crate::warn::Warnings;
 
 /// What a narrow listing shows of the addresses.
 const SHOWN_ADDRESS_BYTES: usize = 16;
+
+/// Says which class an Ingress is of, for controllers of old.
+const CLASS_ANNOTATION: &str = "kubernetes.io/ingress.class";
 
 pub struct Ingress;
 
@@ -42,6 +46,15 @@ impl BuiltIn for Ingress {
 
     fn validate(ingress: &networking::Ingress, errors: &mut Errors) {
         validate::ingress::ingress(ingress, errors);
+    }
+
+    fn warn(old: Option<&networking::Ingress>, ingress: &networking::Ingress, warnings: &mut Warnings) {
+        let annotations = ingress.metadata.annotations.as_ref();
+        let names_class = ingress.spec.as_ref().is_some_and(|spec| spec.ingress_class_name.is_some());
+        if old.is_none() && !names_class && annotations.is_some_and(|all| all.contains_key(CLASS_ANNOTATION)) {
+            let instead = "please use 'spec.ingressClassName' instead";
+            warnings.say(format_args!("annotation {CLASS_ANNOTATION:?} is deprecated, {instead}"));
+        }
     }
 
     fn row(ingress: &networking::Ingress, now: Timestamp) -> Vec<String> {

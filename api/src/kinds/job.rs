@@ -9,8 +9,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
-use crate::field::Errors;
-use crate::validate;
+use crate::field::{Errors, Path};
+use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 /// Which job a pod belongs to, by the job's uid and by its name; the short forms are upstream's older ones.
 const GENERATED_LABELS: [&str; 4] = [UID_LABEL, "batch.kubernetes.io/job-name", "controller-uid", "job-name"];
@@ -105,6 +106,27 @@ impl BuiltIn for Job {
 
     fn validate_update(old: &batch::Job, new: &batch::Job, errors: &mut Errors) {
         validate::job::update(old, new, errors);
+    }
+
+    fn validate_status(new: &batch::Job, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        let counts = [
+            ("active", status.active),
+            ("succeeded", status.succeeded),
+            ("failed", status.failed),
+            ("ready", status.ready),
+            ("terminating", status.terminating),
+        ];
+        workload::counts(&counts.map(|(field, count)| (field, count.map(i64::from))), errors);
+    }
+
+    fn warn(old: Option<&batch::Job>, new: &batch::Job, warnings: &mut Warnings) {
+        if old.is_none() {
+            warn::name_of_pods(&new.metadata, warnings);
+        }
+        if let Some(spec) = new.spec.as_ref().filter(|_| !warn::is_told(old, new)) {
+            warn::job(spec, &Path::new("spec"), warnings);
+        }
     }
 
     fn row(job: &batch::Job, now: Timestamp) -> Vec<String> {

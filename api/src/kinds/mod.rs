@@ -19,9 +19,10 @@ use crate::field::{Errors, Path};
 use crate::key::GroupResource;
 use crate::names;
 use crate::schema::{self, Schema};
-use crate::selector::Fields;
+use crate::selector::{Fields, SelectorError};
 use crate::structural::Structure;
 use crate::versions::StoredAs;
+use crate::warn::Warnings;
 
 pub use crate::columns::Column;
 
@@ -234,6 +235,9 @@ pub trait BuiltIn: Send + Sync + 'static {
     /// What an update keeps from the old object whatever the writer said, beside the status.
     fn update(_old: &Self::Object, _new: &mut Self::Object) {}
 
+    /// Complaints about what the object's type cannot tell: what is not there from what is empty.
+    fn validate_json(_object: &Value, _errors: &mut Errors) {}
+
     /// Complaints about the object itself, its metadata apart.
     fn validate(object: &Self::Object, errors: &mut Errors);
 
@@ -242,6 +246,9 @@ pub trait BuiltIn: Send + Sync + 'static {
 
     /// Complaints about a new status.
     fn validate_status(_new: &Self::Object, _errors: &mut Errors) {}
+
+    /// What is to be said to the writer of an object that is taken, as a change of `old` if there was one.
+    fn warn(_old: Option<&Self::Object>, _new: &Self::Object, _warnings: &mut Warnings) {}
 
     /// Whether an update counts as a new generation; asked only if `INFO.generation`.
     fn changed(old: &Value, new: &Value) -> bool {
@@ -262,6 +269,9 @@ pub trait Behaviour: Send + Sync {
 
     /// Validates `new`, which is `old` with another status.
     fn update_status(&self, old: &Value, new: &mut Value, errors: &mut Errors);
+
+    /// What is to be said to the writer of an object that is taken, as a change of `old` if there was one.
+    fn warn(&self, _old: Option<&Value>, _new: &Value, _warnings: &mut Warnings) {}
 
     /// Whether `new` is a new generation.
     fn changed(&self, old: &Value, new: &Value) -> bool;
@@ -409,6 +419,20 @@ impl Kind {
         fields.renamed(names)
     }
 
+    /// Refuses fields that the kind's objects cannot be selected by, in the words that upstream has for the kind.
+    ///
+    /// # Errors
+    /// Names the first field that is not known.
+    pub fn check_fields(&self, fields: &Fields) -> Result<(), SelectorError> {
+        match fields.unknown(&self.selectable) {
+            Some(field) if self.builtin == Some(Builtin::Job) => {
+                Err(SelectorError::UnsupportedByJobs(field.to_owned()))
+            }
+            Some(field) if self.builtin.is_none() => Err(SelectorError::UnsupportedField(field.to_owned())),
+            _ => fields.check(&self.selectable),
+        }
+    }
+
     /// `Pod`, `Deployment.apps`: how upstream names a kind in errors.
     pub fn qualified(&self) -> String {
         qualify(&self.kind, &self.group)
@@ -470,6 +494,7 @@ impl<B: BuiltIn> Typed<B> {
 
 impl<B: BuiltIn> Behaviour for Typed<B> {
     fn create(&self, value: &mut Value, errors: &mut Errors) {
+        B::validate_json(value, errors);
         let Some(mut object) = Self::decode(value, errors) else { return };
         B::default(&mut object);
         B::create(&mut object);
@@ -478,6 +503,7 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
     }
 
     fn update(&self, old: &Value, new: &mut Value, errors: &mut Errors) {
+        B::validate_json(new, errors);
         let (Some(old), Some(mut object)) = (Self::decode(old, errors), Self::decode(new, errors)) else { return };
         B::default(&mut object);
         B::update(&old, &mut object);
@@ -490,6 +516,13 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
         let Some(object) = Self::decode(new, errors) else { return };
         B::validate_status(&object, errors);
         Self::encode(&object, new, errors);
+    }
+
+    fn warn(&self, old: Option<&Value>, new: &Value, warnings: &mut Warnings) {
+        let typed = |value| B::Object::deserialize(value).ok();
+        if let Some(new) = typed(new) {
+            B::warn(old.and_then(typed).as_ref(), &new, warnings);
+        }
     }
 
     fn changed(&self, old: &Value, new: &Value) -> bool {

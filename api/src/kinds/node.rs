@@ -7,6 +7,7 @@ use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column, NONE, UNKNOWN};
 use crate::field::Errors;
 use crate::validate;
+use crate::warn::Warnings;
 
 const ROLE_LABEL: &str = "node-role.kubernetes.io/";
 
@@ -44,6 +45,16 @@ impl BuiltIn for Node {
 
     fn validate_update(old: &core::Node, new: &core::Node, errors: &mut Errors) {
         validate::node::update(old, new, errors);
+    }
+
+    fn warn(_old: Option<&core::Node>, node: &core::Node, warnings: &mut Warnings) {
+        let Some(spec) = &node.spec else { return };
+        if spec.config_source.is_some() {
+            warnings.say("spec.configSource: the feature is removed");
+        }
+        if spec.external_id.as_deref().is_some_and(|id| !id.is_empty()) {
+            warnings.say("spec.externalID: this field is deprecated, and is unused by Kubernetes");
+        }
     }
 
     fn row(node: &core::Node, now: Timestamp) -> Vec<String> {

@@ -8,6 +8,7 @@ use crate::columns::{self, Column, UNSET};
 use crate::defaults::set_text;
 use crate::field::{Errors, Path};
 use crate::validate::{self, storage};
+use crate::warn::{self, Warnings};
 
 pub struct PersistentVolume;
 
@@ -65,6 +66,10 @@ impl BuiltIn for PersistentVolume {
         }
         let path = Path::new("spec").child("volumeMode");
         validate::immutable(&before.volume_mode, &after.volume_mode, &path, errors);
+    }
+
+    fn warn(_old: Option<&core::PersistentVolume>, volume: &core::PersistentVolume, warnings: &mut Warnings) {
+        warn::storage::volume(volume, warnings);
     }
 
     fn row(volume: &core::PersistentVolume, now: Timestamp) -> Vec<String> {

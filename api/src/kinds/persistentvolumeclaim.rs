@@ -8,6 +8,7 @@ use crate::columns::{self, Column, UNSET};
 use crate::defaults::set_text;
 use crate::field::{Errors, Path};
 use crate::validate::storage;
+use crate::warn::{self, Warnings};
 
 pub struct PersistentVolumeClaim;
 
@@ -57,6 +58,10 @@ impl BuiltIn for PersistentVolumeClaim {
                           bound claims";
             errors.forbidden(&Path::new("spec"), detail);
         }
+    }
+
+    fn warn(_old: Option<&core::PersistentVolumeClaim>, claim: &core::PersistentVolumeClaim, warnings: &mut Warnings) {
+        warn::storage::claim(claim, warnings);
     }
 
     fn row(claim: &core::PersistentVolumeClaim, now: Timestamp) -> Vec<String> {

@@ -12,6 +12,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
 use crate::field::Errors;
 use crate::quantity::Amount;
+use crate::warn::{self, Warnings};
 use crate::{defaults, validate};
 
 pub struct Pod;
@@ -76,6 +77,13 @@ impl BuiltIn for Pod {
 
     fn validate_update(old: &core::Pod, new: &core::Pod, errors: &mut Errors) {
         validate::pod::update(old, new, errors);
+    }
+
+    fn warn(old: Option<&core::Pod>, new: &core::Pod, warnings: &mut Warnings) {
+        // People hardly write pods that are there, and others often do.
+        if old.is_none() {
+            warn::pod::pod(new, warnings);
+        }
     }
 
     fn row(pod: &core::Pod, now: Timestamp) -> Vec<String> {

@@ -8,6 +8,7 @@ use crate::columns::{self, Column};
 use crate::defaults;
 use crate::field::{Errors, Path};
 use crate::validate::workload;
+use crate::warn::{self, Warnings};
 
 pub struct PodTemplate;
 
@@ -36,6 +37,12 @@ impl BuiltIn for PodTemplate {
 
     fn changed(old: &serde_json::Value, new: &serde_json::Value) -> bool {
         old.get("template") != new.get("template")
+    }
+
+    fn warn(old: Option<&core::PodTemplate>, new: &core::PodTemplate, warnings: &mut Warnings) {
+        if let Some(template) = new.template.as_ref().filter(|_| !warn::is_told(old, new)) {
+            warn::pod::template(template, &Path::new("template"), warnings);
+        }
     }
 
     fn row(template: &core::PodTemplate, _now: Timestamp) -> Vec<String> {

@@ -11,6 +11,7 @@ use crate::columns::{self, Column};
 use crate::defaults::{self, set};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 pub struct ReplicationController;
 
@@ -64,8 +65,36 @@ impl BuiltIn for ReplicationController {
         workload::replicas(spec.replicas, &path, errors);
         validate::non_negative(spec.min_ready_seconds, &path.child("minReadySeconds"), errors);
         let Some(template) = &spec.template else { return errors.required(&path.child("template"), "") };
-        workload::selector(&selector(controller), template, &path, errors);
-        workload::template(template, &["Always"], &path.child("template"), errors);
+        match spec.selector.as_ref().filter(|labels| !labels.is_empty()) {
+            Some(_) => workload::must_match(&selector(controller), template, &path, errors),
+            None => errors.required(&path.child("selector"), ""),
+        }
+        workload::running_template(template, "ReplicationController", &path.child("template"), errors);
+    }
+
+    fn validate_status(new: &core::ReplicationController, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        workload::counts(
+            &[
+                ("replicas", Some(status.replicas.into())),
+                ("fullyLabeledReplicas", status.fully_labeled_replicas.map(i64::from)),
+                ("readyReplicas", status.ready_replicas.map(i64::from)),
+                ("availableReplicas", status.available_replicas.map(i64::from)),
+                ("observedGeneration", status.observed_generation),
+            ],
+            errors,
+        );
+        let parts = [
+            ("fullyLabeledReplicas", status.fully_labeled_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        workload::parts(status.replicas, &parts, "readyReplicas", errors);
+    }
+
+    fn warn(old: Option<&core::ReplicationController>, new: &core::ReplicationController, warnings: &mut Warnings) {
+        let template = new.spec.as_ref().and_then(|spec| spec.template.as_ref());
+        warn::workload(old, new, template, warnings);
     }
 
     fn row(controller: &core::ReplicationController, now: Timestamp) -> Vec<String> {

@@ -6,6 +6,7 @@ use k8s_openapi::api::node::v1 as node;
 use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
+use crate::warn::{self, Warnings};
 use crate::{names, validate};
 
 pub struct RuntimeClass;
@@ -41,6 +42,13 @@ impl BuiltIn for RuntimeClass {
 
     fn validate_update(old: &node::RuntimeClass, new: &node::RuntimeClass, errors: &mut Errors) {
         validate::immutable(&old.handler, &new.handler, &Path::new("handler"), errors);
+    }
+
+    fn warn(_old: Option<&node::RuntimeClass>, class: &node::RuntimeClass, warnings: &mut Warnings) {
+        let scheduling = class.scheduling.as_ref().and_then(|scheduling| scheduling.node_selector.as_ref());
+        for words in scheduling.into_iter().flatten().filter_map(|(key, _)| warn::deprecated_label(key)) {
+            warnings.at(&Path::new("scheduling").child("nodeSelector"), words);
+        }
     }
 
     fn row(class: &node::RuntimeClass, now: Timestamp) -> Vec<String> {

@@ -10,6 +10,7 @@ use super::{BuiltIn, Info};
 use crate::columns::{self, Column, UNKNOWN};
 use crate::defaults::{set, set_text};
 use crate::field::Errors;
+use crate::warn::{self, Warnings};
 use crate::{names, validate};
 
 const AFFINITY_SECONDS: i32 = 10_800;
@@ -57,6 +58,7 @@ impl BuiltIn for Service {
             _ => {}
         }
         spec.ports.iter_mut().flatten().for_each(default_port);
+        spec.health_check_node_port = spec.health_check_node_port.filter(|port| *port != 0);
         if is_reachable_from_outside(spec) {
             set_text(&mut spec.external_traffic_policy, "Cluster");
         }
@@ -80,6 +82,10 @@ impl BuiltIn for Service {
             forget_addresses(after);
         }
         forget_what_the_type_has_no_use_for(before, after);
+        let address = after.cluster_ip.clone().filter(|address| !address.is_empty());
+        if address != before.cluster_ip && after.cluster_ips == before.cluster_ips {
+            after.cluster_ips = address.map(|address| vec![address]);
+        }
         if !needs_cluster_ip(before) || !needs_cluster_ip(after) {
             return;
         }
@@ -99,6 +105,10 @@ impl BuiltIn for Service {
 
     fn validate_update(old: &core::Service, new: &core::Service, errors: &mut Errors) {
         validate::service::update(old, new, errors);
+    }
+
+    fn warn(_old: Option<&core::Service>, service: &core::Service, warnings: &mut Warnings) {
+        warn::service::service(service, warnings);
     }
 
     fn row(service: &core::Service, now: Timestamp) -> Vec<String> {
@@ -125,6 +135,7 @@ impl BuiltIn for Service {
 
 fn default_port(port: &mut ServicePort) {
     set_text(&mut port.protocol, "TCP");
+    port.node_port = port.node_port.filter(|port| *port != 0);
     let unset = match &port.target_port {
         None => true,
         Some(IntOrString::Int(number)) => *number == 0,
@@ -190,7 +201,8 @@ fn forget_what_the_type_has_no_use_for(before: &ServiceSpec, after: &mut Service
     }
 }
 
-fn opens_node_ports(spec: &ServiceSpec) -> bool {
+/// Whether the Service is to be found at ports of every node.
+pub(crate) fn opens_node_ports(spec: &ServiceSpec) -> bool {
     matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
 }
 
@@ -199,7 +211,7 @@ fn is_load_balancer(spec: &ServiceSpec) -> bool {
 }
 
 /// Whether nodes answer for the Service at a port of their own.
-fn needs_health_check(spec: &ServiceSpec) -> bool {
+pub(crate) fn needs_health_check(spec: &ServiceSpec) -> bool {
     is_load_balancer(spec) && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 

@@ -2,12 +2,14 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{self as apps, StatefulSetSpec, StatefulSetUpdateStrategy};
+use serde_json::Value;
 
 use super::{BuiltIn, Info, persistentvolumeclaim};
 use crate::columns::{self, Column};
 use crate::defaults::{self, set, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, workload};
+use crate::warn::{self, Warnings};
 
 const FIXED: &str = "updates to statefulset spec for fields other than 'replicas', 'ordinals', 'template', \
     'updateStrategy', 'revisionHistoryLimit', 'persistentVolumeClaimRetentionPolicy' and 'minReadySeconds' are forbidden";
@@ -59,6 +61,10 @@ impl BuiltIn for StatefulSet {
         set.status = Some(apps::StatefulSetStatus { available_replicas: Some(0), ..apps::StatefulSetStatus::default() });
     }
 
+    fn validate_json(object: &Value, errors: &mut Errors) {
+        workload::selector_is_there(object, errors);
+    }
+
     fn validate(set: &apps::StatefulSet, errors: &mut Errors) {
         let (path, spec) = (Path::new("spec"), &set.spec);
         match spec.pod_management_policy.as_deref().unwrap_or_default() {
@@ -77,13 +83,55 @@ impl BuiltIn for StatefulSet {
         validate::non_negative(spec.revision_history_limit, &path.child("revisionHistoryLimit"), errors);
         let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start);
         validate::non_negative(start, &path.child("ordinals").child("start"), errors);
-        workload::selector(&spec.selector, &spec.template, &path, errors);
-        workload::template(&spec.template, &["Always"], &path.child("template"), errors);
+        workload::selector(&spec.selector, &spec.template, "statefulset", &path, errors);
+        workload::running_template(&spec.template, "StatefulSet", &path.child("template"), errors);
     }
 
     fn validate_update(old: &apps::StatefulSet, new: &apps::StatefulSet, errors: &mut Errors) {
         if fixed(&old.spec) != fixed(&new.spec) {
             errors.forbidden(&Path::new("spec"), FIXED);
+        }
+    }
+
+    fn validate_status(new: &apps::StatefulSet, errors: &mut Errors) {
+        let Some(status) = &new.status else { return };
+        workload::counts(
+            &[
+                ("replicas", Some(status.replicas.into())),
+                ("readyReplicas", status.ready_replicas.map(i64::from)),
+                ("currentReplicas", status.current_replicas.map(i64::from)),
+                ("updatedReplicas", status.updated_replicas.map(i64::from)),
+                ("availableReplicas", status.available_replicas.map(i64::from)),
+                ("observedGeneration", status.observed_generation),
+                ("collisionCount", status.collision_count.map(i64::from)),
+            ],
+            errors,
+        );
+        let parts = [
+            ("currentReplicas", status.current_replicas),
+            ("updatedReplicas", status.updated_replicas),
+            ("readyReplicas", status.ready_replicas),
+            ("availableReplicas", status.available_replicas),
+        ];
+        workload::parts(status.replicas, &parts, "status.readyReplicas", errors);
+    }
+
+    fn warn(old: Option<&apps::StatefulSet>, new: &apps::StatefulSet, warnings: &mut Warnings) {
+        let path = Path::new("spec");
+        if !warn::is_told(old, new) {
+            warn::pod::template(&new.spec.template, &path.child("template"), warnings);
+        }
+        for (index, claim) in new.spec.volume_claim_templates.iter().flatten().enumerate() {
+            let path = path.child("volumeClaimTemplates").index(index);
+            // Upstream says so of what is there.
+            let path = if old.is_some() { path.child("Spec") } else { path };
+            if let Some(spec) = &claim.spec {
+                warn::storage::claim_spec(spec, &path, warnings);
+            }
+        }
+        if new.spec.revision_history_limit.is_some_and(|limit| limit < 0) {
+            let words = "a negative value retains all historical revisions; a value >= 0 is recommended";
+            warnings.at(&path.child("revisionHistoryLimit"), words);
         }
     }
 

@@ -7,6 +7,7 @@ use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::defaults::set_text;
 use crate::field::{Errors, Path};
+use crate::warn::{self, Warnings};
 use crate::{names, validate};
 
 const DEFAULT_CLASS: [&str; 2] =
@@ -68,6 +69,17 @@ impl BuiltIn for StorageClass {
         }
         let path = Path::new("volumeBindingMode");
         validate::immutable(&old.volume_binding_mode, &new.volume_binding_mode, &path, errors);
+    }
+
+    fn warn(_old: Option<&storage::StorageClass>, class: &storage::StorageClass, warnings: &mut Warnings) {
+        for (index, term) in class.allowed_topologies.iter().flatten().enumerate() {
+            let path = Path::new("allowedTopologies").index(index).child("matchLabelExpressions");
+            for (index, expression) in term.match_label_expressions.iter().flatten().enumerate() {
+                if let Some(words) = warn::deprecated_label(&expression.key) {
+                    warnings.at(&path.index(index).child("key"), words);
+                }
+            }
+        }
     }
 
     fn row(class: &storage::StorageClass, now: Timestamp) -> Vec<String> {

@@ -42,6 +42,20 @@ pub(crate) fn parse_cidr(text: &str) -> Option<(IpAddr, u8)> {
     Some((address, length))
 }
 
+/// The first address of a range.
+pub(crate) fn network((address, length): (IpAddr, u8)) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shl(32 - u32::from(length)).unwrap_or_default();
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shl(128 - u32::from(length)).unwrap_or_default();
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
 pub(crate) fn cidr(text: &str, path: &Path, errors: &mut Errors) {
     if parse_cidr(text).is_none() {
         errors.invalid(path, text, "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)");

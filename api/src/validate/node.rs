@@ -2,31 +2,27 @@
 
 use k8s_openapi::api::core::v1::Node;
 
-use super::scheduling;
+use super::{net, scheduling};
 use crate::field::{Errors, Path};
 
 pub(crate) fn node(node: &Node, errors: &mut Errors) {
     let Some(spec) = &node.spec else { return };
     let path = Path::new("spec");
     scheduling::taints(spec.taints.as_deref().unwrap_or_default(), &path.child("taints"), errors);
-    for (index, cidr) in spec.pod_cidrs.iter().flatten().enumerate() {
-        if !is_cidr(cidr) {
-            let detail = "must be a valid CIDR value, (e.g. 10.9.8.0/24 or 2001:db8::/64)";
-            errors.invalid(&path.child("podCIDRs").index(index), cidr.as_str(), detail);
-        }
+    let first = spec.pod_cidr.as_ref().filter(|cidr| !cidr.is_empty());
+    let cidrs = spec.pod_cidrs.as_deref().unwrap_or_else(|| first.map(std::slice::from_ref).unwrap_or_default());
+    for (index, cidr) in cidrs.iter().enumerate() {
+        net::cidr(cidr, &path.child("podCIDRs").index(index), errors);
+    }
+    let is_ipv4 = |cidr: &String| cidr.contains('.');
+    if cidrs.len() > 2 || (cidrs.len() == 2 && is_ipv4(&cidrs[0]) == is_ipv4(&cidrs[1])) {
+        let detail = "may specify no more than one CIDR for each IP family";
+        errors.invalid(&path.child("podCIDRs"), cidrs.to_vec(), detail);
     }
     let first = spec.pod_cidrs.as_ref().and_then(|cidrs| cidrs.first());
     if spec.pod_cidr.is_some() && first.is_some() && spec.pod_cidr.as_ref() != first {
         errors.invalid(&path.child("podCIDRs").index(0), first.cloned(), "must be equal to `podCIDR`");
     }
-}
-
-fn is_cidr(text: &str) -> bool {
-    text.split_once('/').is_some_and(|(address, length)| match (address.parse(), length.parse::<u8>()) {
-        (Ok(std::net::IpAddr::V4(_)), Ok(length)) => length <= 32,
-        (Ok(std::net::IpAddr::V6(_)), Ok(length)) => length <= 128,
-        _ => false,
-    })
 }
 
 /// What a node was given once, it keeps.

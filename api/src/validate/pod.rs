@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{Affinity, NodeSelectorTerm, Pod, PodSecurityCon
 use serde_json::json;
 
 use super::container::{self, PodContext, Stage};
-use super::{metadata, name, non_negative, one_of, resources, scheduling, volume};
+use super::{metadata, name, one_of, resources, scheduling, volume};
 use crate::field::{Errors, Path};
 use crate::names;
 
@@ -22,6 +22,10 @@ pub(crate) fn pod(pod: &Pod, errors: &mut Errors) {
     let path = Path::new("spec");
     let Some(spec) = &pod.spec else { return errors.required(&path, "") };
     running_spec(spec, &path, errors);
+    let gated = spec.scheduling_gates.as_ref().is_some_and(|gates| !gates.is_empty());
+    if gated && spec.node_name.as_deref().is_some_and(|node| !node.is_empty()) {
+        errors.forbidden(&path.child("nodeName"), "cannot be set until all schedulingGates have been cleared");
+    }
     // Adding them is a new generation, so that the first one never has any.
     if pod.metadata.generation == Some(1) {
         no_ephemeral_containers(spec, &path, errors);
@@ -65,14 +69,13 @@ fn running_spec(spec: &PodSpec, path: &Path, errors: &mut Errors) {
 }
 
 fn life(spec: &PodSpec, path: &Path, errors: &mut Errors) {
-    non_negative(spec.termination_grace_period_seconds, &path.child("terminationGracePeriodSeconds"), errors);
     let max = i64::from(i32::MAX);
     if let Some(seconds) = spec.active_deadline_seconds.filter(|seconds| !(1..=max).contains(seconds)) {
         let detail = format_args!("must be between 1 and {max}, inclusive");
         errors.invalid(&path.child("activeDeadlineSeconds"), seconds, detail);
     }
     if let Some(requirements) = &spec.resources {
-        resources::requirements(requirements, &path.child("resources"), errors);
+        resources::of_pod(requirements, &path.child("resources"), errors);
     }
     for (resource, quantity) in spec.overhead.iter().flatten() {
         resources::amount(resource, quantity, &path.child("overhead").key(resource), errors);
@@ -118,11 +121,6 @@ fn identity(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     named(&spec.subdomain, names::dns_label, "subdomain", errors);
     named(&spec.priority_class_name, names::dns_subdomain, "priorityClassName", errors);
     named(&spec.runtime_class_name, names::dns_subdomain, "runtimeClassName", errors);
-    for (index, secret) in spec.image_pull_secrets.iter().flatten().enumerate() {
-        if secret.name.is_empty() {
-            errors.required(&path.child("imagePullSecrets").index(index).child("name"), "");
-        }
-    }
     if let Some(security) = &spec.security_context {
         security_context(security, &path.child("securityContext"), errors);
     }

@@ -54,9 +54,7 @@ pub(crate) fn amounts(amounts: Option<&Amounts>, path: &Path, errors: &mut Error
     for (resource, quantity) in amounts.into_iter().flatten() {
         let path = path.key(resource);
         name(resource, names::qualified_name, &path, errors);
-        let huge = ["hugepages-", "requests.hugepages-"].iter().any(|prefix| resource.starts_with(prefix));
-        let standard = COUNTED.contains(&resource.as_str()) || MEASURED.contains(&resource.as_str()) || huge;
-        if !resource.contains('/') && !standard {
+        if !resource.contains('/') && !is_quota_resource(resource) {
             errors.invalid(&path, resource.as_str(), "must be a standard resource for quotas");
         }
         if let Some(amount) = positive_amount(quantity, &path, errors) {
@@ -66,6 +64,16 @@ pub(crate) fn amounts(amounts: Option<&Amounts>, path: &Path, errors: &mut Error
             }
         }
     }
+}
+
+fn is_quota_resource(resource: &str) -> bool {
+    let huge = ["hugepages-", "requests.hugepages-"].iter().any(|prefix| resource.starts_with(prefix));
+    COUNTED.contains(&resource) || MEASURED.contains(&resource) || huge
+}
+
+/// Whether a resource without a domain is one that Kubernetes knows.
+pub(crate) fn is_standard(resource: &str) -> bool {
+    is_quota_resource(resource) || resource == "storage"
 }
 
 fn positive_amount(quantity: &Quantity, path: &Path, errors: &mut Errors) -> Option<Amount> {

@@ -1,6 +1,7 @@
 //! Services and Endpoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{self as core, EndpointPort, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -8,13 +9,17 @@ use serde_json::json;
 
 use super::{metadata, name, net, one_of, port};
 use crate::field::{Errors, Path};
-use crate::kinds::service::{is_headless, is_reachable_from_outside, needs_cluster_ip};
+use crate::kinds::service::{
+    is_headless, is_reachable_from_outside, needs_cluster_ip, needs_health_check, opens_node_ports,
+};
 use crate::names;
 
 const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const POLICIES: [&str; 2] = ["Cluster", "Local"];
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
+/// What Services may open on every node.
+const NODE_PORTS: RangeInclusive<i32> = 30_000..=32_767;
 
 pub(crate) fn service(service: &Service, errors: &mut Errors) {
     let Some(spec) = &service.spec else { return };
@@ -31,6 +36,9 @@ pub(crate) fn service(service: &Service, errors: &mut Errors) {
         service_port(one, ports.len() > 1, &mut names, &path.child("ports").index(index), errors);
     }
     unique_ports(ports, &path.child("ports"), errors);
+    if opens_node_ports(spec) {
+        node_ports(ports, &path.child("ports"), errors);
+    }
     metadata::labels(spec.selector.as_ref(), &path.child("selector"), errors);
     affinity(spec, &path, errors);
     one_of(Some(type_), &TYPES, &path.child("type"), errors);
@@ -107,11 +115,20 @@ fn unique_ports(ports: &[ServicePort], path: &Path, errors: &mut Errors) {
             errors.duplicate(&path.index(index), json!({"port": one.port, "protocol": one.protocol}));
         }
         let node_port = one.node_port.filter(|port| *port != 0);
-        if let Some(number) = node_port {
-            port(number, &path.index(index).child("nodePort"), errors);
-            if !node_ports.insert((number, one.protocol.as_deref())) {
-                errors.duplicate(&path.index(index).child("nodePort"), number);
-            }
+        if let Some(number) = node_port
+            && !node_ports.insert((number, one.protocol.as_deref()))
+        {
+            errors.duplicate(&path.index(index).child("nodePort"), number);
+        }
+    }
+}
+
+fn node_ports(ports: &[ServicePort], path: &Path, errors: &mut Errors) {
+    let (first, last) = (NODE_PORTS.start(), NODE_PORTS.end());
+    for (index, number) in ports.iter().enumerate().filter_map(|(index, port)| Some((index, port.node_port?))) {
+        if number != 0 && !NODE_PORTS.contains(&number) {
+            let detail = "provided port is not in the valid range. The range of valid ports is";
+            errors.invalid(&path.index(index).child("nodePort"), number, format_args!("{detail} {first}-{last}"));
         }
     }
 }
@@ -166,6 +183,21 @@ fn addresses(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
             errors.duplicate(&path, family.as_str());
         }
     }
+    let is_for_others = is_headless(spec) && spec.selector.as_ref().is_none_or(BTreeMap::is_empty);
+    if !is_for_others {
+        one_family(spec, path, errors);
+    }
+}
+
+/// The cluster's addresses are of one family.
+fn one_family(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
+    if spec.ip_family_policy.as_deref() == Some("RequireDualStack") {
+        let detail = "this cluster is not configured for dual-stack services";
+        errors.invalid(&path.child("ipFamilyPolicy"), "RequireDualStack", detail);
+    }
+    for (index, _) in spec.ip_families.iter().flatten().enumerate().filter(|(_, family)| *family == "IPv6") {
+        errors.invalid(&path.child("ipFamilies").index(index), "IPv6", "not configured on this cluster");
+    }
 }
 
 fn traffic(spec: &ServiceSpec, type_: &str, path: &Path, errors: &mut Errors) {
@@ -196,11 +228,22 @@ fn traffic(spec: &ServiceSpec, type_: &str, path: &Path, errors: &mut Errors) {
         }
         (_, policy) => one_of(policy, &POLICIES, &path.child("externalTrafficPolicy"), errors),
     }
+    health_check(spec, &path.child("healthCheckNodePort"), errors);
     if type_ != "ExternalName" {
         one_of(spec.internal_traffic_policy.as_deref(), &POLICIES, &path.child("internalTrafficPolicy"), errors);
     }
     let distributions = ["PreferClose", "PreferSameNode", "PreferSameZone"];
     one_of(spec.traffic_distribution.as_deref(), &distributions, &path.child("trafficDistribution"), errors);
+}
+
+fn health_check(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
+    let Some(number) = spec.health_check_node_port.filter(|number| *number != 0) else { return };
+    if needs_health_check(spec) {
+        port(number, path, errors);
+    } else {
+        let detail = "may only be set when `type` is 'LoadBalancer' and `externalTrafficPolicy` is 'Local'";
+        errors.invalid(path, number, detail);
+    }
 }
 
 /// An address that a Service has stays while the Service needs one.

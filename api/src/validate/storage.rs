@@ -5,12 +5,37 @@ use std::collections::BTreeMap;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaimSpec, PersistentVolumeSpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{name, one_of, resources};
+use super::{name, one_of, resources, volume};
 use crate::field::{Errors, Path};
 use crate::{names, selector};
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 const STORAGE: &str = "storage";
+/// Fields that say where storage is, in the order in which they are looked at.
+const SOURCES: [&str; 22] = [
+    "hostPath",
+    "gcePersistentDisk",
+    "awsElasticBlockStore",
+    "glusterfs",
+    "flocker",
+    "nfs",
+    "rbd",
+    "quobyte",
+    "cephfs",
+    "iscsi",
+    "cinder",
+    "fc",
+    "flexVolume",
+    "azureFile",
+    "vsphereVolume",
+    "photonPersistentDisk",
+    "portworxVolume",
+    "azureDisk",
+    "scaleIO",
+    "local",
+    "storageos",
+    "csi",
+];
 
 pub(crate) fn volume(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Errors) {
     access_modes(spec.access_modes.as_deref(), path, errors);
@@ -26,11 +51,7 @@ pub(crate) fn volume(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Erro
     let policies = ["Delete", "Recycle", "Retain"];
     let policy = spec.persistent_volume_reclaim_policy.as_deref();
     one_of(policy, &policies, &path.child("persistentVolumeReclaimPolicy"), errors);
-    match sources(spec) {
-        0 => errors.required(path, "must specify a volume type"),
-        1 => {}
-        _ => errors.forbidden(path, "may not specify more than 1 volume type"),
-    }
+    sources(spec, path, errors);
     if spec.local.is_some() && spec.node_affinity.is_none() {
         errors.required(&path.child("nodeAffinity"), "Local volume requires node affinity");
     }
@@ -38,21 +59,39 @@ pub(crate) fn volume(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Erro
     volume_mode(spec.volume_mode.as_deref(), &path.child("volumeMode"), errors);
 }
 
-/// How many places a volume says that its storage is at.
-fn sources(spec: &PersistentVolumeSpec) -> usize {
-    const OTHERS: [&str; 9] = [
-        "accessModes",
-        "capacity",
-        "claimRef",
-        "mountOptions",
-        "nodeAffinity",
-        "persistentVolumeReclaimPolicy",
-        "storageClassName",
-        "volumeAttributesClassName",
-        "volumeMode",
-    ];
+/// Where the storage is, which is one place only.
+fn sources(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Errors) {
     let value = serde_json::to_value(spec).unwrap_or_default();
-    value.as_object().map_or(0, |fields| fields.keys().filter(|field| !OTHERS.contains(&field.as_str())).count())
+    let mut used = SOURCES.into_iter().filter(|field| value.get(field).is_some());
+    match used.next() {
+        None => errors.required(path, "must specify a volume type"),
+        Some(first) => source(spec, first, path, errors),
+    }
+    used.for_each(|more| errors.forbidden(&path.child(more), "may not specify more than 1 volume type"));
+}
+
+fn source(spec: &PersistentVolumeSpec, field: &str, path: &Path, errors: &mut Errors) {
+    let at = path.child(field);
+    match (field, &spec.host_path, &spec.nfs, &spec.local, &spec.csi) {
+        ("hostPath", Some(source), ..) => {
+            volume::host_path(source, &at, errors);
+            let is_root = !source.path.is_empty() && source.path.bytes().all(|b| b == b'/');
+            if is_root && spec.persistent_volume_reclaim_policy.as_deref() == Some("Recycle") {
+                let detail = "may not be 'recycle' for a hostPath mount of '/'";
+                errors.forbidden(&path.child("persistentVolumeReclaimPolicy"), detail);
+            }
+        }
+        ("nfs", _, Some(source), ..) => volume::nfs(source, &at, errors),
+        ("local", _, _, Some(source), _) => {
+            volume::need(&source.path, &at.child("path"), errors);
+            volume::no_backsteps(&source.path, &at.child("path"), errors);
+        }
+        ("csi", .., Some(source)) => {
+            driver(&source.driver, &at.child("driver"), errors);
+            volume::need(&source.volume_handle, &at.child("volumeHandle"), errors);
+        }
+        _ => {}
+    }
 }
 
 pub(crate) fn claim(spec: &PersistentVolumeClaimSpec, path: &Path, errors: &mut Errors) {

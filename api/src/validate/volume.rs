@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{DownwardAPIVolumeFile, KeyToPath, ProjectedVolumeSource, Volume, VolumeMount};
+use k8s_openapi::api::core::v1::{
+    DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, NFSVolumeSource, ProjectedVolumeSource, Volume, VolumeMount,
+};
 
 use super::{name, one_of, resources};
 use crate::field::{Errors, Path};
@@ -53,10 +55,7 @@ fn local_source(volume: &Volume, path: &Path, errors: &mut Errors) {
         resources::amount("", limit, &path.child("emptyDir").child("sizeLimit"), errors);
     }
     if let Some(source) = &volume.host_path {
-        let path = path.child("hostPath");
-        need(&source.path, &path.child("path"), errors);
-        no_backsteps(&source.path, &path.child("path"), errors);
-        one_of(source.type_.as_deref(), &HOST_PATH_TYPES, &path.child("type"), errors);
+        host_path(source, &path.child("hostPath"), errors);
     }
     if let Some(source) = &volume.secret {
         let path = path.child("secret");
@@ -86,12 +85,7 @@ fn network_source(volume: &Volume, path: &Path, errors: &mut Errors) {
         need(&source.claim_name, &path, errors);
     }
     if let Some(source) = &volume.nfs {
-        let path = path.child("nfs");
-        need(&source.server, &path.child("server"), errors);
-        need(&source.path, &path.child("path"), errors);
-        if !source.path.starts_with('/') {
-            errors.invalid(&path.child("path"), source.path.as_str(), "must be an absolute path");
-        }
+        nfs(source, &path.child("nfs"), errors);
     }
     if let Some(source) = &volume.csi {
         need(&source.driver, &path.child("csi").child("driver"), errors);
@@ -112,6 +106,21 @@ fn network_source(volume: &Volume, path: &Path, errors: &mut Errors) {
         && source.monitors.is_empty()
     {
         errors.required(&path.child("cephfs").child("monitors"), "");
+    }
+}
+
+/// A place on the node.
+pub(super) fn host_path(source: &HostPathVolumeSource, path: &Path, errors: &mut Errors) {
+    need(&source.path, &path.child("path"), errors);
+    no_backsteps(&source.path, &path.child("path"), errors);
+    one_of(source.type_.as_deref(), &HOST_PATH_TYPES, &path.child("type"), errors);
+}
+
+pub(super) fn nfs(source: &NFSVolumeSource, path: &Path, errors: &mut Errors) {
+    need(&source.server, &path.child("server"), errors);
+    need(&source.path, &path.child("path"), errors);
+    if !source.path.starts_with('/') {
+        errors.invalid(&path.child("path"), source.path.as_str(), "must be an absolute path");
     }
 }
 
@@ -199,7 +208,7 @@ fn downward_files(files: &[DownwardAPIVolumeFile], path: &Path, errors: &mut Err
     }
 }
 
-fn need(value: &str, path: &Path, errors: &mut Errors) {
+pub(super) fn need(value: &str, path: &Path, errors: &mut Errors) {
     if value.is_empty() {
         errors.required(path, "");
     }
@@ -211,7 +220,7 @@ fn mode(mode: Option<i32>, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn no_backsteps(text: &str, path: &Path, errors: &mut Errors) {
+pub(super) fn no_backsteps(text: &str, path: &Path, errors: &mut Errors) {
     if text.split('/').any(|part| part == "..") {
         errors.invalid(path, text, "must not contain '..'");
     }

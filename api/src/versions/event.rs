@@ -1,8 +1,11 @@
 //! Events of `events.k8s.io/v1`: those of the core group under other names.
 
+use k8s_openapi::api::core::v1 as core;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use super::{Conversion, rename};
+use crate::kinds::event::validate_strictly;
 
 /// What each calls the same.
 const NAMES: [(&str, &str); 7] = [
@@ -26,6 +29,11 @@ pub(super) const V1: Conversion = Conversion {
     from_stored: |object| {
         if let Some(map) = object.as_object_mut() {
             NAMES.iter().for_each(|(own, stored)| rename(map, stored, own));
+        }
+    },
+    check: |object, errors| {
+        if let Ok(event) = core::Event::deserialize(object) {
+            validate_strictly(&event, errors);
         }
     },
     fields: &[

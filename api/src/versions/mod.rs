@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use crate::field::Errors;
 use crate::kinds::{Builtin, Deprecation, Kind};
 use crate::schema;
 
@@ -25,13 +26,15 @@ mod workload;
 pub struct Conversion {
     pub to_stored: fn(&mut Value),
     pub from_stored: fn(&mut Value),
+    /// What only this version demands of a new object, as it is stored.
+    pub check: fn(&Value, &mut Errors),
     /// Fields to select by, and what the stored kind calls them.
     pub fields: &'static [(&'static str, &'static str)],
 }
 
 impl Conversion {
     /// Versions that differ in nothing but their name.
-    pub const NONE: Conversion = Conversion { to_stored: |_| {}, from_stored: |_| {}, fields: &[] };
+    pub const NONE: Conversion = Conversion { to_stored: |_| {}, from_stored: |_| {}, check: |_, _| {}, fields: &[] };
 }
 
 /// How objects of a kind are stored, if not as they are.
@@ -45,6 +48,10 @@ impl StoredAs {
     pub(crate) fn to_stored(&self, object: &mut Value) {
         (self.conversion.to_stored)(object);
         name(object, &self.kind);
+    }
+
+    pub(crate) fn check(&self, object: &Value, errors: &mut Errors) {
+        (self.conversion.check)(object, errors);
     }
 
     pub(crate) fn present(&self, object: &mut Value, kind: &Kind) {
