@@ -11,6 +11,11 @@ use serde::Serialize;
 
 use crate::names;
 
+/// A count as statuses have it: none is left out.
+pub(crate) fn unless_zero(count: i32) -> Option<i32> {
+    (count != 0).then_some(count)
+}
+
 /// Metadata of a new object.
 pub fn mint(namespace: &str, name: String, now: Timestamp, rng: &mut dyn RngCore) -> ObjectMeta {
     ObjectMeta {

@@ -89,7 +89,12 @@ pub(crate) fn restarts(pod: &Pod) -> i32 {
 
 /// How long a pod may take to stop.
 pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
-    pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds).unwrap_or(30).max(0)
+    match pod.spec.as_ref().and_then(|spec| spec.termination_grace_period_seconds) {
+        None => 30,
+        // As upstream takes what is no time.
+        Some(..=-1) => 1,
+        Some(seconds) => seconds,
+    }
 }
 
 /// A new pod after a template, controlled by `owner` and running as its account.

@@ -234,9 +234,9 @@ impl Pass<'_> {
         let mut next = set.object.clone();
         let status = next.status.get_or_insert_default();
         status.replicas = count(active().count());
-        status.fully_labeled_replicas = Some(count(active().filter(|pod| labeled(pod)).count()));
-        status.ready_replicas = Some(count(active().filter(|pod| pods::is_ready(pod)).count()));
-        status.available_replicas = Some(count(past.len()));
+        status.fully_labeled_replicas = meta::unless_zero(count(active().filter(|pod| labeled(pod)).count()));
+        status.ready_replicas = meta::unless_zero(count(active().filter(|pod| pods::is_ready(pod)).count()));
+        status.available_replicas = meta::unless_zero(count(past.len()));
         status.terminating_replicas = Some(count(terminating));
         status.observed_generation = set.metadata.generation;
         let mut told = None;

@@ -102,12 +102,12 @@ impl Pass<'_> {
         let generation = self.deployment.metadata.generation;
         let status = self.status();
         status.observed_generation = generation;
-        status.replicas = Some(replicas);
-        status.updated_replicas = Some(updated);
-        status.ready_replicas = Some(ready);
-        status.available_replicas = Some(available);
+        status.replicas = meta::unless_zero(replicas);
+        status.updated_replicas = meta::unless_zero(updated);
+        status.ready_replicas = meta::unless_zero(ready);
+        status.available_replicas = meta::unless_zero(available);
         status.terminating_replicas = Some(terminating);
-        status.unavailable_replicas = Some(wanted.saturating_sub(available).max(0));
+        status.unavailable_replicas = meta::unless_zero(wanted.saturating_sub(available).max(0));
     }
 
     fn judge_availability(&mut self, now: Timestamp) {

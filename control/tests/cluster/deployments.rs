@@ -36,7 +36,7 @@ fn a_deployment_comes_up_and_says_so() {
         (status.replicas, status.updated_replicas, status.ready_replicas, status.available_replicas),
         (Some(6), Some(6), Some(6), Some(6))
     );
-    assert_eq!((status.unavailable_replicas, status.observed_generation), (Some(0), Some(1)));
+    assert_eq!((status.unavailable_replicas, status.observed_generation), (None, Some(1)));
     let web = raw(&sim, "web");
     assert_eq!(condition(&web, "Progressing")["reason"], "NewReplicaSetAvailable");
     assert_eq!(condition(&web, "Available")["reason"], "MinimumReplicasAvailable");
@@ -228,7 +228,7 @@ fn availability_waits_for_min_ready_seconds() {
     value["spec"]["minReadySeconds"] = 30.into();
     put(&mut sim, value);
     sim.run();
-    assert_eq!(sim.deployment("web").status.unwrap().available_replicas, Some(0));
+    assert_eq!(sim.deployment("web").status.unwrap().available_replicas, None);
     sim.advance(31);
     sim.run();
     assert_eq!(sim.deployment("web").status.unwrap().available_replicas, Some(2));

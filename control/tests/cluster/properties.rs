@@ -139,7 +139,7 @@ proptest! {
             prop_assert_eq!(pod.spec.as_ref().unwrap().containers[0].image.as_deref(), Some(image.as_str()));
         }
         let status = sim.deployment("web").status.unwrap();
-        prop_assert_eq!(status.available_replicas, Some(web.0));
+        prop_assert_eq!(status.available_replicas.unwrap_or_default(), web.0);
     }
 
     #[test]

@@ -254,7 +254,12 @@ fn grace_seconds(kind: &Kind, object: &Value, options: &DeleteOptions) -> i64 {
         return 0;
     }
     let own = object.pointer("/spec/terminationGracePeriodSeconds").and_then(Value::as_i64);
-    options.grace_period_seconds.or(own).unwrap_or(DEFAULT_GRACE_SECONDS).max(0)
+    match options.grace_period_seconds.or(own) {
+        None => DEFAULT_GRACE_SECONDS,
+        // As upstream takes what is no time.
+        Some(..=-1) => 1,
+        Some(seconds) => seconds,
+    }
 }
 
 fn is_kind(kind: &Kind, plural: &str) -> bool {

@@ -311,8 +311,7 @@ impl Gate {
 
     /// The query in the words of the stored kind. Refuses what the kind's objects cannot be selected by.
     fn check_fields(kind: &Kind, query: &ListQuery) -> Result<ListQuery, Status> {
-        let known: Vec<&str> = kind.selectable.iter().map(|field| &**field).collect();
-        query.fields.check(&known).map_err(Status::bad_request)?;
+        kind.check_fields(&query.fields).map_err(Status::bad_request)?;
         Ok(ListQuery { fields: kind.stored_fields(&query.fields), ..query.clone() })
     }
 
