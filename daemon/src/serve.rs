@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
-use flotilla_net::{Alpn, Blobs, ClientAuth, Net, Silence};
+use flotilla_net::{Alpn, Blobs, ClientAuth, Net, NetError, Silence};
 use flotilla_raft::{NodeId, OpenError, RefillError, Store, Transport};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::net::TcpListener;
@@ -41,6 +41,8 @@ use crate::{VERSION, addresses, definitions, drain, grpc, lead, listen};
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two attempts to have a damaged replica taken out of the group.
 const REFILL_RETRY: Duration = Duration::from_secs(1);
+/// Others that a node asks whether they know it.
+const MAX_ASKED: usize = 8;
 /// How long the store may take to find a leader before the daemon asks whether there is one.
 const READY_NOTICE: Duration = Duration::from_secs(5);
 
@@ -159,7 +161,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
         trust.found(&sealed, &identity, advertise, &config.labels).await?;
         enrol::founded(config)?;
     }
-    wait_for_leader(&store).await?;
+    wait_for_leader(&store, &net).await?;
     if restored {
         trust.resettle(&identity, advertise, &config.labels).await?;
         enrol::founded(config)?;
@@ -329,7 +331,7 @@ async fn report(what: &'static str, stop: CancellationToken, face: impl Future<O
 }
 
 /// Waits until somebody leads. A leader that was restarted believes that it still does until a quorum says so.
-async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
+async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
     let mut status = store.status();
     loop {
         let ready = status.wait_for(|status| status.leader.is_some());
@@ -348,11 +350,30 @@ async fn wait_for_leader(store: &Store) -> anyhow::Result<()> {
         if let Some(epoch) = now.superseded_by {
             bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
         }
+        let let_in = is_let_in(net).await;
+        if !let_in {
+            warn!(
+                "the other nodes do not know this machine as a member: if its Node was deleted, remove the data directory and \
+                 run 'flotilla up --join TOKEN'"
+            );
+        }
+        // Whoever led when this node stopped counts until it is known better.
         if now.leader.is_some_and(|leader| leader != now.id) {
             return Ok(());
         }
-        info!("waiting for a quorum of the cluster's voters");
+        if let_in {
+            info!("waiting for a quorum of the cluster's voters");
+        }
     }
+}
+
+/// Whether anybody lets this node in, or nobody says no.
+async fn is_let_in(net: &Net) -> bool {
+    let own = net.credentials().identity().id();
+    let others = net.peers().into_iter().map(|record| record.id()).filter(|id| *id != own).take(MAX_ASKED);
+    let answers = futures::future::join_all(others.map(|peer| net.open(peer, Alpn::Raft))).await;
+    let refused = answers.iter().any(|answer| answer.as_ref().is_err_and(NetError::says_no_member));
+    !refused || answers.iter().any(Result::is_ok)
 }
 
 /// Makes the daemon's directories.

@@ -1,6 +1,7 @@
 //! What can go wrong when nodes call each other.
 
 use crate::alpn::Alpn;
+use crate::links::Close;
 use crate::names::NodeId;
 
 /// Cheap to clone: one failed dial answers everyone who waited for it.
@@ -28,4 +29,13 @@ pub enum NetError {
     Members(String),
     #[error("the identity cannot be used: {0}")]
     Identity(String),
+}
+
+impl NetError {
+    /// Whether a node says that this one is no member, or none any more.
+    #[must_use]
+    pub fn says_no_member(&self) -> bool {
+        let words = [Close::NotAMember.reason(), Close::Revoked.reason()];
+        matches!(self, Self::Refused { reason, .. } if words.contains(&reason.as_str()))
+    }
 }

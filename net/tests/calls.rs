@@ -36,6 +36,7 @@ async fn a_protocol_without_a_handler_is_refused_in_words() {
     let nodes = echoing(&authority(), 2).await;
     let refused = nodes[0].net.open(2, Alpn::Blob).await.expect_err("nobody serves blobs");
     assert_eq!(refused.to_string(), "node 2 refuses flotilla/blob/1: not served here");
+    assert!(!refused.says_no_member());
     stop(nodes).await;
 }
 
@@ -48,6 +49,7 @@ async fn one_that_is_not_listed_is_neither_called_nor_answered() {
     nodes.iter().for_each(|node| node.net.set_members(vec![(1, name(1)), (2, name(2))]));
     let refused = outsider.net.open(1, Alpn::Rpc).await.expect_err("not listed");
     assert_eq!(refused.to_string(), "node 1 refuses flotilla/rpc/1: not a member of this cluster");
+    assert!(refused.says_no_member());
     assert!(matches!(nodes[0].net.open(3, Alpn::Rpc).await, Err(NetError::NotAMember(3))));
     // Listed under another name, it is still not itself.
     nodes[0].net.set_members(vec![(1, name(1)), (2, name(2)), (3, "another".into())]);

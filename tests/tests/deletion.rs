@@ -35,7 +35,7 @@ async fn vote(cluster: &Cluster, voters: &[String]) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_voter_is_deleted_while_another_is_dead() {
-    let cluster = Cluster::start(3).await;
+    let mut cluster = Cluster::start(3).await;
     let leader = cluster.leader("node-1").await.unwrap();
     let others = cluster.nodes_but(&leader);
     cluster.dev.pull_plug(&others[0]).unwrap();
@@ -47,6 +47,13 @@ async fn a_voter_is_deleted_while_another_is_dead() {
     let last = cli::flotilla(&cluster, &leader, &["delete", "node", &leader]);
     assert!(last.code == Some(1) && last.err.contains("it is the cluster's last node"), "{last:?}");
     writes(&cluster, &leader, "after-all").await;
+    // Who was off meanwhile is told when it comes back.
+    cluster.dev.start(&others[0], None).unwrap();
+    let told = || async {
+        let log = cluster.log(&others[0]).map_err(|error| error.to_string())?;
+        if log.contains("do not know this machine as a member") { Ok(()) } else { Err("not yet".to_owned()) }
+    };
+    eventually(LIMIT, "the machine that was off is told", told).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
