@@ -217,8 +217,9 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
     .await;
     tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
     node.local.stop_all().await;
-    crate::enrol::forget(&node.config).map_err(Status::internal)?;
-    tell(send, "the daemon stops; its data directory can be removed".into(), 0, 0).await;
+    crate::enrol::leave(&node.config, &drain.node, node.trust.cluster()).map_err(Status::internal)?;
+    let place = node.config.data_dir.display();
+    tell(send, format!("the daemon stops, and does not start here again until {place} is removed"), 0, 0).await;
     node.stop.cancel();
     Ok(())
 }
