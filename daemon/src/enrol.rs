@@ -359,6 +359,7 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Layer;
 
     #[test]
     fn a_node_that_starts_again_knows_the_members_of_its_last_day_and_not_of_its_first() {
@@ -368,5 +369,34 @@ mod tests {
         let now = vec![Member::known(2, "here"), Member::known(3, "new")];
         remember(dir.path(), now.clone(), 70).unwrap();
         assert_eq!(last_known(dir.path(), joined).unwrap(), (now, 70));
+    }
+
+    #[tokio::test]
+    async fn a_foundation_is_given_up_for_another_wish_until_it_is_complete_and_never_after() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = dir.path().join(data_dir::STORE);
+        let named = |name: &str| {
+            let layer = Layer { data_dir: Some(dir.path().into()), name: Some(name.into()), ..Layer::default() };
+            Config::load(Some(Path::new("/dev/null")), [], layer).unwrap()
+        };
+        let at: [SocketAddr; 1] = ["10.0.0.1:6443".parse().unwrap()];
+        let first = enrol(&named("a"), Ok(None), &at).await.unwrap().identity.cluster();
+        fs::create_dir(&store).unwrap();
+        assert_eq!(enrol(&named("a"), Ok(None), &at).await.unwrap().identity.cluster(), first);
+        let second = enrol(&named("b"), Ok(None), &at).await.unwrap().identity.cluster();
+        assert!(second != first && !store.exists());
+
+        founded(&named("b")).unwrap();
+        let refused = enrol(&named("a"), Ok(None), &at).await.err().unwrap();
+        assert!(refused.is::<Refusal>() && refused.to_string().contains("belongs to node \"b\""), "{refused}");
+        let token = |cluster| Token::generate(cluster, [0; 32], None, at.to_vec()).unwrap();
+        let refused = enrol(&named("b"), Ok(Some(token(first))), &at).await.err().unwrap();
+        assert!(refused.is::<Refusal>(), "{refused}");
+        for cluster in [first, second] {
+            assert!(refused.to_string().contains(&format!("of cluster {cluster}")), "{refused}");
+        }
+        for token in [Ok(Some(token(second))), Err(anyhow::anyhow!("the file is gone"))] {
+            assert_eq!(enrol(&named("b"), token, &at).await.unwrap().identity.cluster(), second);
+        }
     }
 }

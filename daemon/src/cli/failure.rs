@@ -123,6 +123,11 @@ fn is_alert(cause: &str) -> bool {
     cause.contains("received fatal alert")
 }
 
+/// Whether the connection broke, so that nobody knows how the request ends.
+pub fn is_broken(status: &Status) -> bool {
+    transport_cause(status).is_some_and(|cause| !is_alert(&cause))
+}
+
 /// Whether the same request may succeed in a moment: a daemon restarts, a leader is elected.
 pub fn is_passing(status: &Status) -> bool {
     match transport_cause(status) {
@@ -173,6 +178,8 @@ mod tests {
         let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls";
         let words = transport_words(cut);
         assert!(words.starts_with("the daemon ended the connection") && !words.contains("docs.rs"), "{words}");
+        assert!(is_broken(&Status::from_error(Box::new(io::Error::other("broken pipe")))));
+        assert!(!is_broken(&Status::unavailable("no leader")), "the daemon has answered");
         assert_eq!(transport_words("broken pipe"), "the daemon does not answer any more (broken pipe)");
     }
 

@@ -3,7 +3,7 @@
 use clap::Args;
 use tonic::Streaming;
 
-use super::failure::is_passing;
+use super::failure::is_broken;
 use super::output::{Cell, Format, Table, age_of, bytes, cores, duration_seconds};
 use super::session::{Session, ask, now};
 use super::views::NodeView;
@@ -152,7 +152,7 @@ pub async fn tell(
     loop {
         let message = tokio::select! {
             message = stream.message() => message.inspect_err(|status| {
-                if is_passing(status) {
+                if is_broken(status) {
                     eprintln!("the connection broke; {on_interrupt}");
                 }
             })?,

@@ -34,8 +34,9 @@ The steps, on a machine with an empty data directory:
   4. flotilla delete node machine-1
   5. flotilla token create
 
-Give the options that 'flotilla up' will have, or the same configuration file. Step 4 is for each machine that is gone, and
-with the token of step 5 further machines join. A restore that was interrupted is run again as before.
+Give the options that 'flotilla up' will have, or the same configuration file. Step 4 is for each
+machine that is gone; with the token of step 5 further machines join. A restore that was
+interrupted is run again as before. Who may do what is as it was when the backup was made.
 
 Examples:
   flotilla restore flotilla.backup --seal-key seal.key
@@ -63,8 +64,8 @@ The steps, on the machine with the highest revision:
   4. flotilla delete node machine-1
   5. flotilla token create
 
-Step 2 tells the revision and asks before it does anything, and can be run on each machine to compare them. Step 4 is for
-each machine that is gone, and with the token of step 5 others join anew.
+Step 2 tells the revision and asks before it does anything, so that machines can be compared.
+Step 4 is for each machine that is gone; with the token of step 5 others join anew.
 
 Examples:
   flotilla recover
