@@ -3,12 +3,14 @@
 //! Invariant: a key that nobody knows is an error that names it and its source.
 
 use std::collections::BTreeMap;
+use std::io::{BufRead, Read};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use std::{fs, io};
 
-use flotilla_net::{MAX_LIFETIME, MIN_LIFETIME, NODE_LIFETIME};
+use anyhow::Context;
+use flotilla_net::{MAX_LIFETIME, MAX_TOKEN_BYTES, MIN_LIFETIME, NODE_LIFETIME, Token};
 use flotilla_raft::membership::MAX_REPLICAS;
 use serde::{Deserialize, Serialize};
 
@@ -64,9 +66,12 @@ pub struct Layer {
     /// Addresses at which other nodes reach this one [default: this machine's global addresses]
     #[arg(long, value_name = "ADDR:PORT", value_delimiter = ',')]
     pub advertise: Option<Vec<SocketAddr>>,
-    /// Join the cluster of this token; ignored once the node has joined
+    /// Join the cluster of this token, which other users of this machine may see here: prefer --join-file
     #[arg(long, value_name = "TOKEN")]
     pub join: Option<String>,
+    /// Join the cluster of the token in this file; `-`: standard input
+    #[arg(long, value_name = "FILE")]
+    pub join_file: Option<PathBuf>,
     /// What runs containers: `libcontainer`, or the path of an OCI runtime such as runc [default: libcontainer]
     #[arg(long, value_name = "ENGINE")]
     pub engine: Option<String>,
@@ -167,6 +172,8 @@ pub struct Config {
     /// Empty: this machine's global addresses.
     pub advertise: Vec<SocketAddr>,
     pub join: Option<String>,
+    /// Where the token is read instead.
+    pub join_file: Option<PathBuf>,
     /// `None`: libcontainer, inside the shim.
     pub engine: Option<PathBuf>,
     pub cluster_cidr: String,
@@ -215,6 +222,24 @@ impl Config {
     /// How long the past is kept for watches and lists that resume.
     pub fn history(&self) -> Duration {
         Duration::from_secs(self.history_seconds)
+    }
+
+    /// The token to join with, from wherever it is.
+    ///
+    /// # Errors
+    /// If it cannot be read, or is none.
+    pub fn token(&self) -> anyhow::Result<Option<Token>> {
+        let text = match (&self.join, &self.join_file) {
+            (Some(text), _) => text.clone(),
+            (None, Some(path)) if path == Path::new("-") => {
+                first_line(io::stdin()).context("cannot read a token from standard input")?
+            }
+            (None, Some(path)) => fs::File::open(path)
+                .and_then(first_line)
+                .with_context(|| format!("cannot read a token from {}", path.display()))?,
+            (None, None) => return Ok(None),
+        };
+        text.trim().parse().context("the token to join with cannot be used").map(Some)
     }
 
     /// Puts the layers together.
@@ -295,6 +320,7 @@ impl Layer {
             listen,
             advertise,
             join,
+            join_file,
             engine,
             cluster_cidr,
             bridge,
@@ -332,6 +358,7 @@ impl Layer {
             listen: self.listen.unwrap_or(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), DEFAULT_PORT)),
             advertise: self.advertise.unwrap_or_default(),
             join: self.join,
+            join_file: self.join_file,
             engine: self.engine.filter(|engine| engine != "libcontainer").map(PathBuf::from),
             cluster_cidr: self.cluster_cidr.unwrap_or_else(|| "10.244.0.0/16".into()),
             bridge: self.bridge.unwrap_or_else(|| "flotilla0".into()),
@@ -365,6 +392,9 @@ impl Config {
         let bad = |key: &str, message: String| Err(ConfigError::Invalid { origin: key.into(), message });
         if !(1..=MAX_REPLICAS).contains(&self.max_replicas) {
             return bad("max_replicas", format!("{} is not between 1 and {MAX_REPLICAS}", self.max_replicas));
+        }
+        if self.join.is_some() && self.join_file.is_some() {
+            return bad("join, join_file", "both are set: a token comes from one of them".into());
         }
         if let Some(name) = self.name.as_deref().filter(|name| !is_node_name(name)) {
             return bad("name", name_rule(name));
@@ -417,6 +447,13 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// As much of it as can be a token and tell that it is none.
+fn first_line(source: impl Read) -> io::Result<String> {
+    let mut line = String::new();
+    io::BufReader::new(source.take(2 * MAX_TOKEN_BYTES as u64)).read_line(&mut line)?;
+    Ok(line)
 }
 
 /// A DNS-1123 subdomain that also fits a certificate's common name behind `system:node:`.
@@ -482,6 +519,24 @@ mod tests {
         ];
         let config = load("", &variables, Layer::default()).unwrap();
         assert_eq!((config.dead_ms, config.advertise.len()), (5_000, 1));
+    }
+
+    #[test]
+    fn a_token_comes_from_one_place() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("token");
+        let file = path.display().to_string();
+        let config = load("", &[("FLOTILLA_JOIN_FILE", &file)], Layer::default()).unwrap();
+        let error = format!("{:#}", config.token().unwrap_err());
+        assert!(error.starts_with(&format!("cannot read a token from {file}: ")), "{error}");
+        let addresses = vec!["10.0.0.1:6443".parse().unwrap()];
+        let token = Token::generate(flotilla_net::ClusterId::generate(), [0; 32], None, addresses).unwrap();
+        fs::write(&path, format!("{token}\n")).unwrap();
+        assert_eq!(config.token().unwrap().unwrap().id(), token.id());
+        fs::write(&path, "\n").unwrap();
+        assert!(format!("{:#}", config.token().unwrap_err()).contains("begins with flt1."));
+        let error = load("join_file = \"/x\"\n", &[("FLOTILLA_JOIN", "flt1.x")], Layer::default()).unwrap_err();
+        assert!(error.contains("join, join_file: both are set"), "{error}");
     }
 
     #[test]

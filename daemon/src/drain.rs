@@ -206,8 +206,9 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
     _ = tokio::time::timeout(REMOVAL_TIMEOUT, removal(node)).await;
     tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
     node.local.stop_all().await;
-    crate::enrol::forget(&node.config).map_err(Status::internal)?;
-    tell(send, "the daemon stops; its data directory can be removed".into(), 0, 0).await;
+    crate::enrol::leave(&node.config, &drain.node, node.trust.cluster()).map_err(Status::internal)?;
+    let place = node.config.data_dir.display();
+    tell(send, format!("the daemon stops, and does not start here again until {place} is removed"), 0, 0).await;
     node.stop.cancel();
     Ok(())
 }
@@ -229,8 +230,8 @@ pub async fn end_when_deleted(node: Node) {
     warn!("this Node was deleted: it leaves the cluster");
     removal(&node).await;
     node.local.stop_all().await;
-    if let Err(error) = crate::enrol::forget(&node.config) {
-        warn!(%error, "the identity cannot be removed");
+    if let Err(error) = crate::enrol::leave(&node.config, node.members.own_name(), node.trust.cluster()) {
+        warn!(error = %error, "it cannot be kept that this node has left");
     }
     error!(
         "this machine was removed from the cluster with 'delete node'; its pods have ended, and so does the daemon. To join \

@@ -1,5 +1,6 @@
 //! Becoming a node: found a cluster, join one with a token, or be what the data directory says.
 //!
+//! Invariant: a cluster whose foundation is not complete has served nobody, and is given up for another one.
 //! Invariant: the identity is written last. A daemon that dies on the way starts over; nothing half-made is believed.
 //! Invariant: what a machine asks to be is on disk before it asks. One that dies before it hears the answer asks for the
 //! same again, and is the same node.
@@ -11,7 +12,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use flotilla_net::{
     AddressRecord, Authority, ClusterId, Identity, JoinError, JoinParts, JoinTimeouts, Joined, MAX_TOKEN_ADDRESSES,
     NodeKey, SealKey, Token,
@@ -22,6 +23,7 @@ use tracing::{info, warn};
 
 use crate::VERSION;
 use crate::config::Config;
+use crate::data_dir::{self, Refusal};
 use crate::members::Member;
 
 /// How long to look for the cluster on this machine's networks.
@@ -54,37 +56,84 @@ struct Beginning {
     restored: bool,
 }
 
-/// Reads the identity of the data directory, or gets one.
+/// Reads the identity of the data directory, or gets one: with the token, if there is one.
 ///
 /// # Errors
 /// If the directory holds something else, or the cluster refuses the token.
-pub async fn enrol(config: &Config, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
+pub async fn enrol(
+    config: &Config,
+    token: anyhow::Result<Option<Token>>,
+    advertise: &[SocketAddr],
+) -> anyhow::Result<Enrolment> {
     let dir = directory(config);
     if let Some(identity) = Identity::load(&dir).context("the node's identity cannot be read")? {
-        if config.name.as_deref().is_some_and(|name| name != identity.name()) {
-            bail!(
-                "this data directory belongs to node {:?} of cluster {}; start it under that name, or choose another --data-dir",
-                identity.name(),
-                identity.cluster()
-            );
-        }
-        let seal_key = SealKey::load(&dir)?.context("the identity directory has no seal key")?;
         let beginning = read_beginning(&dir)?;
-        let (seed, seed_revision) = last_known(&dir, beginning.members)?;
-        return Ok(Enrolment {
-            identity,
-            seal_key,
-            seed,
-            seed_revision,
-            records: beginning.records,
-            founding: beginning.authority,
-            restored: beginning.restored,
-        });
+        let is_wanted =
+            !matches!(token, Ok(None)) || config.name.as_deref().is_some_and(|name| name != identity.name());
+        if beginning.authority.is_none() || !is_wanted {
+            return resume(config, &dir, identity, beginning, token);
+        }
+        info!(cluster = %identity.cluster(), "giving up a cluster whose foundation was not completed");
+        data_dir::remove_store(&config.data_dir)?;
+        forget(config)?;
     }
-    match &config.join {
-        Some(token) => join(config, &dir, token, advertise).await,
+    match token? {
+        Some(token) => join(config, &dir, &token, advertise).await,
         None => found(config, &dir, advertise),
     }
+}
+
+/// Goes on as the node that the data directory is of.
+fn resume(
+    config: &Config,
+    dir: &Path,
+    identity: Identity,
+    beginning: Beginning,
+    token: anyhow::Result<Option<Token>>,
+) -> anyhow::Result<Enrolment> {
+    if config.name.as_deref().is_some_and(|name| name != identity.name()) {
+        return Err(Refusal(format!(
+            "this data directory belongs to node {:?} of cluster {}; start it under that name, or choose another --data-dir",
+            identity.name(),
+            identity.cluster()
+        ))
+        .into());
+    }
+    match token {
+        Ok(None) => {}
+        Ok(Some(token)) => {
+            agrees(&identity, token.cluster(), &config.data_dir)?;
+            info!(cluster = %identity.cluster(), "this machine is a member already; the token is not used");
+        }
+        // Whoever has joined may have removed it.
+        Err(error) => info!(reason = format!("{error:#}"), "this machine is a member already; no token is needed"),
+    }
+    let seal_key = SealKey::load(dir)?.context("the identity directory has no seal key")?;
+    let (seed, seed_revision) = last_known(dir, beginning.members)?;
+    Ok(Enrolment {
+        identity,
+        seal_key,
+        seed,
+        seed_revision,
+        records: beginning.records,
+        founding: beginning.authority,
+        restored: beginning.restored,
+    })
+}
+
+/// A node stays in its cluster, whatever token it is given.
+fn agrees(identity: &Identity, wanted: ClusterId, data_dir: &Path) -> anyhow::Result<()> {
+    let own = identity.cluster();
+    if own == wanted {
+        return Ok(());
+    }
+    Err(Refusal(format!(
+        "the token is of cluster {wanted}, but this machine is node {:?} of cluster {own}: leave the token away to go on \
+         there; to join the other cluster, run 'flotilla leave' (or stop the daemon, if this is its last node) and remove {}",
+        identity.name(),
+        data_dir.display()
+    ))
+    .into())
 }
 
 /// What this machine had for the cluster is in the cluster now.
@@ -129,10 +178,9 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
     Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding: Some(sealed), restored: false })
 }
 
-async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
-    let token: Token = token.parse().context("the token given with --join cannot be used")?;
+async fn join(config: &Config, dir: &Path, token: &Token, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
     info!(cluster = %token.cluster(), node = config.name()?, "joining a cluster");
-    let draft = Draft::take_up(dir, &token, &config.name()?)?;
+    let draft = Draft::take_up(dir, token, &config.name()?)?;
     let parts = JoinParts {
         name: draft.name,
         id: draft.id,
@@ -141,9 +189,9 @@ async fn join(config: &Config, dir: &Path, token: &str, advertise: &[SocketAddr]
         version: VERSION.to_owned(),
         replica: !config.no_replica,
     };
-    let joined = match flotilla_net::join(&token, &parts, JoinTimeouts::default(), SystemTime::now()).await {
+    let joined = match flotilla_net::join(token, &parts, JoinTimeouts::default(), SystemTime::now()).await {
         Err(error @ (JoinError::Unreachable(_) | JoinError::WrongCluster(_))) if config.discovery => {
-            join_on_lan(&token, &parts, error).await
+            join_on_lan(token, &parts, error).await
         }
         joined => joined,
     };
@@ -237,17 +285,23 @@ fn ips(addresses: &[SocketAddr]) -> Vec<IpAddr> {
     addresses.iter().map(SocketAddr::ip).collect()
 }
 
-/// Removes what makes this machine a node: the next start founds or joins.
+/// Keeps that this machine has left its cluster, and removes what made it a node.
 ///
 /// # Errors
-/// If the directory cannot be removed.
-pub fn forget(config: &Config) -> io::Result<()> {
+/// If the directory cannot be changed.
+pub fn leave(config: &Config, node: &str, cluster: ClusterId) -> io::Result<()> {
+    data_dir::mark_left(&config.data_dir, node, &cluster.to_string())?;
+    forget(config)
+}
+
+/// Removes what makes this machine a node.
+fn forget(config: &Config) -> io::Result<()> {
     fs::remove_dir_all(directory(config))
 }
 
 /// Where the identity and what the network remembers are kept.
 pub fn directory(config: &Config) -> PathBuf {
-    config.data_dir.join("identity")
+    config.data_dir.join(data_dir::IDENTITY)
 }
 
 const BEGINNING: &str = "beginning.json";
@@ -305,6 +359,7 @@ fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Layer;
 
     #[test]
     fn a_node_that_starts_again_knows_the_members_of_its_last_day_and_not_of_its_first() {
@@ -314,5 +369,34 @@ mod tests {
         let now = vec![Member::known(2, "here"), Member::known(3, "new")];
         remember(dir.path(), now.clone(), 70).unwrap();
         assert_eq!(last_known(dir.path(), joined).unwrap(), (now, 70));
+    }
+
+    #[tokio::test]
+    async fn a_foundation_is_given_up_for_another_wish_until_it_is_complete_and_never_after() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let store = dir.path().join(data_dir::STORE);
+        let named = |name: &str| {
+            let layer = Layer { data_dir: Some(dir.path().into()), name: Some(name.into()), ..Layer::default() };
+            Config::load(Some(Path::new("/dev/null")), [], layer).unwrap()
+        };
+        let at: [SocketAddr; 1] = ["10.0.0.1:6443".parse().unwrap()];
+        let first = enrol(&named("a"), Ok(None), &at).await.unwrap().identity.cluster();
+        fs::create_dir(&store).unwrap();
+        assert_eq!(enrol(&named("a"), Ok(None), &at).await.unwrap().identity.cluster(), first);
+        let second = enrol(&named("b"), Ok(None), &at).await.unwrap().identity.cluster();
+        assert!(second != first && !store.exists());
+
+        founded(&named("b")).unwrap();
+        let refused = enrol(&named("a"), Ok(None), &at).await.err().unwrap();
+        assert!(refused.is::<Refusal>() && refused.to_string().contains("belongs to node \"b\""), "{refused}");
+        let token = |cluster| Token::generate(cluster, [0; 32], None, at.to_vec()).unwrap();
+        let refused = enrol(&named("b"), Ok(Some(token(first))), &at).await.err().unwrap();
+        assert!(refused.is::<Refusal>(), "{refused}");
+        for cluster in [first, second] {
+            assert!(refused.to_string().contains(&format!("of cluster {cluster}")), "{refused}");
+        }
+        for token in [Ok(Some(token(second))), Err(anyhow::anyhow!("the file is gone"))] {
+            assert_eq!(enrol(&named("b"), token, &at).await.unwrap().identity.cluster(), second);
+        }
     }
 }

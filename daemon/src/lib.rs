@@ -15,6 +15,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod convert;
+mod data_dir;
 mod definitions;
 pub mod dev;
 mod drain;

@@ -8,7 +8,7 @@
 
 use std::convert::Infallible;
 use std::io::{self, IoSlice};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::pin::Pin;
@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use anyhow::Context as _;
 use flotilla_net::{Caller, Net};
 use http::{Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -24,7 +25,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,6 +46,29 @@ const MAX_STREAMS: u32 = 1_000;
 const KEEPALIVE: Duration = Duration::from_secs(30);
 /// How long requests under way may take when the daemon stops.
 const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
+/// Connections that wait to be accepted.
+const BACKLOG: u32 = 1_024;
+
+/// Takes the address for clients before anybody is served there, and sees whether that for nodes is free.
+///
+/// # Errors
+/// If another process has one of them.
+pub fn reserve(address: SocketAddr) -> anyhow::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address).with_context(|| format!("cannot listen on TCP {address}"))?;
+    std::net::UdpSocket::bind(address).with_context(|| format!("cannot listen on UDP {address}"))?;
+    Ok(socket)
+}
+
+/// Opens a reserved address for clients.
+///
+/// # Errors
+/// If another process has it.
+pub fn open(socket: TcpSocket) -> io::Result<TcpListener> {
+    socket.listen(BACKLOG)
+}
 
 /// What is served.
 #[derive(Clone)]

@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     cli::main(daemon)
 }
 
-fn daemon(config: Config) -> anyhow::Result<()> {
+fn daemon(config: Config) -> anyhow::Result<serve::Ended> {
     serve::start_logging(&config)?;
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve::run(config))
 }

@@ -3,7 +3,8 @@
 //! Both work on a data directory that no daemon uses; `flotilla up` goes on from there. The cluster keeps its id and its
 //! authority, so that certificates and tokens remain what they were; the epoch keeps out who belongs to the one before.
 //!
-//! Invariant: what cannot be restored whole leaves no trace, and what is there is never overwritten.
+//! Invariant: what cannot be restored whole leaves no trace that a node could be made of, and what is there is never
+//! overwritten but for what an interrupted restore has left.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,10 +18,8 @@ use flotilla_net::{Authority, Identity, SealKey};
 use flotilla_raft::{BackupInfo, Remains};
 
 use crate::config::Config;
-use crate::{addresses, enrol, serve};
+use crate::{addresses, data_dir, enrol, serve};
 
-/// Where a restored node is put together before it takes its place.
-const STAGING: &str = "restoring";
 const SEAL_KEY: &str = "seal.key";
 
 /// Makes the data directory that of the first node of a restored cluster.
@@ -28,22 +27,17 @@ const SEAL_KEY: &str = "seal.key";
 /// # Errors
 /// If there is a node already, or backup and seal key cannot be used, or do not belong together.
 pub fn restore(config: &Config, backup: &Path, seal_key: &Path) -> anyhow::Result<BackupInfo> {
-    if config.join.is_some() {
-        bail!("a machine that restores a cluster does not join one: leave --join away");
+    if config.join.is_some() || config.join_file.is_some() {
+        bail!("a machine that restores a cluster does not join one: leave the token away");
     }
     serve::prepare_directories(config)?;
     let _lock = serve::lock(&config.data_dir)?;
-    if let Some(held) = ["identity", "store"].into_iter().find(|name| config.data_dir.join(name).exists()) {
-        bail!(
-            "{} holds a node's data ({held}): a backup is restored into an empty data directory only",
-            config.data_dir.display()
-        );
-    }
-    let staging = Staging::new(config.data_dir.join(STAGING))?;
+    data_dir::prepare_restore(&config.data_dir)?;
+    let staging = Staging::new(config.data_dir.join(data_dir::RESTORING))?;
     let id = enrol::new_id();
     let cluster_key = Key::new(&Builtin::Cluster.collection(), "", cluster::NAME);
     let mut cluster = None;
-    let info = flotilla_raft::restore(backup, &staging.dir.join("store"), id, &mut |key, value| {
+    let info = flotilla_raft::restore(backup, &staging.dir.join(data_dir::STORE), id, &mut |key, value| {
         if *key == cluster_key {
             cluster = Some(value.clone());
         }
@@ -51,7 +45,7 @@ pub fn restore(config: &Config, backup: &Path, seal_key: &Path) -> anyhow::Resul
     let cluster = cluster.context("the backup holds no cluster")?;
     let cluster: ClusterObject = object::decode(&cluster, info.revision).context("the backup's cluster is damaged")?;
 
-    let identity = staging.dir.join("identity");
+    let identity = staging.dir.join(data_dir::IDENTITY);
     fs::DirBuilder::new().mode(0o700).create(&identity)?;
     copy_private(seal_key, &identity.join(SEAL_KEY))
         .with_context(|| format!("cannot use the seal key {}", seal_key.display()))?;
@@ -83,7 +77,7 @@ pub fn recover(config: &Config) -> anyhow::Result<Remains> {
 }
 
 fn store(config: &Config) -> PathBuf {
-    config.data_dir.join("store")
+    config.data_dir.join(data_dir::STORE)
 }
 
 fn stopped_node(config: &Config) -> anyhow::Result<(impl Drop + use<>, Identity)> {
@@ -120,7 +114,7 @@ impl Staging {
 
     /// Moves store and identity to where the daemon looks for them; the identity, which makes a node, comes last.
     fn take_place(self, data_dir: &Path) -> anyhow::Result<()> {
-        for name in ["store", "identity"] {
+        for name in [data_dir::STORE, data_dir::IDENTITY] {
             fs::rename(self.dir.join(name), data_dir.join(name))
                 .and_then(|()| File::open(data_dir)?.sync_all())
                 .with_context(|| format!("cannot make {}", data_dir.join(name).display()))?;

@@ -9,10 +9,9 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
-use flotilla_net::{Alpn, Blobs, ClientAuth, Net, NetError, Silence};
+use flotilla_net::{Alpn, Blobs, ClientAuth, Net, NetError, Silence, Token};
 use flotilla_raft::{NodeId, OpenError, RefillError, Store, Transport};
 use nix::fcntl::{Flock, FlockArg};
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -35,7 +34,7 @@ use crate::slice::{self, ApiHandler, SliceHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
 use crate::turnstile::Turnstile;
-use crate::{VERSION, addresses, definitions, drain, grpc, lead, listen};
+use crate::{VERSION, addresses, data_dir, definitions, drain, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,19 +45,29 @@ const MAX_ASKED: usize = 8;
 /// How long the store may take to find a leader before the daemon asks whether there is one.
 const READY_NOTICE: Duration = Duration::from_secs(5);
 
-/// Runs the daemon until a signal stops it.
+/// Why a daemon has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    Stopped,
+    /// The node has left its cluster: its daemon is not to be started again here.
+    Left,
+}
+
+/// Runs the daemon until a signal stops it, or its node leaves.
 ///
 /// # Errors
 /// If it cannot start, with what to do about it.
-pub async fn run(config: Config) -> anyhow::Result<()> {
+pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let config = Arc::new(config);
     prepare_directories(&config)?;
     let _lock = lock(&config.data_dir)?;
+    data_dir::check(&config.data_dir)?;
+    let token = config.token();
     let advertise = addresses::advertised(&config)?;
     let stop = CancellationToken::new();
     let started = tokio::select! {
-        started = start(&config, &advertise, &stop) => started?,
-        signal = stop_signal() => { info!(signal = signal?, "stopping before the start was complete"); return Ok(()) }
+        started = start(&config, token, &advertise, &stop) => started?,
+        signal = stop_signal() => { info!(signal = signal?, "stopping before the start was complete"); return Ok(Ended::Stopped) }
     };
     _ = sd_notify::notify(&[sd_notify::NotifyState::Ready]);
     let mut status = started.store.status();
@@ -77,7 +86,7 @@ pub async fn run(config: Config) -> anyhow::Result<()> {
     if tokio::time::timeout(STOP_TIMEOUT, started.finish()).await.is_err() {
         warn!("not everything stopped in {} s", STOP_TIMEOUT.as_secs());
     }
-    Ok(())
+    Ok(if data_dir::has_left(&config.data_dir) { Ended::Left } else { Ended::Stopped })
 }
 
 /// A daemon that runs.
@@ -102,8 +111,15 @@ impl Started {
     }
 }
 
-async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &CancellationToken) -> anyhow::Result<Started> {
-    let enrolment = enrol::enrol(config, advertise).await?;
+async fn start(
+    config: &Arc<Config>,
+    token: anyhow::Result<Option<Token>>,
+    advertise: &[SocketAddr],
+    stop: &CancellationToken,
+) -> anyhow::Result<Started> {
+    // Whoever cannot listen is no node, and asks nobody to become one.
+    let port = listen::reserve(config.listen)?;
+    let enrolment = enrol::enrol(config, token, advertise).await?;
     let Enrolment { identity, seal_key, seed, seed_revision, records, founding, restored } = enrolment;
     let key = Some(identity.key().fingerprint());
     let own = Member { id: identity.id(), name: identity.name().to_owned(), key };
@@ -129,7 +145,8 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     }
     net.set_members(seed.iter().chain([&own]));
 
-    let options = flotilla_raft::Options::new(config.data_dir.join("store"), own.id, identity.cluster().to_string());
+    let options =
+        flotilla_raft::Options::new(config.data_dir.join(data_dir::STORE), own.id, identity.cluster().to_string());
     let options = flotilla_raft::Options {
         replace_dead_after: Duration::from_secs(config.replace_dead_seconds),
         max_replicas: config.max_replicas,
@@ -209,8 +226,7 @@ async fn start(config: &Arc<Config>, advertise: &[SocketAddr], stop: &Cancellati
     let faces = Faces { grpc: grpc::routes(&node).await?, rest: Rest::new(&node) };
     net.register(Alpn::Api, Arc::new(ApiHandler { faces: faces.clone(), node: node.clone() }));
     let tls = flotilla_net::server_tls(net.credentials(), &["h2", "http/1.1"], ClientAuth::Optional)?;
-    let listener =
-        TcpListener::bind(config.listen).await.with_context(|| format!("cannot listen on TCP {}", config.listen))?;
+    let listener = listen::open(port).with_context(|| format!("cannot listen on TCP {}", config.listen))?;
     let socket = config.socket();
     let unix = listen::serve_unix(socket, faces.clone(), stop.clone());
     spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));

@@ -84,10 +84,19 @@ fn words(status: &CaStatus) -> String {
     let signs = format!("{} signs, until {}", shown(&status.fingerprint), status.expires);
     let other = shown(&status.other_fingerprint);
     match status.phase.as_str() {
-        "spreading" => format!("{signs}; the nodes learn to trust {other}, until {} at the latest", status.until),
-        "renewing" => format!("{signs}; {other} is trusted until all have renewed, and dropped by {}", status.until),
+        "spreading" => {
+            format!("{signs}; the nodes learn to trust {other}{}", latest(", until", " at the latest", status))
+        }
+        "renewing" => {
+            format!("{signs}; {other} is trusted until all have renewed{}", latest(", and dropped by", "", status))
+        }
         _ => signs,
     }
+}
+
+/// When a phase ends at the latest, unless it ends just now: then there is no such time.
+fn latest(before: &str, after: &str, status: &CaStatus) -> String {
+    if status.until.is_empty() { String::new() } else { format!("{before} {}{after}", status.until) }
 }
 
 fn table(status: &CaStatus) -> Table {
@@ -101,4 +110,25 @@ fn table(status: &CaStatus) -> Table {
 
 fn shown(fingerprint: &str) -> &str {
     fingerprint.get(..SHOWN_DIGITS).unwrap_or(fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_time_that_is_not_known_is_not_told() {
+        let status = |phase: &str, until: &str| CaStatus {
+            phase: phase.into(),
+            fingerprint: "aa".into(),
+            other_fingerprint: "bb".into(),
+            expires: "2030".into(),
+            until: until.into(),
+            ..CaStatus::default()
+        };
+        assert_eq!(words(&status("spreading", "")), "aa signs, until 2030; the nodes learn to trust bb");
+        assert!(words(&status("spreading", "2029")).ends_with("to trust bb, until 2029 at the latest"));
+        assert!(words(&status("renewing", "")).ends_with("bb is trusted until all have renewed"));
+        assert!(words(&status("renewing", "2029")).ends_with("have renewed, and dropped by 2029"));
+    }
 }

@@ -27,6 +27,9 @@ fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String 
         let _ = writeln!(text, "{}{}", out.paint(Tone::Strong, &format!("{name:<10}")), value);
     };
     fact("Cluster", &plain(&status.cluster_id));
+    if status.epoch > 1 {
+        fact("Epoch", &format!("{} (restored or recovered {} times)", status.epoch, status.epoch - 1));
+    }
     fact("Leader", &leader_words(status));
     let being_changed = if status.voters_change { " (being changed)" } else { "" };
     fact("Voters", &format!("{}{being_changed}", names(&status.voters)));
@@ -79,10 +82,11 @@ mod tests {
             problems: vec!["node-3 is silent".into()],
             ..ClusterStatus::default()
         };
+        let plain_out = Out { terminal: false, colour: false };
         let node = NodeSummary { status: "Ready,SchedulingDisabled".into(), pods: 4, ..NodeSummary::default() };
         let silent = NodeSummary { status: "NotReady".into(), ..NodeSummary::default() };
         assert_eq!(
-            describe(&Out { terminal: false, colour: false }, &status, &[node, silent]),
+            describe(&plain_out, &status, &[node, silent]),
             "Cluster   c1\n\
              Leader    node-1 (term 3)\n\
              Voters    node-1, node-2, node-3\n\
@@ -92,5 +96,7 @@ mod tests {
              Answered  node-2 (version 0.1.0)\n\
              Problem   node-3 is silent\n"
         );
+        let text = describe(&plain_out, &ClusterStatus { epoch: 3, ..status }, &[]);
+        assert!(text.contains("\nEpoch     3 (restored or recovered 2 times)\n"), "{text}");
     }
 }

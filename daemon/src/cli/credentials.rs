@@ -5,7 +5,7 @@ use clap::Args;
 use rcgen::{CertificateParams, DistinguishedName, DnType, KeyPair};
 
 use super::DONE;
-use super::output::parse_duration;
+use super::output::parse_lifetime;
 use super::session::{Session, ask};
 use crate::proto::{IssueCertificateRequest, IssueCertificateResponse, RevokeUserRequest};
 
@@ -23,9 +23,9 @@ pub struct CredentialsArgs {
     #[arg(long = "group", value_name = "GROUP", default_value = "system:masters")]
     groups: Vec<String>,
     /// How long the certificate is good
-    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_lifetime)]
     ttl: u64,
-    /// End all certificates that this user has so far, instead of making one
+    /// End all certificates that were made for this user until now, instead of making one
     #[arg(long, conflicts_with_all = ["groups", "ttl"])]
     revoke: bool,
 }
@@ -33,7 +33,11 @@ pub struct CredentialsArgs {
 pub async fn make(session: &Session, args: &CredentialsArgs) -> anyhow::Result<u8> {
     if args.revoke {
         session.cluster().revoke_user(ask(RevokeUserRequest { user: args.name.clone() })).await?;
-        session.say(format!("the certificates of {} are revoked", args.name))?;
+        // The cluster keeps no list of the certificates that it has made.
+        session.say(format!(
+            "certificates made for {} until now, if there are any, are worth nothing any more; later ones are good",
+            args.name
+        ))?;
         return Ok(DONE);
     }
     let (key, issued) = issue(session, &args.name, &args.groups, args.ttl).await?;

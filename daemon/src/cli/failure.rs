@@ -6,9 +6,14 @@ use std::io;
 use tonic::{Code, Status};
 
 use super::output::plain;
+use crate::data_dir::Refusal;
 
 /// The exit code of a command that did not do what was asked.
 pub const FAILED: u8 = 1;
+
+/// The exit code of a daemon that is not to be started again before somebody has done something about it. The unit for
+/// systemd knows it.
+pub const REFUSED: u8 = 3;
 
 /// The metadata key under which the daemon sends its whole answer, as JSON of [`flotilla_api::Status`].
 pub const STATUS_KEY: &str = "flotilla-status-bin";
@@ -21,7 +26,7 @@ pub fn report(error: &anyhow::Error) -> u8 {
     if !is_closed_pipe(error) {
         eprintln!("{}", words(error));
     }
-    FAILED
+    if error.is::<Refusal>() { REFUSED } else { FAILED }
 }
 
 /// Whoever read our output has had enough of it.
@@ -54,8 +59,7 @@ fn status_words(status: &Status) -> (String, Vec<String>) {
         return answer_words(&answer);
     }
     if let Some(cause) = transport_cause(status) {
-        let what = if is_alert(&cause) { "refused these credentials" } else { "does not answer any more" };
-        return (format!("the daemon {what} ({})", plain(&cause)), Vec::new());
+        return (transport_words(&cause), Vec::new());
     }
     let message = match (status.code(), status.message()) {
         (code, "") => code.description().to_owned(),
@@ -101,9 +105,27 @@ fn transport_cause(status: &Status) -> Option<String> {
     Some(last.to_string())
 }
 
+fn transport_words(cause: &str) -> String {
+    if is_cut(cause) {
+        return "the daemon ended the connection: it has stopped, or these credentials are not good any more".into();
+    }
+    let what = if is_alert(cause) { "refused these credentials" } else { "does not answer any more" };
+    format!("the daemon {what} ({})", plain(cause))
+}
+
+/// A daemon hangs up on whom it must not hear any more, without the courtesies of TLS.
+fn is_cut(cause: &str) -> bool {
+    cause.contains("close_notify")
+}
+
 /// Under TLS 1.3 a client learns only after its handshake that its certificate was refused.
 fn is_alert(cause: &str) -> bool {
     cause.contains("received fatal alert")
+}
+
+/// Whether the connection broke, so that nobody knows how the request ends.
+pub fn is_broken(status: &Status) -> bool {
+    transport_cause(status).is_some_and(|cause| !is_alert(&cause))
 }
 
 /// Whether the same request may succeed in a moment: a daemon restarts, a leader is elected.
@@ -149,6 +171,16 @@ mod tests {
         assert_eq!(words(&Status::not_found("jobs \"web\" not found").into()), "error: jobs \"web\" not found");
         assert_eq!(words(&Status::permission_denied("\x1b[2Jno").into()), "error: \\u{1b}[2Jno");
         assert_eq!(words(&Status::new(Code::Unavailable, "").into()), "error: The service is currently unavailable");
+    }
+
+    #[test]
+    fn a_connection_that_is_cut_is_told_without_the_words_of_a_library() {
+        let cut = "peer closed connection without sending TLS close_notify: https://docs.rs/rustls";
+        let words = transport_words(cut);
+        assert!(words.starts_with("the daemon ended the connection") && !words.contains("docs.rs"), "{words}");
+        assert!(is_broken(&Status::from_error(Box::new(io::Error::other("broken pipe")))));
+        assert!(!is_broken(&Status::unavailable("no leader")), "the daemon has answered");
+        assert_eq!(transport_words("broken pipe"), "the daemon does not answer any more (broken pipe)");
     }
 
     #[test]

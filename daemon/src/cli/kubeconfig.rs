@@ -9,7 +9,7 @@ use serde_json::json;
 
 use super::DONE;
 use super::credentials::issue;
-use super::output::parse_duration;
+use super::output::parse_lifetime;
 use super::session::{Session, ask};
 use crate::proto::ClusterStatusRequest;
 
@@ -27,7 +27,7 @@ pub struct KubeconfigArgs {
     #[arg(long = "group", value_name = "GROUP", default_value = "system:masters")]
     groups: Vec<String>,
     /// How long the certificate is good
-    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_lifetime)]
     ttl: u64,
     /// Where clients reach the API; the node that answers unless told otherwise
     #[arg(long, value_name = "URL")]

@@ -3,7 +3,8 @@
 //! Every command but `up` is a client of the gRPC API and can do nothing that another client could not.
 //!
 //! Invariant: results go to standard output, what went wrong to standard error; the exit code is 0 only if everything
-//! asked for was done, 2 if the command line made no sense, and that of the command under `exec`.
+//! asked for was done, 2 if the command line made no sense, 3 if a daemon is not to be started again before somebody has
+//! looked at its machine, and that of the command under `exec`.
 
 mod accounts;
 mod apply;
@@ -48,6 +49,7 @@ use clap::{Args, Parser, Subcommand};
 use crate::client::DEFAULT_SOCKET;
 use crate::config::Config;
 use crate::dev::{self, DevArgs};
+use crate::serve::Ended;
 use session::Session;
 
 /// Success; everything else is in [`failure`].
@@ -189,10 +191,10 @@ enum Command {
 }
 
 /// Runs the command line of this process; `up` is left to `daemon`.
-pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> ExitCode {
+pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<Ended>) -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
-        Command::Up(args) => up::start(*args, daemon).map(|()| ExitCode::SUCCESS),
+        Command::Up(args) => up::start(*args, daemon).map(ExitCode::from),
         Command::Restore(args) => revive::restore(*args).map(ExitCode::from),
         Command::Recover(args) => revive::recover(*args).map(ExitCode::from),
         Command::Completion(args) => completion::print(&args).map(ExitCode::from),

@@ -3,6 +3,7 @@
 use clap::Args;
 use tonic::Streaming;
 
+use super::failure::is_broken;
 use super::output::{Cell, Format, Table, age_of, bytes, cores, duration_seconds};
 use super::session::{Session, ask, now};
 use super::views::NodeView;
@@ -131,7 +132,13 @@ pub async fn drain(session: &Session, args: &DrainArgs) -> anyhow::Result<u8> {
 pub async fn leave(session: &Session, args: &LeaveArgs) -> anyhow::Result<u8> {
     let request = LeaveRequest { force: args.force, timeout_seconds: args.timeout.unwrap_or(0) };
     let stream = session.cluster().leave(request).await?.into_inner();
-    tell(session, stream, "the node has left the cluster", "see 'flotilla nodes' for how far it came").await
+    tell(
+        session,
+        stream,
+        "the node has left the cluster",
+        "the node goes on leaving: 'flotilla nodes' on another node shows when it is gone",
+    )
+    .await
 }
 
 /// Shows how far the daemon is until it is done.
@@ -144,7 +151,11 @@ pub async fn tell(
     let mut line = session.progress();
     loop {
         let message = tokio::select! {
-            message = stream.message() => message?,
+            message = stream.message() => message.inspect_err(|status| {
+                if is_broken(status) {
+                    eprintln!("the connection broke; {on_interrupt}");
+                }
+            })?,
             _ = tokio::signal::ctrl_c() => {
                 drop(line);
                 eprintln!("{on_interrupt}");

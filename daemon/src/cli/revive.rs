@@ -1,10 +1,10 @@
 //! `restore` and `recover`: a new epoch of the cluster, begun on this machine while its daemon is stopped.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 
 use anyhow::bail;
-use clap::Args;
+use clap::{Arg, Args};
 use flotilla_raft::Remains;
 use jiff::Timestamp;
 
@@ -13,11 +13,34 @@ use super::failure::FAILED;
 use super::up::PlaceArgs;
 use crate::revive;
 
+/// The options of `up` that have a say in what is restored; others may be given and are not shown.
+const RESTORE_OPTIONS: [&str; 6] = ["file", "seal_key", "config", "data_dir", "name", "advertise"];
+/// The same for what is recovered: where it is.
+const RECOVER_OPTIONS: [&str; 3] = ["yes", "config", "data_dir"];
+
+/// Hides what is not of use, so that the rest is found.
+fn only(shown: &[&str], argument: Arg) -> Arg {
+    let is_shown = shown.contains(&argument.get_id().as_str());
+    argument.hide(!is_shown)
+}
+
 #[derive(Debug, Args)]
+#[command(mut_args(|argument| only(&RESTORE_OPTIONS, argument)))]
 #[command(after_help = "\
-Example:
+The steps, on a machine with an empty data directory:
+  1. flotilla restore flotilla.backup --seal-key seal.key
+  2. systemctl start flotilla
+  3. flotilla nodes
+  4. flotilla delete node machine-1
+  5. flotilla token create
+
+Give the options that 'flotilla up' will have, or the same configuration file. Step 4 is for each
+machine that is gone; with the token of step 5 further machines join. A restore that was
+interrupted is run again as before. Who may do what is as it was when the backup was made.
+
+Examples:
   flotilla restore flotilla.backup --seal-key seal.key
-  flotilla up
+  flotilla restore flotilla.backup --seal-key seal.key --data-dir /srv/flotilla --name machine-9
 
 The machines of the cluster that the backup is of must be off, or belong to it no more. Their Nodes stay listed until you
 delete them; the machines join the restored cluster with new tokens and empty data directories.")]
@@ -32,11 +55,21 @@ pub struct RestoreArgs {
 }
 
 #[derive(Debug, Args)]
+#[command(mut_args(|argument| only(&RECOVER_OPTIONS, argument)))]
 #[command(after_help = "\
-Example:
-  systemctl stop flotilla
+The steps, on the machine with the highest revision:
+  1. systemctl stop flotilla
+  2. flotilla recover
+  3. systemctl start flotilla
+  4. flotilla delete node machine-1
+  5. flotilla token create
+
+Step 2 tells the revision and asks before it does anything, so that machines can be compared.
+Step 4 is for each machine that is gone; with the token of step 5 others join anew.
+
+Examples:
   flotilla recover
-  systemctl start flotilla
+  flotilla recover --yes --data-dir /srv/flotilla
 
 Only for when most voters are gone for good: what they acknowledged and this machine has not heard of is lost, and the
 other machines of the cluster, should they come back, have to join anew with empty data directories.")]
@@ -70,7 +103,7 @@ pub fn restore(args: RestoreArgs) -> anyhow::Result<u8> {
 pub fn recover(args: RecoverArgs) -> anyhow::Result<u8> {
     let config = args.place.load()?;
     println!("{}", warning(&revive::remains(&config)?));
-    if !args.yes && !agreed()? {
+    if !args.yes && !agreed(&mut io::stdin().lock())? {
         println!("Nothing was changed.");
         return Ok(FAILED);
     }
@@ -96,14 +129,15 @@ fn warning(remains: &Remains) -> String {
     )
 }
 
-fn agreed() -> anyhow::Result<bool> {
-    if !io::stdin().is_terminal() {
-        bail!("nothing was changed: say --yes if that is what you want");
-    }
+/// Asks, and takes the answer from a terminal or a pipe.
+fn agreed(answers: &mut impl BufRead) -> anyhow::Result<bool> {
     print!("Go on with this machine alone? [y/N] ");
     io::stdout().flush()?;
     let mut answer = String::new();
-    io::stdin().read_line(&mut answer)?;
+    if answers.read_line(&mut answer)? == 0 {
+        println!();
+        bail!("nothing was changed, since nobody answered: say --yes if that is what you want");
+    }
     Ok(matches!(answer.trim(), "y" | "Y" | "yes"))
 }
 
@@ -131,5 +165,22 @@ mod tests {
         ));
         assert!(text.contains("are lost"));
         assert_eq!(time(u64::MAX), "at an unknown time");
+    }
+
+    #[test]
+    fn an_answer_may_come_from_a_pipe_but_silence_is_none() {
+        assert!(agreed(&mut &b"y\n"[..]).unwrap());
+        assert!(!agreed(&mut &b"n\n"[..]).unwrap());
+        assert!(agreed(&mut &b""[..]).unwrap_err().to_string().contains("say --yes"));
+    }
+
+    #[test]
+    fn only_the_options_that_matter_are_shown() {
+        let command = RecoverArgs::augment_args(clap::Command::new("recover"));
+        let shown: Vec<_> = command.get_arguments().filter(|a| !a.is_hide_set()).map(|a| a.get_id().as_str()).collect();
+        assert_eq!(shown, RECOVER_OPTIONS);
+        let command = RestoreArgs::augment_args(clap::Command::new("restore"));
+        let shown: Vec<_> = command.get_arguments().filter(|a| !a.is_hide_set()).map(|a| a.get_id().as_str()).collect();
+        assert_eq!(shown, RESTORE_OPTIONS);
     }
 }

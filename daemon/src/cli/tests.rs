@@ -60,6 +60,8 @@ fn nonsense_is_a_usage_error() {
         "flotilla logs web -f --previous",
         "flotilla get pods -o toml",
         "flotilla token create --ttl soon",
+        "flotilla token create --ttl 0s",
+        "flotilla credentials alice --ttl 0s",
     ] {
         let error = Cli::try_parse_from(line.split_whitespace()).expect_err(line);
         assert_eq!(error.exit_code(), 2, "{line}");

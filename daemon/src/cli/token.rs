@@ -1,13 +1,17 @@
 //! `token create|list|revoke`: what a machine needs to join.
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 
 use super::DONE;
-use super::output::{Cell, Format, Table, age_of, parse_duration};
+use super::output::{Cell, Format, Table, age_of, parse_lifetime};
 use super::session::{Session, ask, now};
 use super::views::TokenView;
 use crate::proto::{CreateTokenRequest, CreateTokenResponse, ListTokensRequest, RevokeTokenRequest, TokenSummary};
+
+/// A whole id.
+const TOKEN_ID_DIGITS: usize = 16;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
@@ -40,7 +44,7 @@ Examples:
   flotilla token create -o json")]
 struct CreateArgs {
     /// How long machines may join with it
-    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_lifetime)]
     ttl: u64,
     /// How many machines may join with it; 0: any number
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
@@ -67,7 +71,7 @@ struct ListArgs {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  flotilla token revoke 4f1c2a")]
 struct RevokeArgs {
-    /// The token's id, as the list shows it
+    /// The token's id as the list shows it, or as much of its beginning as no other has
     id: String,
 }
 
@@ -115,7 +119,10 @@ fn join_words(created: &CreateTokenResponse, uses: u32) -> String {
         1 => "one machine".to_owned(),
         uses => format!("{uses} machines"),
     };
-    format!("good for {machines} until {}; on each run: flotilla up --join TOKEN", created.expires)
+    format!(
+        "good for {machines} until {}; on each run: flotilla up --join-file FILE, with the token in it",
+        created.expires
+    )
 }
 
 async fn list(session: &Session, args: &ListArgs) -> anyhow::Result<u8> {
@@ -126,10 +133,12 @@ async fn list(session: &Session, args: &ListArgs) -> anyhow::Result<u8> {
 }
 
 fn table(tokens: &[TokenSummary]) -> Table {
-    let mut table = Table::new(["ID", "STATE", "USES", "EXPIRES", "AGE"]);
+    let mut table = Table::new(["ID", "STATE", "USES", "EXPIRES", "AGE", "LABELS", "TAINTS"]);
     for token in tokens {
+        let mut labels: Vec<String> = token.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        labels.sort_unstable();
         let uses = match token.max_uses {
-            0 => token.uses.to_string(),
+            0 => format!("{}/any", token.uses),
             max => format!("{}/{max}", token.uses),
         };
         table.row([
@@ -138,13 +147,80 @@ fn table(tokens: &[TokenSummary]) -> Table {
             Cell::from(uses),
             Cell::from(&token.expires),
             Cell::from(age_of(&token.created, now())),
+            Cell::from(list_words(labels)),
+            Cell::from(list_words(token.taints.clone())),
         ]);
     }
     table
 }
 
+fn list_words(words: Vec<String>) -> String {
+    if words.is_empty() { "-".into() } else { words.join(",") }
+}
+
 async fn revoke(session: &Session, id: &str) -> anyhow::Result<u8> {
-    session.cluster().revoke_token(ask(RevokeTokenRequest { id: id.into() })).await?;
+    let id = match id.len() {
+        TOKEN_ID_DIGITS => id.to_owned(),
+        _ => {
+            let tokens = session.cluster().list_tokens(ask(ListTokensRequest {})).await?.into_inner().tokens;
+            meant(&tokens, id)?.to_owned()
+        }
+    };
+    session.cluster().revoke_token(ask(RevokeTokenRequest { id: id.clone() })).await?;
     session.say(format!("token {id} revoked"))?;
     Ok(DONE)
+}
+
+/// The one token whose id begins so.
+fn meant<'a>(tokens: &'a [TokenSummary], beginning: &str) -> anyhow::Result<&'a str> {
+    if beginning.is_empty() {
+        bail!("name a token by its id: 'flotilla token list' shows them");
+    }
+    let found: Vec<&str> = tokens.iter().map(|token| &*token.id).filter(|id| id.starts_with(beginning)).collect();
+    match found.as_slice() {
+        [id] => Ok(id),
+        [] => bail!("no token's id begins with {beginning:?}: see 'flotilla token list'"),
+        several => bail!("the ids of {} tokens begin with {beginning:?}: {}", several.len(), several.join(", ")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(id: &str) -> TokenSummary {
+        TokenSummary {
+            id: id.into(),
+            state: "valid".into(),
+            uses: 2,
+            expires: "soon".into(),
+            ..TokenSummary::default()
+        }
+    }
+
+    #[test]
+    fn a_token_is_a_row_with_what_it_gives_to_nodes() {
+        let limited = TokenSummary {
+            max_uses: 3,
+            labels: [("zone", "a"), ("disk", "ssd")].map(|(key, value)| (key.into(), value.into())).into(),
+            taints: vec!["dedicated=db:NoSchedule".into()],
+            ..token("0b")
+        };
+        assert_eq!(
+            table(&[token("0a"), limited]).render(false),
+            "ID   STATE   USES    EXPIRES   AGE   LABELS            TAINTS\n\
+             0a   valid   2/any   soon      -     -                 -\n\
+             0b   valid   2/3     soon      -     disk=ssd,zone=a   dedicated=db:NoSchedule\n"
+        );
+    }
+
+    #[test]
+    fn a_token_is_meant_by_the_beginning_of_its_id_if_no_other_is() {
+        let tokens = [token("4f1c2a0000000000"), token("4f1d000000000000"), token("aa00000000000000")];
+        assert_eq!(meant(&tokens, "4f1c").unwrap(), "4f1c2a0000000000");
+        let words = |beginning| meant(&tokens, beginning).unwrap_err().to_string();
+        assert_eq!(words("4f1"), "the ids of 2 tokens begin with \"4f1\": 4f1c2a0000000000, 4f1d000000000000");
+        assert_eq!(words("b"), "no token's id begins with \"b\": see 'flotilla token list'");
+        assert!(words("").starts_with("name a token"));
+    }
 }

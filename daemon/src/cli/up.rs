@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::DONE;
+use super::failure::REFUSED;
 use crate::config::{Config, ConfigError, Layer};
+use crate::serve::Ended;
 
 /// Variables of the command line that the daemon's configuration has no key for.
 const CLIENT_VARIABLES: [&str; 1] = ["FLOTILLA_SOCKET"];
@@ -13,7 +16,8 @@ const CLIENT_VARIABLES: [&str; 1] = ["FLOTILLA_SOCKET"];
 #[command(after_help = "\
 Examples:
   flotilla up
-  flotilla up --join flt1.TOKEN --name machine-2
+  flotilla up --join-file token --name machine-2
+  ssh machine-1 flotilla token create | flotilla up --join-file -
   flotilla up --config /etc/flotilla/flotilla.toml --log debug
 
 Every option is also a key of the configuration file (with _ for -) and a variable: FLOTILLA_DATA_DIR.")]
@@ -26,8 +30,11 @@ pub struct UpArgs {
 ///
 /// # Errors
 /// If the configuration is wrong or the daemon fails.
-pub fn start(args: UpArgs, daemon: impl FnOnce(Config) -> anyhow::Result<()>) -> anyhow::Result<()> {
-    daemon(args.place.load()?)
+pub fn start(args: UpArgs, daemon: impl FnOnce(Config) -> anyhow::Result<Ended>) -> anyhow::Result<u8> {
+    Ok(match daemon(args.place.load()?)? {
+        Ended::Stopped => DONE,
+        Ended::Left => REFUSED,
+    })
 }
 
 /// Which daemon of this machine is meant, and how it is configured.

@@ -89,6 +89,7 @@ view!(ClusterView of ClusterStatus {
     version: &'a str = |m| &m.version,
     leader: &'a str = |m| &m.leader,
     term: u64 = |m| m.term,
+    epoch: u64 = |m| m.epoch,
     revision: u64 = |m| m.revision,
     voters: &'a [String] = |m| &m.voters,
     voters_change: bool = |m| m.voters_change,

@@ -167,8 +167,15 @@ async fn up(up: Up) -> anyhow::Result<ExitCode> {
             eprintln!("{tail}");
         }
         if is_new {
+            match cluster.keep_logs() {
+                Ok(Some(kept)) => say(&format!("the nodes' logs are kept in {}", kept.display())),
+                Ok(None) => {}
+                Err(error) => say(&format!("the nodes' logs cannot be kept: {error}")),
+            }
             say("taking it down again");
             Cluster::down(&up.which.root, &up.which.name)?;
+        } else {
+            say(&format!("the nodes' logs are in {}", cluster.places().dir().display()));
         }
         return Err(error.into());
     }

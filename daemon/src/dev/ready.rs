@@ -1,14 +1,18 @@
 //! Growing a cluster, and waiting for daemons until they are of use.
 
 use std::fs;
-use std::path::Path;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use flotilla_raft::membership::wanted_voters;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Cluster;
 use super::error::DevError;
 use super::fabric::MAX_NODES;
+use crate::config::{Config, Layer};
 use crate::proto::cluster_client::ClusterClient;
 use crate::proto::{ClusterStatusRequest, CreateTokenRequest, NodesRequest};
 
@@ -52,9 +56,35 @@ impl Cluster {
         }
         let names = self.node_names();
         self.wait_ready(&names).await?;
-        self.wait_voters(voters_of(names.len())).await?;
-        say(&format!("{} nodes are ready, {} of them vote", names.len(), voters_of(names.len())));
+        let voters = voters_of(names.len(), &self.configured()?);
+        self.wait_voters(voters).await?;
+        say(&format!("{} nodes are ready, {voters} of them vote", names.len()));
         Ok(())
+    }
+
+    /// What the daemons read from their common file.
+    fn configured(&self) -> Result<Config, DevError> {
+        let path = self.places.config();
+        Config::load(Some(&path), [], Layer::default())
+            .map_err(|error| DevError::Record { path, message: error.to_string() })
+    }
+
+    /// Keeps the nodes' logs where taking the cluster down does not reach them. `None` if there are none.
+    ///
+    /// # Errors
+    /// If they cannot be copied.
+    pub fn keep_logs(&self) -> io::Result<Option<PathBuf>> {
+        let logs: Vec<PathBuf> = self.node_names().iter().map(|node| self.places.log(node)).collect();
+        let logs: Vec<PathBuf> = logs.into_iter().filter(|log| log.exists()).collect();
+        if logs.is_empty() {
+            return Ok(None);
+        }
+        let kept = std::env::temp_dir().join(format!("flotilla-dev-{}-{}", self.places.name(), std::process::id()));
+        fs::DirBuilder::new().mode(0o700).create(&kept)?;
+        for log in logs {
+            fs::copy(&log, kept.join(log.file_name().unwrap_or_default()))?;
+        }
+        Ok(Some(kept))
     }
 
     /// Waits until so many nodes vote and each of the nodes knows it, so that the cluster survives the loss of any of them
@@ -180,18 +210,30 @@ async fn bounded<T>(call: impl Future<Output = Result<tonic::Response<T>, tonic:
     }
 }
 
-/// How many replicas vote in a cluster of this size.
-fn voters_of(nodes: usize) -> usize {
-    match nodes {
-        0..=2 => 1,
-        3 | 4 => 3,
-        5 | 6 => 5,
-        _ => 7,
-    }
+/// How many replicas vote in a cluster of so many nodes that are configured alike.
+fn voters_of(nodes: usize, config: &Config) -> usize {
+    // The first node keeps its replica until others have one.
+    let replicas = if config.no_replica { 1 } else { nodes.min(config.max_replicas) };
+    wanted_voters(replicas)
 }
 
 fn tail(log: &Path) -> String {
     let bytes = fs::read(log).unwrap_or_default();
     let from = bytes.len().saturating_sub(LOG_TAIL_BYTES);
     String::from_utf8_lossy(&bytes[from..]).trim_end().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_vote_as_the_product_makes_voters() {
+        let config = Config::load(Some(Path::new("/dev/null")), [], Layer::default()).unwrap();
+        let voters = [1, 2, 3, 4, 5, 6, 7, 8, 9, 12].map(|nodes| voters_of(nodes, &config));
+        assert_eq!(voters, [1, 1, 3, 3, 5, 5, 5, 5, 7, 7]);
+        let few = Config { max_replicas: 3, ..config.clone() };
+        assert_eq!(voters_of(9, &few), 3);
+        assert_eq!(voters_of(9, &Config { no_replica: true, ..config }), 1);
+    }
 }

@@ -52,7 +52,11 @@ pub async fn rotate(gate: &Gate, user: &User) -> Result<String, Status> {
     gate.update(user, &kind, ("", name.name()), Subresource::None, &options, |stored| {
         let mut keyring: KeyringObject = serde_json::from_value(stored.clone()).map_err(Status::internal)?;
         if keyring.spec.keys.len() >= MAX_KEYS {
-            let why = format!("{MAX_KEYS} keys are still in use; wait until earlier rotations have ended");
+            let why = format!(
+                "{MAX_KEYS} keys are in use, which is the most: older ones go when all is sealed with the newest and the \
+                 history that they sealed is forgotten, which takes as long as history_seconds says (5 minutes unless \
+                 configured); 'flotilla secrets status' shows what is left of them"
+            );
             return Err(Status::new(Reason::TooManyRequests, why));
         }
         keyring.spec.primary.clone_from(&key.id);

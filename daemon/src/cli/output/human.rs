@@ -76,6 +76,17 @@ pub fn parse_duration(text: &str) -> Result<u64, String> {
     if text.is_empty() { Err(bad()) } else { Ok(total) }
 }
 
+/// For how long something is to be good, in seconds: nothing is made that is worth nothing.
+///
+/// # Errors
+/// As [`parse_duration`], or if it is zero.
+pub fn parse_lifetime(text: &str) -> Result<u64, String> {
+    match parse_duration(text)? {
+        0 => Err("must be longer than zero: what has ended already is of no use".into()),
+        seconds => Ok(seconds),
+    }
+}
+
 /// For clap: a duration in whole seconds that fits 32 bits.
 ///
 /// # Errors
@@ -127,9 +138,11 @@ mod tests {
     fn durations() {
         for (text, seconds) in [("90", 90), ("30s", 30), ("1h30m", 5_400), ("7d", 604_800), ("0", 0)] {
             assert_eq!(parse_duration(text), Ok(seconds), "{text}");
+            assert_eq!(parse_lifetime(text).ok(), (seconds > 0).then_some(seconds), "{text}");
         }
         for bad in ["", "h", "1x", "1h30", "-1", "1.5h", "99999999999999999999d", "40000d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
+            assert!(parse_lifetime(bad).is_err(), "{bad}");
         }
     }
 }

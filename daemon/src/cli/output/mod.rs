@@ -12,7 +12,7 @@ use std::io::{self, IsTerminal, Write};
 
 use serde::Serialize;
 
-pub use human::{age, age_of, bytes, cores, duration_seconds, parse_duration, plain};
+pub use human::{age, age_of, bytes, cores, duration_seconds, parse_duration, parse_lifetime, plain};
 pub use progress::{ProgressLine, terminal_size};
 pub use style::{Tone, paint, tone_of};
 pub use table::{Cell, Table};
