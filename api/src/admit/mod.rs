@@ -27,6 +27,8 @@ mod parts;
 mod policies;
 mod priority;
 pub mod quota;
+mod runtime_class;
+mod storage_class;
 pub(crate) mod strict;
 pub mod usage;
 

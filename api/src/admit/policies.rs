@@ -4,12 +4,14 @@
 //! them and writes the charged quotas with the object.
 
 use k8s_openapi::api::core::v1::{LimitRange, PersistentVolumeClaim, Pod, ResourceQuota};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use k8s_openapi::api::scheduling::v1::PriorityClass;
+use k8s_openapi::api::storage::v1::StorageClass;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::usage::{self, Amounts};
-use super::{limits, priority, quota};
+use super::{limits, priority, quota, runtime_class, storage_class};
 use crate::change::Change;
 use crate::error::{Reason, Status};
 use crate::field::Errors;
@@ -30,19 +32,22 @@ pub struct Quota {
 #[derive(Clone, Debug, Default)]
 pub struct Policies {
     pub classes: Vec<PriorityClass>,
+    pub runtime_classes: Vec<RuntimeClass>,
+    pub storage_classes: Vec<StorageClass>,
     pub limit_ranges: Vec<LimitRange>,
     pub quotas: Vec<Quota>,
 }
 
 impl Policies {
-    /// Gives a new pod its priority and the defaults of its namespace, and holds it to the limits.
+    /// Gives a new pod its priority, what its RuntimeClass says and the defaults of its namespace, and holds it to the limits.
     ///
     /// # Errors
     /// `Forbidden` if a policy refuses it, `Invalid` if the defaults do not go with what it says.
     pub fn admit_pod(&self, pod: &mut Pod) -> Result<(), Status> {
         let name = pod.metadata.name.clone().unwrap_or_default();
         let refuse = |why: String| Err(forbidden(&GroupResource::new("", "pods"), &name, &why));
-        if let Err(why) = priority::apply(pod, &self.classes) {
+        let given = priority::apply(pod, &self.classes).and_then(|()| runtime_class::apply(pod, &self.runtime_classes));
+        if let Err(why) = given {
             return refuse(why);
         }
         if let Some(spec) = &mut pod.spec {
@@ -88,8 +93,10 @@ impl Policies {
                 *object = serde_json::to_value(&pod).map_err(Status::internal)?;
                 Ok(())
             }
-            ("", "persistentvolumeclaims") if !self.limit_ranges.is_empty() => {
-                let claim = PersistentVolumeClaim::deserialize(&*object).map_err(Status::internal)?;
+            ("", "persistentvolumeclaims") => {
+                let mut claim = PersistentVolumeClaim::deserialize(&*object).map_err(Status::internal)?;
+                storage_class::apply(&mut claim, &self.storage_classes);
+                *object = serde_json::to_value(&claim).map_err(Status::internal)?;
                 match limits::check_claim(&claim, &self.limit_ranges).as_slice() {
                     [] => Ok(()),
                     many => {

@@ -250,6 +250,8 @@ impl View {
         };
         Policies {
             classes: self.tables.priority_classes.values().map(|class| class.object.clone()).collect(),
+            runtime_classes: self.tables.runtime_classes.values().map(|class| class.object.clone()).collect(),
+            storage_classes: Vec::new(),
             limit_ranges: self.limit_ranges_in(namespace).map(|range| range.object.clone()).collect(),
             quotas: self.quotas_in(namespace).map(quota).collect(),
         }

@@ -7,6 +7,7 @@ use flotilla_api::k8s_openapi::api::core::v1::{
     LimitRange, Namespace, ReplicationController, ResourceQuota, ServiceAccount,
 };
 use flotilla_api::k8s_openapi::api::networking::v1::{IPAddress, ServiceCIDR};
+use flotilla_api::k8s_openapi::api::node::v1::RuntimeClass;
 use flotilla_api::k8s_openapi::api::policy::v1::PodDisruptionBudget;
 use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
@@ -76,4 +77,5 @@ tables! {
     "networking.k8s.io" "ipaddresses": ip_addresses of IPAddress;
     "policy" "poddisruptionbudgets": budgets of PodDisruptionBudget;
     "scheduling.k8s.io" "priorityclasses": priority_classes of PriorityClass;
+    "node.k8s.io" "runtimeclasses": runtime_classes of RuntimeClass;
 }

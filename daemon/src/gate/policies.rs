@@ -1,11 +1,13 @@
-//! The policies of a namespace as this replica has them: PriorityClasses, LimitRanges and ResourceQuotas.
+//! The policies of a namespace as this replica has them: classes, LimitRanges and ResourceQuotas.
 //!
 //! A replica that is behind may not know a policy that was made a moment ago; what a quota is charged with is written with
 //! the object, at the revision of the quota that was read, so that no quota is overdrawn.
 
 use flotilla_api::admit::{self, Quota, usage};
 use flotilla_api::k8s_openapi::api::core::v1::{LimitRange, Pod};
+use flotilla_api::k8s_openapi::api::node::v1::RuntimeClass;
 use flotilla_api::k8s_openapi::api::scheduling::v1::PriorityClass;
+use flotilla_api::k8s_openapi::api::storage::v1::StorageClass;
 use flotilla_api::{Builtin, Change, GroupResource, Key, Kind, Reason, Status};
 use flotilla_raft::Range;
 use serde::Deserialize;
@@ -22,6 +24,8 @@ const MAX_POLICIES: usize = 500;
 #[derive(Default)]
 pub(super) struct Policies {
     classes: Known<Vec<PriorityClass>>,
+    runtime_classes: Known<Vec<RuntimeClass>>,
+    storage_classes: Known<Vec<StorageClass>>,
     limit_ranges: Known<Vec<LimitRange>>,
     quotas: Known<Vec<Quota>>,
 }
@@ -99,6 +103,12 @@ impl Gate {
         let mut policies = admit::Policies::default();
         if plural == "pods" {
             policies.classes = self.policy(&self.policies.classes, Builtin::PriorityClass, "", |_, _, class| class)?;
+            let known = &self.policies.runtime_classes;
+            policies.runtime_classes = self.policy(known, Builtin::RuntimeClass, "", |_, _, class| class)?;
+        }
+        if plural == "persistentvolumeclaims" {
+            let known = &self.policies.storage_classes;
+            policies.storage_classes = self.policy(known, Builtin::StorageClass, "", |_, _, class| class)?;
         }
         if plural == "pods" || plural == "persistentvolumeclaims" {
             let known = &self.policies.limit_ranges;
