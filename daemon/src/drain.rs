@@ -12,16 +12,21 @@ use tokio::time::Instant;
 use tracing::{error, warn};
 
 use crate::gate::{DeleteOptions, Gate, ListQuery, User, WriteOptions};
-use crate::members::LEAVING_ANNOTATION;
+use crate::members::{self, LEAVING_ANNOTATION};
 use crate::node::Node;
 use crate::proto::Progress;
-use crate::slice;
+use crate::{data_dir, slice};
 
 const MANAGER: &str = "flotilla-drain";
 /// How often the node's pods are counted while they go.
 const POLL: Duration = Duration::from_millis(250);
 /// How long the others may take to remove a node that leaves.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// So often in a row must the others say that a node is no member before it believes that.
+const REFUSALS: u32 = 3;
+/// How long the pods of a deleted node have to end.
+const DELETED_GRACE: Duration = Duration::from_secs(10);
 
 /// Pods that a message names.
 const MAX_NAMED: usize = 5;
@@ -198,14 +203,26 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
         })
         .await?;
     let store = node.gate.store();
-    if store.status().borrow().is_leader {
+    let own = node.members.own_id();
+    let status = store.status().borrow().clone();
+    if status.is_leader {
         tell(send, "handing over leadership".into(), 0, 0).await;
-        let handed = store.remove_replica(node.members.own_id()).await;
+        let handed = match status.voters.len() {
+            // The only voter hands its vote to another replica, and leadership with it.
+            1 => store.remove_replica(own).await,
+            _ => store.transfer_leader(None).await,
+        };
         handed.map_err(|error| Status::new(Reason::ServiceUnavailable, error))?;
     }
-    _ = tokio::time::timeout(REMOVAL_TIMEOUT, removal(node)).await;
+    // Whoever leads now removes the replica, then the Node; then nobody answers this node any more.
+    _ = tokio::time::timeout(REMOVAL_TIMEOUT, async {
+        while store.barrier().await.is_ok() {
+            tokio::time::sleep(POLL).await;
+        }
+    })
+    .await;
     tell(send, format!("node {} is no longer a member", drain.node), 0, 0).await;
-    node.local.stop_all().await;
+    node.local.stop_all(Duration::ZERO).await;
     crate::enrol::leave(&node.config, &drain.node, node.trust.cluster()).map_err(Status::internal)?;
     let place = node.config.data_dir.display();
     tell(send, format!("the daemon stops, and does not start here again until {place} is removed"), 0, 0).await;
@@ -213,25 +230,24 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
     Ok(())
 }
 
-/// Whoever leads removes the replica, then the Node; then nobody answers this node any more.
-async fn removal(node: &Node) {
-    while node.gate.store().barrier().await.is_ok() {
-        tokio::time::sleep(POLL).await;
-    }
-}
-
-/// Ends this node's pods and daemon when its Node was deleted: its pods are made anew elsewhere, and must not run twice.
+/// Ends this node's pods and daemon when its Node was deleted and the others say that it is no member: its pods are made anew
+/// elsewhere, and must not run twice. That nobody answers says nothing. What the node knows stays on its disk.
 pub async fn end_when_deleted(node: Node) {
     let own = node.members.own_id();
     let mut changes = node.members.changes();
     if changes.wait_for(|roll| roll.deleted.contains(&own)).await.is_err() {
         return;
     }
-    warn!("this Node was deleted: it leaves the cluster");
-    removal(&node).await;
-    node.local.stop_all().await;
-    if let Err(error) = crate::enrol::leave(&node.config, node.members.own_name(), node.trust.cluster()) {
-        warn!(error = %error, "it cannot be kept that this node has left");
+    warn!("this Node was deleted: it goes when the others have taken it out of the group");
+    let mut refusals = 0;
+    while refusals < REFUSALS {
+        tokio::time::sleep(POLL).await;
+        refusals = if members::is_let_in(&node.net).await { 0 } else { refusals + 1 };
+    }
+    node.local.stop_all(DELETED_GRACE).await;
+    let cluster = node.trust.cluster().to_string();
+    if let Err(error) = data_dir::mark_left(&node.config.data_dir, node.members.own_name(), &cluster) {
+        warn!(%error, "it cannot be kept that this node has left");
     }
     error!(
         "this machine was removed from the cluster with 'delete node'; its pods have ended, and so does the daemon. To join \

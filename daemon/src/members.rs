@@ -5,11 +5,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
-use flotilla_net::{Fingerprint, Listed, Net};
+use flotilla_net::{Alpn, Fingerprint, Listed, Net, NetError};
 use flotilla_raft::replicas::{self, Candidate, Replicas, Step};
 use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
@@ -42,6 +43,9 @@ pub const MEMBER_FINALIZER: &str = "flotilla.dev/member";
 
 /// A label of a Node that is never to get a replica of the store; its value does not matter.
 pub const NO_REPLICA_LABEL: &str = "flotilla.dev/no-replica";
+
+/// Others that a node asks whether they know it.
+const MAX_ASKED: usize = 8;
 
 /// How long to wait before the Nodes are read again after that failed.
 const RETRY: Duration = Duration::from_secs(1);
@@ -113,6 +117,15 @@ pub struct Known {
     pub directory: PathBuf,
 }
 
+/// Whether any other node lets this one in, or none says that it is no member. Those that do not answer say nothing.
+pub async fn is_let_in(net: &Net) -> bool {
+    let own = net.credentials().identity().id();
+    let others = net.peers().into_iter().map(|record| record.id()).filter(|id| *id != own).take(MAX_ASKED);
+    let answers = futures::future::join_all(others.map(|peer| net.open(peer, Alpn::Raft))).await;
+    let refused = answers.iter().any(|answer| answer.as_ref().is_err_and(NetError::says_no_member));
+    !refused || answers.iter().any(Result::is_ok)
+}
+
 type LivenessByName = Arc<BTreeMap<String, NodeLiveness>>;
 
 /// The members and how they fare. Cheap to clone.
@@ -135,6 +148,8 @@ pub struct Keeper {
     directory: PathBuf,
     /// Who was kept there last.
     kept: Mutex<Vec<Member>>,
+    /// The store has had this machine's Node.
+    was_listed: AtomicBool,
     roll: watch::Sender<Arc<Roll>>,
     liveness: watch::Sender<LivenessByName>,
 }
@@ -148,7 +163,20 @@ pub fn members(store: Store, net: Net, own: Member, known: Known, max_replicas: 
     let (liveness, liveness_seen) = watch::channel(LivenessByName::default());
     let members =
         Members { own: own.clone(), net: net.clone(), max_replicas, roll: roll_seen, liveness: liveness_seen };
-    (members, Keeper { store, net, own, known_revision, directory, kept: Mutex::default(), roll, liveness })
+    (
+        members,
+        Keeper {
+            store,
+            net,
+            own,
+            known_revision,
+            directory,
+            kept: Mutex::default(),
+            was_listed: AtomicBool::default(),
+            roll,
+            liveness,
+        },
+    )
 }
 
 impl Members {
@@ -194,7 +222,9 @@ impl Members {
     pub async fn reconcile_replicas(&self, store: &Store) -> Result<(), flotilla_raft::Error> {
         let roll = self.roll.borrow().clone();
         let now = self.replicas(store, &roll, store.long_dead().await);
-        for step in replicas::plan(&now) {
+        let steps = replicas::plan(&now);
+        let own_end = steps.contains(&Step::Remove(self.own.id));
+        for step in steps.into_iter().filter(|step| *step != Step::Remove(self.own.id)) {
             info!(?step, "the replicas change");
             match step {
                 Step::Add(id) => store.add_replica(id).await?,
@@ -208,7 +238,12 @@ impl Members {
         }
         // Who is not to have a replica does not vote for long.
         let alive = now.nodes.iter().filter(|(_, node)| node.alive && !node.leaving && !node.without_replica);
-        store.reconcile_membership(&alive.map(|(id, _)| *id).collect()).await.map(|_| ())
+        store.reconcile_membership(&alive.map(|(id, _)| *id).collect()).await?;
+        if own_end {
+            info!("this node was deleted: another is to lead");
+            store.remove_replica(self.own.id).await?;
+        }
+        Ok(())
     }
 
     /// Whether the leader gives a member a replica as soon as it looks, as far as this node knows.
@@ -224,7 +259,8 @@ impl Members {
         let heard = self.net.liveness().borrow().clone();
         let node = |id: &NodeId| Candidate {
             alive: *id == self.own.id || heard.get(id).is_some_and(|peer| peer.state != flotilla_net::Liveness::Dead),
-            leaving: roll.leaving.contains(id),
+            // One that leaves by itself hands over by itself.
+            leaving: roll.leaving.contains(id) && (*id != self.own.id || roll.deleted.contains(id)),
             without_replica: roll.without_replica.contains(id),
             of_this_epoch: roll.epochs.get(id).is_some_and(|epoch| *epoch == status.epoch),
         };
@@ -306,8 +342,14 @@ impl Keeper {
         }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.
         if roll.by_name.contains_key(&self.own.name) {
+            self.was_listed.store(true, Ordering::Relaxed);
             self.remember(&roll, nodes.revision).await;
             self.publish(roll);
+        } else if self.was_listed.load(Ordering::Relaxed) {
+            // The Node went before its mark was seen here. Who the others are stays known.
+            let mut known = Roll::clone(&self.roll.borrow());
+            known.deleted.insert(self.own.id);
+            self.publish(known);
         }
         Ok(nodes.revision)
     }

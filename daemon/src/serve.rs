@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use flotilla_api::Registry;
 use flotilla_control::Settings;
-use flotilla_net::{Alpn, Blobs, ClientAuth, Net, NetError, Silence, Token};
+use flotilla_net::{Alpn, Blobs, ClientAuth, Net, Silence, Token};
 use flotilla_raft::{NodeId, OpenError, RefillError, Store, Transport};
 use nix::fcntl::{Flock, FlockArg};
 use tokio::signal::unix::{SignalKind, signal};
@@ -40,8 +40,6 @@ use crate::{VERSION, addresses, data_dir, definitions, drain, grpc, lead, listen
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Between two attempts to have a damaged replica taken out of the group.
 const REFILL_RETRY: Duration = Duration::from_secs(1);
-/// Others that a node asks whether they know it.
-const MAX_ASKED: usize = 8;
 /// How long the store may take to find a leader before the daemon asks whether there is one.
 const READY_NOTICE: Duration = Duration::from_secs(5);
 
@@ -366,7 +364,7 @@ async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
         if let Some(epoch) = now.superseded_by {
             bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
         }
-        let let_in = is_let_in(net).await;
+        let let_in = members::is_let_in(net).await;
         if !let_in {
             warn!(
                 "the other nodes do not know this machine as a member: if its Node was deleted, remove the data directory and \
@@ -374,22 +372,13 @@ async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
             );
         }
         // Whoever led when this node stopped counts until it is known better.
-        if now.leader.is_some_and(|leader| leader != now.id) {
+        if let_in && now.leader.is_some_and(|leader| leader != now.id) {
             return Ok(());
         }
         if let_in {
             info!("waiting for a quorum of the cluster's voters");
         }
     }
-}
-
-/// Whether anybody lets this node in, or nobody says no.
-async fn is_let_in(net: &Net) -> bool {
-    let own = net.credentials().identity().id();
-    let others = net.peers().into_iter().map(|record| record.id()).filter(|id| *id != own).take(MAX_ASKED);
-    let answers = futures::future::join_all(others.map(|peer| net.open(peer, Alpn::Raft))).await;
-    let refused = answers.iter().any(|answer| answer.as_ref().is_err_and(NetError::says_no_member));
-    !refused || answers.iter().any(Result::is_ok)
 }
 
 /// Makes the daemon's directories.

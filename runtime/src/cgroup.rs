@@ -245,6 +245,17 @@ impl Cgroup {
         order.iter().try_for_each(|file| write(file, &value))
     }
 
+    /// Moves a process into the group.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn take(&self, pid: i32) -> Result<(), CgroupError> {
+        self.dirs()
+            .iter()
+            .filter(|dir| dir.exists())
+            .try_for_each(|dir| write(&dir.join("cgroup.procs"), &pid.to_string()))
+    }
+
     /// Every process in the group and below.
     pub fn pids(&self) -> Vec<i32> {
         let mut pids = Vec::new();
@@ -431,9 +442,7 @@ mod tests {
         // On v2 a group has either processes or groups with controllers below it.
         let member = group.child("member").unwrap();
         member.create(&Limits::default()).unwrap();
-        for dir in member.dirs().into_iter().filter(|dir| dir.exists()) {
-            fs::write(dir.join("cgroup.procs"), child.id().to_string()).unwrap();
-        }
+        member.take(child.id() as i32).unwrap();
         assert_eq!(group.pids(), vec![child.id() as i32]);
         assert!(group.kill_all(Duration::from_secs(5)));
         child.wait().unwrap();

@@ -140,13 +140,13 @@ impl Carrier {
         if let Some(why) = pod.spec.as_ref().and_then(lower::refusal) {
             return Err(trouble(why));
         }
-        let _turn = self.local.turn().await;
+        let _turn = self.local.turn().await.ok_or_else(leaving)?;
         pods.create_sandbox(lower::sandbox(pod)).await.map_err(|error| trouble(chain(&error)))?;
         Ok(())
     }
 
     async fn start(&self, name: &str, attempt: u32) -> Result<(), Trouble> {
-        let turn = self.local.turn().await;
+        let turn = self.local.turn().await.ok_or_else(leaving)?;
         let pods = self.pods()?;
         let key = container_key(name, attempt);
         let found = pods.get(&self.uid).and_then(|sandbox| sandbox.container(name, attempt).map(|c| c.phase.clone()));
@@ -395,4 +395,7 @@ mod tests {
         assert_eq!(docker_credentials(json, "other.example/x"), None);
         assert_eq!(docker_credentials(b"not json", "nginx"), None);
     }
+}
+fn leaving() -> Trouble {
+    Trouble::new("NodeNotReady")("the node is no member any more".into())
 }

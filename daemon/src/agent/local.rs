@@ -150,7 +150,8 @@ impl Local {
         self.inner.config.run_dir.join("rootfs").join(container)
     }
 
-    /// Waits for a turn to make a sandbox or a container; it lasts until what is returned is dropped.
+    /// Waits for a turn to make a sandbox or a container; it lasts until what is returned is dropped. `None` if nothing is to
+    /// begin here any more.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.inner.starts.acquire().await.ok()
     }
@@ -163,14 +164,18 @@ impl Local {
         *self.inner.usage.lock().unwrap_or_else(PoisonError::into_inner) = usage;
     }
 
-    /// Ends every pod of this node: it is no longer a member.
-    pub async fn stop_all(&self) {
+    /// Ends every pod of this node, all at once, and lets none begin: it is no longer a member.
+    pub async fn stop_all(&self, grace: Duration) {
         let Some(pods) = self.pods() else { return };
-        for sandbox in pods.list() {
+        self.inner.starts.close();
+        let stops = pods.list().into_iter().map(|sandbox| async move {
+            // What does not end in its time is killed with the sandbox.
+            _ = pods.stop_sandbox(&sandbox.id, grace).await;
             if let Err(error) = pods.remove_sandbox(&sandbox.id).await {
                 tracing::warn!(sandbox = sandbox.id, error = &error as &dyn std::error::Error, "a pod is left behind");
             }
-        }
+        });
+        futures::future::join_all(stops).await;
     }
 
     /// Lets go of the shims, which live on.

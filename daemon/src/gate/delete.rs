@@ -3,8 +3,8 @@
 //! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
 
 use flotilla_api::kinds::customresourcedefinition::CLEANUP_FINALIZER;
-use flotilla_api::{Builtin, Change, Key, Kind, Reason, Status};
-use flotilla_raft::Range;
+use flotilla_api::{Builtin, Change, Expect, Key, Kind, Reason, Status};
+use flotilla_raft::{NodeId, Range};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
@@ -12,7 +12,7 @@ use super::authorize::Attempt;
 use super::settle::{Decision, Reads};
 use super::write::{encode, text, with_revision};
 use super::{Gate, List, ListQuery, User, Verb, object};
-use crate::members::{ID_ANNOTATION, MEMBER_FINALIZER};
+use crate::members::{ID_ANNOTATION, LEAVING_ANNOTATION, MEMBER_FINALIZER, NO_REPLICA_LABEL};
 
 /// A pod that says nothing else has this long to end.
 const DEFAULT_GRACE_SECONDS: i64 = 30;
@@ -140,10 +140,13 @@ impl Gate {
                 format!("namespaces \"{}\" is forbidden: this namespace may not be deleted", key.name()),
             ));
         }
-        if kind.builtin == Some(Builtin::Node) && !is_forced(options) {
-            self.check_not_last(key)?;
+        let mut change = Change::new(&user.name, &options.manager);
+        let is_member = kind.builtin == Some(Builtin::Node) && is_member(&old["metadata"]["annotations"]);
+        if is_member && !is_forced(options) && old.pointer("/metadata/deletionTimestamp").is_none() {
+            // Which must not be told to go at the same time.
+            let (heir, revision) = self.heir_of(key)?;
+            change = change.require(heir, Expect::ModRevision(revision));
         }
-        let change = Change::new(&user.name, &options.manager);
         let (gone, object, change) = match step(kind, old.clone(), options, Timestamp::now()) {
             Step::Nothing => (false, old, None),
             Step::Remove => (true, old, Some(change.remove(key.clone(), stored.mod_revision))),
@@ -161,23 +164,38 @@ impl Gate {
 }
 
 impl Gate {
-    /// Nobody could take over from the last node that stays.
-    fn check_not_last(&self, key: &Key) -> Result<(), Status> {
+    /// Another member that could take over from this one, as it was seen.
+    ///
+    /// # Errors
+    /// `Forbidden` if there is none.
+    fn heir_of(&self, key: &Key) -> Result<(Key, u64), Status> {
         let nodes = self.store().range(Range::prefix(key.collection().prefix())).map_err(Status::internal)?;
         for other in nodes.items.iter().filter(|other| other.key != *key) {
-            if object(other)?.pointer("/metadata/deletionTimestamp").is_none() {
-                return Ok(());
+            if could_take_over(&object(other)?) {
+                return Ok((other.key.clone(), other.mod_revision));
             }
         }
         Err(Status::new(
             Reason::Forbidden,
             format!(
-                "nodes \"{}\" is forbidden: it is the cluster's last node: stop its daemon and remove its data directory \
-                 instead",
+                "nodes \"{}\" is forbidden: no other node could take over from it now: if it is the cluster's last node, stop \
+                 its daemon and remove its data directory instead",
                 key.name()
             ),
         ))
     }
+}
+
+/// Whether a Node is a member that is well, stays, and may have a replica.
+fn could_take_over(node: &Value) -> bool {
+    let (annotations, labels) = (&node["metadata"]["annotations"], &node["metadata"]["labels"]);
+    let conditions = node.pointer("/status/conditions").and_then(Value::as_array);
+    let ready = |one: &Value| one["type"] == "Ready" && one["status"] == "True";
+    is_member(annotations)
+        && annotations.get(LEAVING_ANNOTATION).is_none()
+        && node.pointer("/metadata/deletionTimestamp").is_none()
+        && labels.get(NO_REPLICA_LABEL).is_none()
+        && conditions.is_some_and(|all| all.iter().any(ready))
 }
 
 /// Whether an object is to go whatever that does to others.
@@ -210,10 +228,14 @@ fn step(kind: &Kind, mut object: Value, options: &DeleteOptions, now: Timestamp)
         // It goes when its objects are gone; its planner sees to that.
         hold(&mut object, CLEANUP_FINALIZER);
     }
-    if kind.builtin == Some(Builtin::Node) && object.pointer("/metadata/annotations").is_some_and(is_member) {
+    if kind.builtin == Some(Builtin::Node) && is_member(&object["metadata"]["annotations"]) {
         // It goes when its vote has gone to others, unless there is no time for that; the leader sees to it.
         match is_forced(options) {
-            false => hold(&mut object, MEMBER_FINALIZER),
+            false => {
+                hold(&mut object, MEMBER_FINALIZER);
+                // For leaders that know nothing of the finalizer.
+                object["metadata"]["annotations"][LEAVING_ANNOTATION] = json!("true");
+            }
             true => release(&mut object, MEMBER_FINALIZER),
         }
     }
@@ -290,7 +312,7 @@ fn release(object: &mut Value, finalizer: &str) {
 }
 
 fn is_member(annotations: &Value) -> bool {
-    annotations.get(ID_ANNOTATION).is_some()
+    annotations.get(ID_ANNOTATION).and_then(Value::as_str).is_some_and(|id| id.parse::<NodeId>().is_ok())
 }
 
 #[cfg(test)]
@@ -355,6 +377,25 @@ mod tests {
         assert!(matches!(step_of("nodes", marked, &forced), Step::Remove));
         let foreign = json!({"metadata": {"name": "virtual"}});
         assert!(matches!(step_of("nodes", foreign, &DeleteOptions::default()), Step::Remove));
+    }
+
+    #[test]
+    fn only_a_member_that_is_well_and_stays_could_take_over() {
+        let node = json!({"metadata": {"name": "n", "annotations": {ID_ANNOTATION: "7"}, "labels": {}},
+            "status": {"conditions": [{"type": "Ready", "status": "True"}]}});
+        assert!(could_take_over(&node));
+        for (path, value) in [
+            ("/metadata/annotations", json!({})),
+            ("/metadata/annotations", json!({ID_ANNOTATION: "seven"})),
+            ("/metadata/annotations", json!({ID_ANNOTATION: "7", LEAVING_ANNOTATION: "true"})),
+            ("/metadata/labels", json!({NO_REPLICA_LABEL: ""})),
+            ("/metadata", json!({"annotations": {ID_ANNOTATION: "7"}, "deletionTimestamp": "2026-01-01T00:00:00Z"})),
+            ("/status/conditions", json!([{"type": "Ready", "status": "Unknown"}])),
+        ] {
+            let mut other = node.clone();
+            *other.pointer_mut(path).unwrap() = value;
+            assert!(!could_take_over(&other), "{other}");
+        }
     }
 
     #[test]

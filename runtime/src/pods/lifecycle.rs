@@ -21,7 +21,7 @@ use super::wire::Wire;
 use super::{
     Config, ContainerSpec, Inner, MAX_CHANGES, Mount, MountKind, Pods, PodsError, SandboxSpec, Seccomp, files, places,
 };
-use crate::cgroup::{self, Cgroup};
+use crate::cgroup::{self, Cgroup, Limits};
 use crate::engine::capabilities::Held;
 use crate::engine::spec::{Surroundings, config as oci_config};
 use crate::network::{Forward, Network, POD_INTERFACE};
@@ -33,6 +33,9 @@ use crate::state::{SandboxState, container_key, wall_ms};
 const MAX_ID_BYTES: usize = 64;
 const MAX_NAME_BYTES: usize = 100;
 const MAX_SOCKET_PATH_BYTES: usize = 100;
+/// The control group of what holds a pod's process namespace, and how many processes that may become.
+const PAUSE: &str = "pause";
+const PAUSE_PIDS: i64 = 16;
 /// In a container's bundle.
 const LAST_WORDS: &str = "termination-log";
 const MAX_FILE_BYTES: u64 = 4 * 1024 * 1024;
@@ -271,6 +274,9 @@ async fn make(inner: &Inner, record: &Record) -> Result<Arc<Sandbox>, PodsError>
     }
     launch(inner, record, &places).await?;
     let (mut wire, mut state) = Wire::open(&places.socket(), true).await?;
+    if let Some(pause) = state.pause {
+        confine(pause, &record.cgroup)?;
+    }
     if let (Some(ip), Some(network)) = (record.ip, &inner.network) {
         network.connect(&record.spec.id, state.pid).await?;
         wire.call(Request::Link(link(network, ip)), Vec::new()).await?;
@@ -279,6 +285,15 @@ async fn make(inner: &Inner, record: &Record) -> Result<Arc<Sandbox>, PodsError>
     }
     let (sandbox, tether) = Sandbox::new(record.clone(), places, View { ready: true, state });
     Ok(inner.adopt(sandbox, Some((tether, wire))))
+}
+
+/// Counts the process that holds a pod's process namespace with the pod, whose containers can reach it.
+fn confine(pause: i32, pod: &str) -> Result<(), PodsError> {
+    let group = Cgroup::new(pod)?.child(PAUSE)?;
+    group.create(&Limits { pids: Some(PAUSE_PIDS), ..Limits::default() })?;
+    group.take(pause)?;
+    let path = format!("/proc/{pause}/oom_score_adj");
+    fs::write(&path, "0").map_err(|source| PodsError::io(Path::new(&path), source))
 }
 
 fn link(network: &Network, address: std::net::Ipv4Addr) -> Link {

@@ -117,9 +117,12 @@ impl Server {
             self.reap();
             self.tick(Instant::now());
         }
-        if let Some(pause) = self.state.pause.map(Pid::from_raw) {
-            let _ = kill(pause, Signal::SIGKILL);
-            let _ = waitpid(pause, None);
+        if let Some(pause) = self.state.pause {
+            let _ = kill(Pid::from_raw(pause), Signal::SIGKILL);
+            // Those that were let into its namespace from here go before it.
+            while waitpid(None::<Pid>, Some(WaitPidFlag::__WALL))
+                .is_ok_and(|status| status.pid() != Some(Pid::from_raw(pause)))
+            {}
         }
         Ok(())
     }
@@ -388,6 +391,7 @@ impl Server {
             } else if self.state.pause == Some(pid) {
                 // Its namespace is gone, and every container with it. Another sandbox takes this one's place.
                 eprintln!("pause: {status:?}");
+                self.state.pause = None;
                 self.quitting = true;
             } else if let Some((key, container)) =
                 self.containers.iter_mut().find(|(_, c)| c.state.pid == Some(pid) && c.state.phase.exit().is_none())
