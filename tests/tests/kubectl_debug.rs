@@ -94,7 +94,8 @@ async fn leave_a_container(kubectl: &Kubectl, busybox: &str) {
 
 /// The containers of a copy share their processes, as kubectl has it unless it is told otherwise.
 async fn look_at_a_copy(kubectl: &Kubectl, busybox: &str) {
-    let arguments = debug(busybox, &["--copy-to=copy", "-c", "looker", "--", "sh", "-c", "ps; sleep 1000"]);
+    let arguments =
+        debug(busybox, &["--copy-to=copy", "-c", "looker", "--", "sh", "-c", "while :; do ps; sleep 0.5; done"]);
     assert_eq!(kubectl.ok(&arguments), "");
     let seen = || async {
         let seen = kubectl.run(&["logs", "copy", "-c", "looker"]);

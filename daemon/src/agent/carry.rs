@@ -379,6 +379,10 @@ fn chain(error: &dyn std::error::Error) -> String {
     std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
+fn leaving() -> Trouble {
+    Trouble::new("NodeNotReady")("the node is no member any more".into())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -395,7 +399,4 @@ mod tests {
         assert_eq!(docker_credentials(json, "other.example/x"), None);
         assert_eq!(docker_credentials(b"not json", "nginx"), None);
     }
-}
-fn leaving() -> Trouble {
-    Trouble::new("NodeNotReady")("the node is no member any more".into())
 }
