@@ -243,8 +243,8 @@ fn set_ready(status: &mut Value, ready: bool, now: Timestamp) {
     }
 }
 
-/// In the kubelet's words. What says that there is pressure is not longer than what says that there is none: a disk that is
-/// full takes nothing that grows.
+/// In the kubelet's words. What says that the disk is full is not longer than what says that it is not: a full one takes
+/// nothing that grows.
 fn set_pressure(status: &mut Value, kind: &str, pressed: bool, now: Timestamp) {
     let (reason, message) = match (kind, pressed) {
         ("MemoryPressure", false) => ("KubeletHasSufficientMemory", "kubelet has sufficient memory available"),

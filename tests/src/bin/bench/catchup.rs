@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures::future::try_join_all;
 use nix::sys::signal::Signal;
+use rand::distr::{Alphanumeric, SampleString};
 
 use crate::client::{Client, Door};
 use crate::etcd::Etcd;
@@ -81,8 +82,9 @@ async fn fill(door: &Door) -> anyhow::Result<(f64, String)> {
 }
 
 async fn write(mut client: Client, number: usize, until: Instant) -> anyhow::Result<usize> {
-    let value = "x".repeat(VALUE_BYTES);
     for key in 0..KEYS / WRITERS {
+        // A snapshot is compressed: what repeats would hardly have to be sent.
+        let value = Alphanumeric.sample_string(&mut rand::rng(), VALUE_BYTES);
         if Instant::now() >= until {
             return Ok(key);
         }
