@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use flotilla_tests::{Cluster, cli, eventually, object};
+use flotilla_tests::{Cluster, cli, eventually, job, object};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -68,4 +68,21 @@ async fn the_only_voter_is_deleted_and_the_other_node_takes_over() {
     let names = object::names(&cluster, &heir, "configmaps").await.unwrap();
     assert!(["before", "after"].iter().all(|name| names.iter().any(|known| known == name)), "{names:?}");
     ends(&cluster, &leader).await;
+}
+
+/// It may hear nothing of its deletion but that the others refuse it. Its pods run elsewhere by then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_without_a_vote_is_deleted_and_leaves_no_pod_behind() {
+    let cluster = Cluster::start(4).await;
+    let status = cluster.status("node-1").await.unwrap();
+    let (voter, learner) = (status.voters[0].clone(), status.learners[0].clone());
+    job::submit(&cluster, &voter, job::service("web", "flotilla.dev/hello:latest", 8)).await.unwrap();
+    let runs = || async {
+        let processes = cluster.container_processes(&learner);
+        if processes.is_empty() { Err("nothing runs there".to_owned()) } else { Ok(()) }
+    };
+    eventually(LIMIT, "a pod runs on the node", runs).await;
+    let _ = cli::ok(&cluster, &voter, &["delete", "node", &learner]);
+    ends(&cluster, &learner).await;
+    assert_eq!(cluster.container_processes(&learner), Vec::<i32>::new());
 }
