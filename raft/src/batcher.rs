@@ -8,10 +8,9 @@
 use std::sync::Arc;
 
 use flotilla_api::Change;
-use openraft::errors::{ClientWriteError, Fatal};
-use openraft::impls::ProgressResponder;
-use openraft::raft::{ClientWriteResponse, ClientWriteResult};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use openraft::errors::ClientWriteError;
+use openraft::raft::ClientWriteResult;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -20,7 +19,7 @@ use crate::limits;
 use crate::machine::Machine;
 use crate::outcome::Outcome;
 use crate::runtime::{self, now_ms};
-use crate::types::{Raft, Types};
+use crate::types::{Fate, Raft, Types};
 use crate::wire::Refusal;
 
 const QUEUED_CHANGES: usize = 4096;
@@ -41,44 +40,46 @@ enum Item {
 #[derive(Clone)]
 pub(crate) struct Batcher {
     queue: mpsc::Sender<Item>,
+    closing: CancellationToken,
 }
 
 impl Batcher {
     pub fn start(raft: Raft, machine: Arc<Machine>, events: EventBounds, tasks: &TaskTracker) -> Self {
         let closing = machine.closing().clone();
         let (queue, items) = mpsc::channel(QUEUED_CHANGES);
-        let run = Run {
-            raft,
-            machine,
-            events,
-            items,
-            held: None,
-            slots: Arc::new(Semaphore::new(ENTRIES_UNDER_WAY)),
-            tasks: tasks.clone(),
-            closing: closing.clone(),
-        };
+        let slots = Arc::new(Semaphore::new(ENTRIES_UNDER_WAY));
+        let run = Run { raft, machine, events, items, held: None, slots };
+        let closed = closing.clone();
         runtime::spawn(tasks, async move {
             tokio::select! {
                 biased;
-                () = closing.cancelled() => {}
+                () = closed.cancelled() => {}
                 () = run.run() => {}
             }
         });
-        Self { queue }
+        Self { queue, closing }
     }
 
     /// Proposes a Change that has been checked against the limits.
     pub async fn propose(&self, change: Change) -> Result<Outcome, Refusal> {
         let (told, outcome) = oneshot::channel();
         self.send(Item::Change(change, told)).await?;
-        outcome.await.map_err(|_| Refusal::Unknown("the store is shutting down".into()))?
+        self.hear(outcome).await
     }
 
     /// Forgets history up to a revision.
     pub async fn compact(&self, revision: u64) -> Result<(), Refusal> {
         let (told, done) = oneshot::channel();
         self.send(Item::Compact(revision, told)).await?;
-        done.await.map_err(|_| Refusal::Unknown("the store is shutting down".into()))?
+        self.hear(done).await
+    }
+
+    /// Without a quorum no answer comes; who waits then hears that the outcome is unknown when the store shuts down.
+    async fn hear<T>(&self, answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
+        match self.closing.run_until_cancelled(answer).await {
+            Some(Ok(answer)) => answer,
+            _ => Err(Refusal::Unknown("the store is shutting down".into())),
+        }
     }
 
     /// Has commands of a newer version allowed. If that is not committed, it has to be asked for again.
@@ -101,8 +102,6 @@ struct Run {
     /// It did not fit the previous entry.
     held: Option<Item>,
     slots: Arc<Semaphore>,
-    tasks: TaskTracker,
-    closing: CancellationToken,
 }
 
 /// Who waits for an entry.
@@ -125,15 +124,7 @@ impl Run {
             // The slot comes before the rest of the entry, so that Changes gather meanwhile.
             let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
             let (batch, waiting) = self.gather(first);
-            let answer = self.submit(batch).await;
-            let closing = self.closing.clone();
-            runtime::spawn(&self.tasks, async move {
-                // Without a quorum no answer comes; who waits is told that the outcome is unknown.
-                if let Some(answer) = closing.run_until_cancelled(answer).await {
-                    waiting.tell(answer);
-                }
-                drop(slot);
-            });
+            self.submit(batch, waiting, slot).await;
         }
     }
 
@@ -180,28 +171,23 @@ impl Run {
         (batch, waiting)
     }
 
-    /// Hands an entry to openraft, in order; the returned future is its fate.
-    async fn submit(&self, batch: Batch) -> impl Future<Output = Result<Vec<Outcome>, Refusal>> + Send + use<> {
-        let (responder, answer) = ProgressResponder::<Types, ClientWriteResult<Types>>::complete_only();
-        let submitted = match batch.encode() {
-            Ok(command) => self.raft.client_write_ff(command, Some(responder)).await.map_err(|e| closed(&e)),
-            Err(error) => Err(Refusal::Failed(error.to_string())),
+    /// Hands an entry to openraft, in order. Who waits for it is told where its fate becomes known.
+    async fn submit(&self, batch: Batch, waiting: Waiting, slot: OwnedSemaphorePermit) {
+        let command = match batch.encode() {
+            Ok(command) => command,
+            Err(error) => return waiting.tell(Err(Refusal::Failed(error.to_string()))),
         };
-        async move {
-            submitted?;
-            match answer.await {
-                Ok(written) => outcomes(written),
-                Err(_) => Err(Refusal::Unknown("Raft has stopped".into())),
-            }
+        let fate = Fate::new(|written| {
+            waiting.tell(outcomes(written));
+            drop(slot);
+        });
+        if let Err(error) = self.raft.client_write_ff(command, Some(fate)).await {
+            tracing::debug!(%error, "Raft has stopped");
         }
     }
 }
 
-fn closed(error: &Fatal<Types>) -> Refusal {
-    Refusal::Failed(format!("Raft has stopped: {error}"))
-}
-
-fn outcomes(written: Result<ClientWriteResponse<Types>, ClientWriteError<Types>>) -> Result<Vec<Outcome>, Refusal> {
+fn outcomes(written: ClientWriteResult<Types>) -> Result<Vec<Outcome>, Refusal> {
     match written {
         Ok(response) => Ok(response.data.0),
         Err(ClientWriteError::ForwardToLeader(forward)) => Err(Refusal::NotLeader(forward.leader_id)),

@@ -15,8 +15,14 @@ use crate::{courier, frame, transport};
 /// A target and its name.
 pub type Target = (&'static str, fn(&[u8]));
 
-pub const TARGETS: &[Target] =
-    &[("entry", entry), ("message", message), ("record", record), ("frame", frames), ("backup", backup)];
+pub const TARGETS: &[Target] = &[
+    ("entry", entry),
+    ("message", message),
+    ("record", record),
+    ("frame", frames),
+    ("backup", backup),
+    ("journal", journal),
+];
 
 fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[u8]) {
     if let Ok(value) = codec::decode::<T>(input) {
@@ -52,6 +58,11 @@ fn message(input: &[u8]) {
 /// What the state holds.
 fn record(input: &[u8]) {
     crate::state::fuzz(input);
+}
+
+/// The files of a log's journal.
+fn journal(input: &[u8]) {
+    crate::disk::fuzz_journal(input);
 }
 
 /// A whole backup file.

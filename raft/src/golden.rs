@@ -74,7 +74,8 @@ fn formats_are_as_they_were() {
 
     let mut lines = String::new();
     let l = &mut lines;
-    pinned(l, "store-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", Some(1)) });
+    pinned(l, "log-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", Some(1)) });
+    pinned(l, "state-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", None) });
     pinned(l, "vote", &vote);
     pinned(l, "log-id", &id);
     pinned(l, "entry-blank", &entry(PayloadForm::Blank));

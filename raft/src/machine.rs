@@ -8,20 +8,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::{Stream, TryStreamExt};
-use openraft::storage::{EntryResponder, RaftStateMachine};
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
 use openraft::{OptionalSend, RaftSnapshotBuilder};
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disk, DiskError};
 use crate::runtime;
 use crate::snapshot::{self, SnapshotData, SnapshotDir};
-use crate::state::State;
+use crate::state::{AppliedEntry, State};
 use crate::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::watch::Hub;
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 
-/// Entries that are applied in one go on a thread of their own.
+/// Entries that are applied in one go, before anyone hears of them.
 const APPLIED_TOGETHER: usize = 64;
 
 /// The state with what hangs on it. Shared by openraft, readers and watchers.
@@ -101,16 +101,23 @@ impl Machine {
         Ok(Snapshot { meta, snapshot: SnapshotData::Copied(dir) })
     }
 
-    fn apply_all(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<()> {
+    fn apply_all(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<Vec<Done>> {
         let state = self.state();
-        for (entry, responder) in entries {
+        let apply = |(entry, responder)| {
             let applied = state.apply(&entry)?;
-            self.hub.publish(state.header().revision, applied.events);
+            Ok(Done { applied, revision: state.header().revision, responder })
+        };
+        entries.into_iter().map(apply).collect()
+    }
+
+    /// Announces what entries did, and answers those who asked for it.
+    fn tell(&self, done: Vec<Done>) {
+        for Done { applied, revision, responder } in done {
+            self.hub.publish(revision, applied.events);
             if let Some(responder) = responder {
                 responder.send(Answer(applied.outcomes));
             }
         }
-        Ok(())
     }
 
     fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), DiskError> {
@@ -126,6 +133,14 @@ impl Machine {
         self.hub.jump(revision);
         Ok(())
     }
+}
+
+/// An entry that is in the state.
+struct Done {
+    applied: AppliedEntry,
+    /// That of the state after it.
+    revision: u64,
+    responder: Option<ApplyResponder<Types>>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, DiskError> + Send + 'static) -> io::Result<T> {
@@ -146,9 +161,8 @@ impl RaftStateMachine<Types> for Arc<Machine> {
     {
         let mut chunks = entries.try_ready_chunks(APPLIED_TOGETHER);
         while let Some(chunk) = chunks.try_next().await.map_err(|e| e.1)? {
-            let machine = self.clone();
-            // On a thread of its own, so that a stalled disk does not hold up what others do.
-            runtime::blocking(move || machine.apply_all(chunk)).await??;
+            // A stalled disk must not hold up what others do.
+            self.tell(runtime::in_place(|| self.apply_all(chunk)).await?);
         }
         Ok(())
     }

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use rand::Rng;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio_util::task::TaskTracker;
 
 #[cfg(test)]
@@ -59,6 +60,21 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(io::Error::other)
+}
+
+/// Does what may hold up its thread right here, while another thread does what this one had to do: nobody has to wake for
+/// the work, nor for its result.
+pub(crate) async fn in_place<T>(work: impl FnOnce() -> T) -> T {
+    #[cfg(test)]
+    if let Some(host) = sim::host() {
+        host.slow().await;
+        return work();
+    }
+    match Handle::current().runtime_flavor() {
+        RuntimeFlavor::MultiThread => tokio::task::block_in_place(work),
+        // There is no other thread.
+        _ => work(),
+    }
 }
 
 /// A thread of its own for one future.

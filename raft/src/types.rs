@@ -4,6 +4,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use openraft::impls::{BoxedErrorSource, InlineBatch, leader_id_std};
+use openraft::raft::responder::Responder;
+use openraft::vote::RaftLeaderId;
+use openraft::{OptionalSend, RaftTypeConfig};
 use serde::{Deserialize, Serialize};
 
 use crate::machine::Machine;
@@ -13,17 +17,47 @@ use crate::runtime::Runtime;
 /// A data directory's random id, never 0. A wiped directory is a new member.
 pub type NodeId = u64;
 
-openraft::declare_raft_types!(
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Types;
+
+impl RaftTypeConfig for Types {
+    type D = Command;
+    type R = Answer;
+    type NodeId = NodeId;
+    type Node = ();
+    type Term = u64;
     /// At most one leader a term, so that a term names its leader and can fence a deposed one.
-    pub(crate) Types:
-        D = Command,
-        R = Answer,
-        NodeId = NodeId,
-        Node = (),
-        Term = u64,
-        LeaderId = openraft::impls::leader_id_std::LeaderId<u64, NodeId>,
-        AsyncRuntime = Runtime,
-);
+    type LeaderId = leader_id_std::LeaderId<u64, NodeId>;
+    type Vote = openraft::impls::Vote<Self::LeaderId>;
+    type Payload = openraft::EntryPayload<Command, NodeId, ()>;
+    type Entry = openraft::Entry<<Self::LeaderId as RaftLeaderId>::Committed, Self::Payload>;
+    type Responder<T>
+        = Fate<T>
+    where
+        T: OptionalSend + 'static;
+    type Batch<T>
+        = InlineBatch<T>
+    where
+        T: OptionalSend + 'static;
+    type AsyncRuntime = Runtime;
+    type ErrorSource = BoxedErrorSource;
+}
+
+/// What is done with the answer to a request, right where that becomes known: no task has to wake for it. Dropped if there
+/// is none.
+pub(crate) struct Fate<T>(Box<dyn FnOnce(T) + Send>);
+
+impl<T> Fate<T> {
+    pub fn new(told: impl FnOnce(T) + Send + 'static) -> Self {
+        Self(Box::new(told))
+    }
+}
+
+impl<T: OptionalSend + 'static> Responder<Types, T> for Fate<T> {
+    fn on_complete(self, answer: T) {
+        (self.0)(answer);
+    }
+}
 
 /// What a log entry carries: a batch of Changes, encoded once by the leader's batcher.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -23,7 +23,7 @@ async fn a_node_whose_disk_flipped_bits_gets_its_replica_from_the_others() {
         cluster.dev.kill_daemon(node).unwrap();
         let writer = Writer::start(&cluster, node, &others);
         writer.wait_acknowledged(50).await;
-        flip_a_bit(&largest(&cluster.dev.places().data(node).join("store"), "log"));
+        flip_a_bit(&journal(&cluster.dev.places().data(node).join("store")));
 
         let began = Instant::now();
         cluster.restart(node).await;
@@ -41,20 +41,18 @@ async fn a_node_whose_disk_flipped_bits_gets_its_replica_from_the_others() {
     }
 }
 
-/// The largest file of that kind below a directory.
-fn largest(dir: &Path, extension: &str) -> PathBuf {
-    let databases = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path()).filter(|path| path.is_dir());
-    let of_the_log =
-        databases.filter(|path| path.file_name().is_some_and(|name| !name.to_string_lossy().contains("state")));
-    let files = of_the_log.flat_map(|path| fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
-    let found = files.filter(|path| path.extension().is_some_and(|found| found == extension));
-    found.max_by_key(|path| path.metadata().unwrap().len()).expect("a file of the log")
+/// The file of the log's journal that was written last.
+fn journal(store: &Path) -> PathBuf {
+    let databases = fs::read_dir(store).unwrap().map(|entry| entry.unwrap().path().join("journal"));
+    let files = databases.filter_map(|path| fs::read_dir(path).ok()).flatten().map(|entry| entry.unwrap().path());
+    files.max_by_key(|path| path.metadata().unwrap().modified().unwrap()).expect("the log has a journal")
 }
 
+/// In the middle of what was written to a file.
 fn flip_a_bit(path: &Path) {
     let mut bytes = fs::read(path).unwrap();
-    let at = bytes.len() / 2;
-    bytes[at] ^= 4;
+    let written = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[written / 2] ^= 4;
     fs::write(path, bytes).unwrap();
 }
 

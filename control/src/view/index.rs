@@ -1,10 +1,12 @@
 //! Keeping tables and indexes in step.
 
+use std::collections::BTreeMap;
+
 use flotilla_api::Key;
 use flotilla_api::account::ROOT_CA;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
 use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
-use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use flotilla_api::kinds::FLOTILLA_GROUP;
 use flotilla_api::kinds::cluster::ClusterObject;
 use serde::Deserialize;
@@ -107,10 +109,8 @@ impl View {
 
     fn insert_other(&mut self, key: &Key, bytes: &[u8], revision: u64) {
         match serde_json::from_slice::<Partial>(bytes) {
-            Ok(Partial { mut metadata }) => {
-                metadata.managed_fields = None;
-                metadata.annotations = None;
-                metadata.resource_version = None;
+            Ok(Partial { metadata }) => {
+                let metadata = ObjectMeta::from(metadata);
                 let editable = metadata.owner_references.is_some() || metadata.finalizers.is_some();
                 // What these take of a quota stands in their specs.
                 let measured =
@@ -241,7 +241,39 @@ fn place(pod: &Pod) -> Option<(&str, &str)> {
 /// All that is read of an object whose kind does not behave.
 #[derive(Deserialize)]
 struct Partial {
-    metadata: ObjectMeta,
+    metadata: PartialMeta,
+}
+
+/// The rest of the metadata, such as who owns which field, is skipped: every object that is written is read here.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct PartialMeta {
+    name: Option<String>,
+    namespace: Option<String>,
+    uid: Option<String>,
+    labels: Option<BTreeMap<String, String>>,
+    creation_timestamp: Option<Time>,
+    deletion_timestamp: Option<Time>,
+    deletion_grace_period_seconds: Option<i64>,
+    finalizers: Option<Vec<String>>,
+    owner_references: Option<Vec<OwnerReference>>,
+}
+
+impl From<PartialMeta> for ObjectMeta {
+    fn from(partial: PartialMeta) -> Self {
+        Self {
+            name: partial.name,
+            namespace: partial.namespace,
+            uid: partial.uid,
+            labels: partial.labels,
+            creation_timestamp: partial.creation_timestamp,
+            deletion_timestamp: partial.deletion_timestamp,
+            deletion_grace_period_seconds: partial.deletion_grace_period_seconds,
+            finalizers: partial.finalizers,
+            owner_references: partial.owner_references,
+            ..Self::default()
+        }
+    }
 }
 
 pub(super) fn owner_uids(meta: &ObjectMeta) -> impl Iterator<Item = &str> {

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use flotilla_api::Key;
 
 pub(crate) struct Table<T> {
-    rows: BTreeMap<Key, T>,
+    /// Rows are large, and a tree keeps room for many that it does not have.
+    rows: BTreeMap<Key, Box<T>>,
 }
 
 impl<T> Default for Table<T> {
@@ -16,15 +17,15 @@ impl<T> Default for Table<T> {
 
 impl<T> Table<T> {
     pub fn get(&self, key: &Key) -> Option<&T> {
-        self.rows.get(key)
+        self.rows.get(key).map(Box::as_ref)
     }
 
     pub fn insert(&mut self, key: Key, row: T) {
-        self.rows.insert(key, row);
+        self.rows.insert(key, Box::new(row));
     }
 
     pub fn remove(&mut self, key: &Key) -> Option<T> {
-        self.rows.remove(key)
+        self.rows.remove(key).map(|row| *row)
     }
 
     pub fn keys(&self) -> impl Iterator<Item = &Key> {
@@ -32,7 +33,7 @@ impl<T> Table<T> {
     }
 
     pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.rows.values()
+        self.rows.values().map(Box::as_ref)
     }
 
     pub fn len(&self) -> usize {
@@ -46,6 +47,6 @@ impl<T> Table<T> {
 
     /// Rows from `first` on that are in `namespace`.
     pub fn range(&self, first: Key, namespace: &str) -> impl Iterator<Item = &T> {
-        self.rows.range(first..).take_while(move |(key, _)| key.namespace() == namespace).map(|(_, row)| row)
+        self.rows.range(first..).take_while(move |(key, _)| key.namespace() == namespace).map(|(_, row)| row.as_ref())
     }
 }

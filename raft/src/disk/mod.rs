@@ -8,6 +8,7 @@
 //! Invariant: after a write to a database has failed, nothing more is written to it until it is opened again.
 
 mod batch;
+mod journal;
 mod rocks;
 mod trouble;
 
@@ -25,9 +26,14 @@ use serde::{Deserialize, Serialize};
 use crate::codec;
 
 pub(crate) use batch::{WriteBatch, WriteOp};
+#[cfg(any(test, fuzzing))]
+pub(crate) use journal::fuzz as fuzz_journal;
 use trouble::{Noting, Trouble};
 
-const STORE_FORMAT: u32 = 1;
+/// Of the state, which also travels to other nodes.
+const STATE_FORMAT: u32 = 1;
+/// Of the log. In format 1 it had no journal; one of that format becomes this one when it is opened.
+const LOG_FORMAT: u32 = 2;
 const META_KEY: &[u8] = b"mmeta";
 
 /// A database cannot be read or written.
@@ -45,8 +51,8 @@ pub enum DiskError {
     Open { path: String, source: DbError },
     #[error("the database {path} belongs to {found}, not to {wanted}")]
     Foreign { path: String, found: String, wanted: String },
-    #[error("the database {path} has format {found}, this build reads {STORE_FORMAT}")]
-    Format { path: String, found: u32 },
+    #[error("the database {path} has format {found}, this build reads {wanted}")]
+    Format { path: String, found: u32, wanted: u32 },
     #[error(
         "the state {path} takes commands of version {found}, this build understands {understood}: use a newer flotilla"
     )]
@@ -98,17 +104,18 @@ pub(crate) struct StoreMeta {
 
 impl StoreMeta {
     pub fn new(cluster: &str, node: Option<u64>) -> Self {
-        Self { format: STORE_FORMAT, cluster: cluster.into(), node, epoch: 0 }
+        let format = if node.is_some() { LOG_FORMAT } else { STATE_FORMAT };
+        Self { format, cluster: cluster.into(), node, epoch: 0 }
     }
 }
 
-/// How a database treats the end of its write-ahead log when it was cut off.
+/// When what is written to a database is on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Tail {
-    /// An incomplete last record was never acknowledged and is dropped; any other damage is an error.
-    DropTorn,
-    /// Whatever is after the first damage is dropped, since the log still has it.
-    DropDamaged,
+pub(crate) enum Durability {
+    /// With each commit. The last one was never acknowledged if it is not whole; any other damage is an error.
+    Commit,
+    /// When it is flushed. What a crash takes from it is somewhere else.
+    Flush,
 }
 
 /// A key and its value.
@@ -126,16 +133,16 @@ pub(crate) trait Read {
 }
 
 /// An ordered map on a medium. A batch takes effect whole or not at all, and after a crash a prefix of
-/// the batches is there, which ends with or after the last one that was synced.
+/// the batches is there, which ends with or after the last one that was committed or flushed.
 pub(crate) trait Database: Read + Send + Sync {
     /// The database as it is now, whatever is written after.
     fn view(&self) -> Box<dyn Read + '_>;
 
-    /// Writes without waiting for the disk.
+    /// Writes to memory; what follows from it must be flushed before it counts.
     fn write(&self, batch: WriteBatch) -> Result<(), DbError>;
 
-    /// Writes, and with `sync` waits until it is on disk. May hold up its thread: only for a thread of its own.
-    fn commit(&self, batch: WriteBatch, sync: bool) -> BoxFuture<'_, Result<(), DbError>>;
+    /// Writes, and waits until it is on disk. May hold up its thread: only for a thread of its own.
+    fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>>;
 
     /// Everything written so far is on disk when this returns.
     fn flush(&self) -> Result<(), DbError>;
@@ -163,7 +170,7 @@ pub(crate) struct Room {
 /// of the file, and of the directory that names it.
 pub(crate) trait Medium: Send + Sync {
     /// Opens or makes the database in a directory, which is made if it is missing.
-    fn open(&self, path: &Path, tail: Tail) -> Result<Box<dyn Database>, DbError>;
+    fn open(&self, path: &Path, durability: Durability) -> Result<Box<dyn Database>, DbError>;
 
     /// Reads all of the database in a directory, which nobody has open, from the disk and not from memory.
     fn read_through(&self, path: &Path) -> Result<(), DbError>;
@@ -213,9 +220,9 @@ impl Db {
         self.written(self.db.write(batch))
     }
 
-    pub async fn commit(&self, batch: WriteBatch, sync: bool) -> Result<(), DbError> {
+    pub async fn commit(&self, batch: WriteBatch) -> Result<(), DbError> {
         self.may_write()?;
-        self.written(self.db.commit(batch, sync).await)
+        self.written(self.db.commit(batch).await)
     }
 
     pub fn flush(&self) -> Result<(), DbError> {
@@ -298,9 +305,9 @@ impl Disk {
     }
 
     /// Opens or makes the database at `path` and checks whose it is.
-    pub fn database(&self, path: &Path, tail: Tail, meta: &StoreMeta) -> Result<Db, DiskError> {
+    pub fn database(&self, path: &Path, durability: Durability, meta: &StoreMeta) -> Result<Db, DiskError> {
         let open_error = |source| DiskError::Open { path: path.display().to_string(), source };
-        let db = self.medium.open(path, tail).map_err(open_error)?;
+        let db = self.medium.open(path, durability).map_err(open_error)?;
         let meta = Mutex::new(check_owner(db.as_ref(), path, meta)?);
         Ok(Db { db, path: path.to_owned(), meta, failed: AtomicBool::new(false), disk: self.clone() })
     }
@@ -342,8 +349,9 @@ fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<Sto
         return Ok(wanted.clone());
     };
     let found: StoreMeta = codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?;
-    if found.format != wanted.format {
-        return Err(DiskError::Format { path: path.display().to_string(), found: found.format });
+    if found.format > wanted.format {
+        let (path, found, wanted) = (path.display().to_string(), found.format, wanted.format);
+        return Err(DiskError::Format { path, found, wanted });
     }
     if (&found.cluster, found.node) != (&wanted.cluster, wanted.node) {
         return Err(DiskError::Foreign {
@@ -351,6 +359,11 @@ fn check_owner(db: &dyn Database, path: &Path, wanted: &StoreMeta) -> Result<Sto
             found: owner(&found),
             wanted: owner(wanted),
         });
+    }
+    if found.format < wanted.format {
+        let found = StoreMeta { format: wanted.format, ..found };
+        write_meta(db, &found).map_err(DiskError::db(path))?;
+        return Ok(found);
     }
     Ok(found)
 }
@@ -367,4 +380,24 @@ fn owner(meta: &StoreMeta) -> String {
         Some(node) => format!("node {node:016x} of cluster {}", meta.cluster),
         None => format!("cluster {}", meta.cluster),
     }
+}
+
+/// A copy of a directory in use, as it would be found if its process was killed now.
+#[cfg(test)]
+pub(crate) fn killed(dir: &Path) -> tempfile::TempDir {
+    fn copy(from: &Path, to: &Path) {
+        for found in std::fs::read_dir(from).unwrap().map(Result::unwrap) {
+            let to = to.join(found.file_name());
+            match found.file_type().unwrap().is_dir() {
+                true => {
+                    std::fs::create_dir(&to).unwrap();
+                    copy(&found.path(), &to);
+                }
+                false => _ = std::fs::copy(found.path(), to).unwrap(),
+            }
+        }
+    }
+    let copied = tempfile::tempdir().unwrap();
+    copy(dir, copied.path());
+    copied
 }

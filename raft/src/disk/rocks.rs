@@ -1,10 +1,11 @@
-//! RocksDB over the file system: small buffers and one cache for all databases of the process.
+//! RocksDB over the file system: small buffers and one cache for all databases of the process, and a journal of ours
+//! before those that are durable with each commit.
 
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use futures::future::{BoxFuture, FutureExt, ready};
@@ -13,10 +14,15 @@ use nix::sys::statvfs::statvfs;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind,
-    IteratorMode, Options, ReadOptions, Snapshot, WriteBufferManager, WriteOptions,
+    FlushOptions, IteratorMode, Options, ReadOptions, ReadTier, Snapshot, WriteBufferManager, WriteOptions,
 };
 
-use super::{Database, DbError, Item, Medium, Read, Record, Room, Scan, Tail, WriteBatch, WriteOp};
+use super::journal::{self, Journal, Mark};
+use super::{Database, DbError, Durability, Item, Medium, Read, Record, Room, Scan, WriteBatch, WriteOp};
+
+/// Where a database notes what of its journal it has.
+const MARK_KEY: &[u8] = b"mjournal";
+const JOURNAL_DIR: &str = "journal";
 
 const CACHE_BYTES: usize = 8 << 20;
 const BLOCK_BYTES: usize = 8 << 10;
@@ -25,13 +31,18 @@ const BLOCK_BYTES: usize = 8 << 10;
 const INDEX_PART_BYTES: usize = 4 << 10;
 const WRITE_BUFFER_BYTES: usize = 4 << 20;
 const ALL_WRITE_BUFFERS_BYTES: usize = 16 << 20;
-const MAX_WAL_BYTES: u64 = 32 << 20;
 const MAX_OPEN_FILES: i32 = 128;
 
 impl From<rocksdb::Error> for DbError {
     fn from(error: rocksdb::Error) -> Self {
         let corrupt = error.kind() == ErrorKind::Corruption;
         Self { detail: error.into_string(), corrupt }
+    }
+}
+
+impl From<io::Error> for DbError {
+    fn from(error: io::Error) -> Self {
+        Self { detail: error.to_string(), corrupt: false }
     }
 }
 
@@ -43,7 +54,7 @@ fn shared() -> &'static (Cache, WriteBufferManager) {
     })
 }
 
-fn options(tail: Tail) -> Options {
+fn options(durability: Durability) -> Options {
     let (cache, buffers) = shared();
     let mut table = BlockBasedOptions::default();
     table.set_block_cache(cache);
@@ -60,15 +71,15 @@ fn options(tail: Tail) -> Options {
     options.set_write_buffer_manager(buffers);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
     options.set_max_write_buffer_number(2);
-    options.set_max_total_wal_size(MAX_WAL_BYTES);
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
     options.set_max_log_file_size(1 << 20);
     options.set_compression_type(DBCompressionType::Lz4);
-    options.set_wal_recovery_mode(match tail {
-        Tail::DropTorn => DBRecoveryMode::TolerateCorruptedTailRecords,
-        Tail::DropDamaged => DBRecoveryMode::PointInTime,
+    // Of RocksDB's own write-ahead log, which stores of earlier builds have.
+    options.set_wal_recovery_mode(match durability {
+        Durability::Commit => DBRecoveryMode::TolerateCorruptedTailRecords,
+        Durability::Flush => DBRecoveryMode::PointInTime,
     });
     options
 }
@@ -77,15 +88,20 @@ fn options(tail: Tail) -> Options {
 pub(super) struct Rocks;
 
 impl Medium for Rocks {
-    fn open(&self, path: &Path, tail: Tail) -> Result<Box<dyn Database>, DbError> {
-        fs::create_dir_all(path).map_err(|e| DbError { detail: e.to_string(), corrupt: false })?;
-        Ok(Box::new(RocksDb(DB::open(&options(tail), path)?)))
+    fn open(&self, path: &Path, durability: Durability) -> Result<Box<dyn Database>, DbError> {
+        fs::create_dir_all(path)?;
+        let db = DB::open(&options(durability), path)?;
+        let journal = match durability {
+            Durability::Commit => Some(Mutex::new(begin_life(&db, &path.join(JOURNAL_DIR))?)),
+            Durability::Flush => None,
+        };
+        Ok(Box::new(RocksDb { db, journal }))
     }
 
     fn read_through(&self, path: &Path) -> Result<(), DbError> {
         let mut table = BlockBasedOptions::default();
         table.disable_cache();
-        let mut options = options(Tail::DropTorn);
+        let mut options = options(Durability::Flush);
         options.set_block_based_table_factory(&table);
         options.create_if_missing(false);
         let db = DB::open_for_read_only(&options, path, false)?;
@@ -144,11 +160,15 @@ impl Medium for Rocks {
     }
 }
 
-struct RocksDb(DB);
+struct RocksDb {
+    db: DB,
+    /// Of a database that is durable with each commit.
+    journal: Option<Mutex<Journal>>,
+}
 
 impl Drop for RocksDb {
     fn drop(&mut self) {
-        self.0.cancel_all_background_work(true);
+        self.db.cancel_all_background_work(true);
     }
 }
 
@@ -168,12 +188,12 @@ fn record(item: Result<Native, rocksdb::Error>) -> Result<Record, DbError> {
 
 impl Read for RocksDb {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, DbError> {
-        Ok(self.0.get_pinned(key)?.map(|found| Bytes::copy_from_slice(&found)))
+        Ok(self.db.get_pinned(key)?.map(|found| Bytes::copy_from_slice(&found)))
     }
 
     fn scan(&self, from: &[u8], to: &[u8]) -> Scan<'_> {
         let start = IteratorMode::From(from, Direction::Forward);
-        Box::new(self.0.iterator_opt(start, bounded(from, to)).map(record))
+        Box::new(self.db.iterator_opt(start, bounded(from, to)).map(record))
     }
 }
 
@@ -188,40 +208,184 @@ impl Read for Snapshot<'_> {
     }
 }
 
-impl RocksDb {
-    fn write_with(&self, batch: WriteBatch, sync: bool) -> Result<(), DbError> {
-        let mut native = rocksdb::WriteBatch::default();
-        for op in batch.into_ops() {
-            match op {
-                WriteOp::Put(key, value) => native.put(key, value),
-                WriteOp::Delete(key) => native.delete(key),
-                WriteOp::DeleteRange(from, to) => native.delete_range(from, to),
-            }
+fn native(batch: WriteBatch) -> rocksdb::WriteBatch {
+    let mut native = rocksdb::WriteBatch::default();
+    for op in batch.into_ops() {
+        match op {
+            WriteOp::Put(key, value) => native.put(key, value),
+            WriteOp::Delete(key) => native.delete(key),
+            WriteOp::DeleteRange(from, to) => native.delete_range(from, to),
         }
-        let mut options = WriteOptions::default();
-        options.set_sync(sync);
-        Ok(self.0.write_opt(native, &options)?)
+    }
+    native
+}
+
+/// To memory only: RocksDB's own write-ahead log is not used.
+fn unlogged() -> WriteOptions {
+    let mut options = WriteOptions::default();
+    options.disable_wal(true);
+    options
+}
+
+/// Has a database take over what only its journal has, and begins the journal's next life.
+fn begin_life(db: &DB, dir: &Path) -> Result<Journal, DbError> {
+    let mark = mark(db, ReadTier::All)?;
+    if let Some(mark) = mark {
+        let found = journal::read(dir, mark)?.map_err(|detail| DbError { detail, corrupt: true })?;
+        for batch in found {
+            db.write_opt(rocksdb::WriteBatch::from_data(&batch), &unlogged())?;
+        }
+    }
+    let journal = Journal::begin(dir, mark.map_or(1, |mark| mark.life + 1))?;
+    db.put_opt(MARK_KEY, journal.mark().encode(), &unlogged())?;
+    db.flush()?;
+    Ok(journal)
+}
+
+fn mark(db: &DB, tier: ReadTier) -> Result<Option<Mark>, DbError> {
+    let mut options = ReadOptions::default();
+    options.set_read_tier(tier);
+    let Some(bytes) = db.get_pinned_opt(MARK_KEY, &options)? else { return Ok(None) };
+    let damaged = || DbError { detail: "the note on the journal is damaged".into(), corrupt: true };
+    Mark::decode(&bytes).map(Some).ok_or_else(damaged)
+}
+
+impl RocksDb {
+    /// Puts a batch on disk, then into the database.
+    fn append(&self, journal: &Mutex<Journal>, batch: rocksdb::WriteBatch) -> Result<(), DbError> {
+        let mut journal = journal.lock().unwrap_or_else(PoisonError::into_inner);
+        if !journal.has_room(batch.data()) {
+            self.turn(&mut journal)?;
+        }
+        journal.append(batch.data())?;
+        Ok(self.db.write_opt(batch, &unlogged())?)
+    }
+
+    /// Goes on in another file of the journal. The flush that frees those before it goes on beside the writes; it is
+    /// waited for only if no file is free.
+    fn turn(&self, journal: &mut Journal) -> Result<(), DbError> {
+        self.db.put_opt(MARK_KEY, journal.mark().encode(), &unlogged())?;
+        let mut beside = FlushOptions::default();
+        beside.set_wait(false);
+        self.db.flush_opt(&beside)?;
+        let persisted = || mark(&self.db, ReadTier::Persisted).map(Option::unwrap_or_default);
+        if journal.turn(persisted()?)? {
+            return Ok(());
+        }
+        self.db.flush()?;
+        match journal.turn(persisted()?)? {
+            true => Ok(()),
+            false => Err(DbError { detail: "no file of the journal is free".into(), corrupt: false }),
+        }
     }
 }
 
 impl Database for RocksDb {
     fn view(&self) -> Box<dyn Read + '_> {
-        Box::new(self.0.snapshot())
+        Box::new(self.db.snapshot())
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), DbError> {
-        self.write_with(batch, false)
+        Ok(self.db.write_opt(native(batch), &unlogged())?)
     }
 
-    fn commit(&self, batch: WriteBatch, sync: bool) -> BoxFuture<'_, Result<(), DbError>> {
-        ready(self.write_with(batch, sync)).boxed()
+    fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>> {
+        let committed = match &self.journal {
+            Some(journal) => self.append(journal, native(batch)),
+            None => self.write(batch).and_then(|()| self.flush()),
+        };
+        ready(committed).boxed()
     }
 
     fn flush(&self) -> Result<(), DbError> {
-        Ok(self.0.flush()?)
+        Ok(self.db.flush()?)
     }
 
     fn checkpoint(&self, into: &Path) -> Result<(), DbError> {
-        Ok(Checkpoint::new(&self.0)?.create_checkpoint(into)?)
+        Ok(Checkpoint::new(&self.db)?.create_checkpoint(into)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::killed;
+    use super::*;
+
+    fn put(key: &str, value: &[u8]) -> WriteBatch {
+        let mut batch = WriteBatch::default();
+        batch.put(key.as_bytes(), value);
+        batch
+    }
+
+    fn open(dir: &Path) -> Result<Box<dyn Database>, DbError> {
+        Rocks.open(dir, Durability::Commit)
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_is_there_after_each_of_many_deaths() {
+        let mut dir = tempfile::tempdir().unwrap();
+        for life in 0..4_u8 {
+            let db = open(dir.path()).unwrap();
+            for earlier in 0..life {
+                assert_eq!(db.get(&[b'k', earlier]).unwrap().unwrap(), vec![earlier; 100]);
+                assert_eq!(db.get(b"same").unwrap().unwrap(), vec![life - 1]);
+            }
+            db.commit(put("same", &[life])).await.unwrap();
+            let mut batch = WriteBatch::default();
+            batch.put(vec![b'k', life], vec![life; 100]);
+            db.commit(batch).await.unwrap();
+            dir = killed(dir.path());
+        }
+    }
+
+    #[tokio::test]
+    async fn many_times_what_the_journal_holds_goes_through_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open(dir.path()).unwrap();
+        let large: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        for number in 0..150 {
+            db.commit(put(&number.to_string(), &large)).await.unwrap();
+        }
+        db.commit(put("last", b"x")).await.unwrap();
+        let copy = killed(dir.path());
+        let db = open(copy.path()).unwrap();
+        assert!((0..150).all(|number| db.get(number.to_string().as_bytes()).unwrap().unwrap() == large));
+        assert!(db.get(b"last").unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_flipped_bit_is_damage_and_so_is_a_journal_that_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = open(dir.path()).unwrap();
+        db.commit(put("a", b"first")).await.unwrap();
+        db.commit(put("b", b"second")).await.unwrap();
+        for value in [b"first".as_slice(), b"second"] {
+            let copy = killed(dir.path());
+            let file = copy.path().join(JOURNAL_DIR).join("0");
+            let mut bytes = fs::read(&file).unwrap();
+            let at = bytes.windows(value.len()).position(|window| window == value).unwrap();
+            bytes[at] ^= 1;
+            fs::write(&file, bytes).unwrap();
+            assert!(open(copy.path()).err().unwrap().corrupt);
+        }
+        let copy = killed(dir.path());
+        fs::remove_dir_all(copy.path().join(JOURNAL_DIR)).unwrap();
+        assert!(open(copy.path()).err().unwrap().corrupt);
+    }
+
+    #[tokio::test]
+    async fn a_log_without_a_journal_gets_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let db = DB::open(&options(Durability::Commit), dir.path()).unwrap();
+        let mut synced = WriteOptions::default();
+        synced.set_sync(true);
+        db.put_opt(b"old", b"x", &synced).unwrap();
+        let copy = killed(dir.path());
+        let db = open(copy.path()).unwrap();
+        assert_eq!(db.get(b"old").unwrap().unwrap(), b"x".as_slice());
+        db.commit(put("new", b"y")).await.unwrap();
+        let copy = killed(copy.path());
+        let db = open(copy.path()).unwrap();
+        assert!(db.get(b"old").unwrap().is_some() && db.get(b"new").unwrap().is_some());
     }
 }

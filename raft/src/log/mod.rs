@@ -26,7 +26,7 @@ use openraft::{LogState, RaftLogReader};
 use tokio::sync::oneshot;
 
 use crate::codec::{LogIdForm, VoteForm};
-use crate::disk::{Db, Disk, DiskError, StoreMeta, Tail as WalTail};
+use crate::disk::{Db, Disk, DiskError, Durability, StoreMeta};
 use crate::types::{Entry, LogId, Types, Vote};
 
 pub(crate) use offline::{Offline, begin};
@@ -51,7 +51,7 @@ struct Inner {
 impl Log {
     /// Opens the log, drops a torn record at its end, and checks that it has no hole.
     pub fn open(path: &Path, meta: &StoreMeta, disk: &Disk) -> Result<Self, DiskError> {
-        let db = Arc::new(disk.database(path, WalTail::DropTorn, meta)?);
+        let db = Arc::new(disk.database(path, Durability::Commit, meta)?);
         let tail = reader::load(&db, path)?;
         let writer = Writer::start(db.clone()).map_err(DiskError::io(path))?;
         Ok(Self { inner: Arc::new(Inner { db, tail: Mutex::new(tail), writer }) })

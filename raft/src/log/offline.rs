@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use crate::codec::{self, LogIdForm, VoteForm};
-use crate::disk::{Db, Disk, DiskError, StoreMeta, Tail as WalTail, WriteBatch};
+use crate::disk::{Db, Disk, DiskError, Durability, StoreMeta, WriteBatch};
 use crate::types::{Entry, LogId, Vote};
 
 use super::MAX_READ_BYTES;
@@ -20,7 +20,7 @@ pub(crate) struct Offline {
 
 impl Offline {
     pub fn open(path: &Path, meta: &StoreMeta, disk: &Disk) -> Result<Self, DiskError> {
-        let db = disk.database(path, WalTail::DropTorn, meta)?;
+        let db = disk.database(path, Durability::Commit, meta)?;
         let tail = reader::load(&db, path)?;
         Ok(Self { db, tail })
     }
@@ -48,7 +48,7 @@ pub(crate) fn begin(
     disk: &Disk,
 ) -> Result<(), DiskError> {
     let damaged = |e: codec::CodecError| DiskError::damaged(path, e);
-    let db = disk.database(path, WalTail::DropTorn, meta)?;
+    let db = disk.database(path, Durability::Commit, meta)?;
     let mut batch = WriteBatch::default();
     batch.put(PURGED_KEY, codec::encode(&last).map_err(damaged)?);
     batch.put(COMMITTED_KEY, codec::encode(&last).map_err(damaged)?);

@@ -7,6 +7,7 @@ use openraft::{RaftLogReader, storage::RaftLogStorage};
 use tempfile::TempDir;
 
 use super::*;
+use crate::disk;
 use crate::types::{Command, log_id};
 
 fn entry(term: u64, index: u64, size_bytes: usize) -> Entry {
@@ -27,10 +28,14 @@ async fn indexes(log: &mut Log, range: std::ops::Range<u64>) -> Vec<u64> {
     log.try_get_log_entries(range).await.unwrap().iter().map(RaftEntry::index).collect()
 }
 
-/// The file that the last writes went to.
-fn newest_wal(dir: &TempDir) -> std::path::PathBuf {
-    let files = std::fs::read_dir(dir.path().join("log")).unwrap().map(|f| f.unwrap().path());
-    files.filter(|p| p.extension().is_some_and(|e| e == "log")).max().unwrap()
+/// What is found if the process is killed now and this sector of the log's journal holds something else.
+fn killed(dir: &TempDir, sector: usize, change: impl Fn(&mut [u8])) -> TempDir {
+    let copy = disk::killed(dir.path());
+    let journal = copy.path().join("log/journal/0");
+    let mut bytes = std::fs::read(&journal).unwrap();
+    change(&mut bytes[sector * 512..][..512]);
+    std::fs::write(&journal, bytes).unwrap();
+    copy
 }
 
 #[tokio::test]
@@ -85,21 +90,18 @@ async fn a_hole_is_refused() {
 #[tokio::test]
 async fn a_torn_tail_is_dropped_and_the_rest_is_whole() {
     let dir = TempDir::new().unwrap();
+    let mut first = open(&dir);
+    first.blocking_append([entry(1, 0, 100)]).await.unwrap();
+    first.blocking_append([entry(1, 1, 1000)]).await.unwrap();
+    // One sector of the last write did not reach the disk.
+    let dir = killed(&dir, 2, |sector| sector.fill(0));
     let mut log = open(&dir);
-    log.blocking_append((0..5).map(|i| entry(1, i, 100))).await.unwrap();
-    log.blocking_append([entry(1, 5, 100)]).await.unwrap();
-    log.close().await;
-    drop(log);
-    // The last write got only half of its bytes to the disk.
-    let wal = newest_wal(&dir);
-    let length = std::fs::metadata(&wal).unwrap().len();
-    std::fs::File::options().write(true).open(&wal).unwrap().set_len(length - 60).unwrap();
-    let mut log = open(&dir);
-    assert_eq!(indexes(&mut log, 0..100).await, (0..5).collect::<Vec<_>>());
-    log.blocking_append([entry(2, 5, 100)]).await.unwrap();
+    assert_eq!(indexes(&mut log, 0..100).await, [0]);
+    log.blocking_append([entry(2, 1, 100)]).await.unwrap();
     let mut log = reopen(log, &dir).await;
-    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(2, 5)));
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(2, 1)));
     log.close().await;
+    first.close().await;
 }
 
 #[tokio::test]
@@ -107,15 +109,10 @@ async fn a_flipped_bit_is_refused_rather_than_forgotten() {
     let dir = TempDir::new().unwrap();
     let mut log = open(&dir);
     for i in 0..5 {
-        log.blocking_append([entry(1, i, 1000)]).await.unwrap();
+        log.blocking_append([entry(1, i, 100)]).await.unwrap();
     }
+    let dir = killed(&dir, 4, |sector| sector[300] ^= 1);
     log.close().await;
-    drop(log);
-    let wal = newest_wal(&dir);
-    let mut bytes = std::fs::read(&wal).unwrap();
-    let middle = bytes.len() / 2;
-    bytes[middle] ^= 1;
-    std::fs::write(&wal, bytes).unwrap();
     let refused = Log::open(&dir.path().join("log"), &StoreMeta::new("c", Some(1)), &Disk::default());
     let Err(error) = refused else { panic!("a damaged log was opened") };
     assert!(matches!(error, DiskError::Open { .. } | DiskError::Damaged { .. }), "{error}");

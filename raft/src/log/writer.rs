@@ -106,7 +106,6 @@ struct Run {
 #[derive(Default)]
 struct Group {
     batch: WriteBatch,
-    sync: bool,
     flushed: Vec<Flushed>,
     closing: Option<oneshot::Sender<()>>,
 }
@@ -132,11 +131,11 @@ impl Run {
     }
 
     async fn write(&mut self, group: Group, added: io::Result<()>) {
-        let Group { batch, sync, flushed, .. } = group;
+        let Group { batch, flushed, .. } = group;
         let result = match (&self.failed, added) {
             (Some(failed), _) => Err(io::Error::other(failed.clone())),
             (None, Err(error)) => Err(error),
-            (None, Ok(())) => self.commit(batch, sync).await,
+            (None, Ok(())) => self.commit(batch).await,
         };
         if let Err(error) = &result
             && self.failed.is_none()
@@ -152,12 +151,12 @@ impl Run {
         }
     }
 
-    async fn commit(&self, batch: WriteBatch, sync: bool) -> io::Result<()> {
+    async fn commit(&self, batch: WriteBatch) -> io::Result<()> {
         if batch.is_empty() {
             return Ok(());
         }
         self.clock.began_ms.store(self.clock.now_ms() + 1, Ordering::Relaxed);
-        let result = self.db.commit(batch, sync).await.map_err(io::Error::other);
+        let result = self.db.commit(batch).await.map_err(io::Error::other);
         self.clock.began_ms.store(0, Ordering::Relaxed);
         result
     }
@@ -167,7 +166,6 @@ impl Group {
     fn add(&mut self, op: Op) -> io::Result<()> {
         match op {
             Op::Append(entries, committed, flushed) => {
-                self.sync = true;
                 self.flushed.push(flushed);
                 if let Some(id) = committed {
                     self.batch.put(COMMITTED_KEY, codec::encode(&id)?);
@@ -177,13 +175,11 @@ impl Group {
                 }
             }
             Op::Vote(vote, done) => {
-                self.sync = true;
                 self.flushed.push(Box::new(move |result| drop(done.send(result))));
                 self.batch.put(VOTE_KEY, codec::encode(&vote)?);
             }
             Op::Committed(id) => self.batch.put(COMMITTED_KEY, codec::encode(&id)?),
             Op::Truncate { from } => {
-                self.sync = true;
                 self.batch.delete_range(entry_key(from), b"m");
             }
             Op::Purge(id) => {

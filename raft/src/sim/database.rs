@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 
-use crate::disk::{Database, DbError, Read, Scan, Tail, WriteBatch, WriteOp};
+use crate::disk::{Database, DbError, Read, Scan, WriteBatch, WriteOp};
 
 use super::disk::SimDisk;
 use super::world::{Host, world};
@@ -105,7 +105,7 @@ fn decode(bytes: &mut &[u8]) -> Option<Vec<WriteOp>> {
 }
 
 impl SimDb {
-    pub fn open(disk: Arc<SimDisk>, host: Arc<Host>, path: &Path, _tail: Tail) -> Result<Self, DbError> {
+    pub fn open(disk: Arc<SimDisk>, host: Arc<Host>, path: &Path) -> Result<Self, DbError> {
         let log = disk.make_file(&path.join(LOG_FILE));
         disk.sync_names(path);
         let bytes = disk.bytes(log);
@@ -197,7 +197,7 @@ impl Database for SimDb {
         self.put_through(batch, false)
     }
 
-    fn commit(&self, batch: WriteBatch, sync: bool) -> BoxFuture<'_, Result<(), DbError>> {
+    fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>> {
         Box::pin(async move {
             let world = world();
             let mood = self.disk.mood();
@@ -205,7 +205,7 @@ impl Database for SimDb {
             while self.disk.mood().stalled_until > world.now() {
                 tokio::time::sleep(self.disk.mood().stalled_until - world.now()).await;
             }
-            self.put_through(batch, sync)
+            self.put_through(batch, true)
         })
     }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::disk::{Database, DbError, Item, Medium, Room, Tail};
+use crate::disk::{Database, DbError, Durability, Item, Medium, Room};
 
 use super::database::SimDb;
 use super::world::{Host, World, world};
@@ -231,11 +231,11 @@ impl Mounted {
 }
 
 impl Medium for Mounted {
-    fn open(&self, path: &Path, tail: Tail) -> Result<Box<dyn Database>, DbError> {
+    fn open(&self, path: &Path, _: Durability) -> Result<Box<dyn Database>, DbError> {
         let disk = self.write().map_err(|e| DbError { detail: e.to_string(), corrupt: false })?;
         disk.make_dir(path);
         disk.sync_names(path);
-        Ok(Box::new(SimDb::open(self.disk.clone(), self.host.clone(), path, tail)?))
+        Ok(Box::new(SimDb::open(self.disk.clone(), self.host.clone(), path)?))
     }
 
     /// Bits do not flip here.

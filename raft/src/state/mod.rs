@@ -24,10 +24,9 @@ use crate::codec;
 use crate::command::COMMAND_VERSION;
 #[cfg(test)]
 use crate::disk;
-use crate::disk::{Db, DbError, Disk, DiskError, StoreMeta, Tail};
+use crate::disk::{Db, DbError, Disk, DiskError, Durability, StoreMeta};
 
-#[cfg(test)]
-use apply::AppliedEntry;
+pub(crate) use apply::AppliedEntry;
 pub(crate) use dump::Record;
 pub use history::HistoryBounds;
 pub use read::ReadError;
@@ -60,7 +59,7 @@ struct Dir {
 
 impl State {
     pub fn open(path: &Path, cluster: &str, disk: &Disk) -> Result<Self, DiskError> {
-        let db = disk.database(path, Tail::DropDamaged, &StoreMeta::new(cluster, None))?;
+        let db = disk.database(path, Durability::Flush, &StoreMeta::new(cluster, None))?;
         let stored = db.get(HEADER_KEY).map_err(DiskError::db(path))?;
         let header = match stored {
             Some(bytes) => codec::decode(&bytes).map_err(|e| DiskError::damaged(path, e))?,
