@@ -20,6 +20,7 @@ use flotilla_net::{
     Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal,
     SealKey, ServingNames,
 };
+use flotilla_raft::EpochId;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -227,7 +228,7 @@ fn node_object(
     name: &str,
     id: u64,
     key: &str,
-    epoch: u64,
+    epoch: EpochId,
     addresses: &[SocketAddr],
     labels: &BTreeMap<String, String>,
     taints: &[Taint],
@@ -251,7 +252,7 @@ fn node_object(
             "annotations": {
                 ID_ANNOTATION: id.to_string(),
                 KEY_ANNOTATION: key,
-                EPOCH_ANNOTATION: epoch.to_string(),
+                EPOCH_ANNOTATION: u64::from(epoch).to_string(),
             },
         },
         "spec": {"providerID": format!("flotilla://{id}"), "taints": taints},
