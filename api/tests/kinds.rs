@@ -530,6 +530,28 @@ fn what_may_not_change() {
 }
 
 #[test]
+fn a_stored_time_zone_that_is_not_known_any_more_stands_until_it_is_changed() {
+    let (name, fields) = shortest(Builtin::CronJob).unwrap();
+    let (kind, _) = object(&manifest(name, &fields));
+    let mut old = stored(name, &fields);
+    old["spec"]["timeZone"] = json!("Mars/Base");
+    let update = |pointer: &str, value: Value| {
+        let mut new = old.clone();
+        let (parent, field) = pointer.rsplit_once('/').unwrap();
+        new.pointer_mut(parent).unwrap()[field] = value;
+        admit::prepare_update(&kind, &old, new, Subresource::None, UnknownFields::Refuse)
+    };
+    let suspended = update("/spec/suspend", json!(true)).unwrap().object;
+    assert_eq!((&suspended["spec"]["suspend"], &suspended["spec"]["timeZone"]), (&json!(true), &json!("Mars/Base")));
+    assert!(update("/metadata/finalizers", json!(["example.com/x"])).unwrap().changed);
+    for known in [json!("Europe/Paris"), json!(null)] {
+        update("/spec/timeZone", known).unwrap();
+    }
+    let refused = update("/spec/timeZone", json!("Mars/Port")).unwrap_err().message;
+    assert!(refused.ends_with("spec.timeZone: Invalid value: \"Mars/Port\": unknown time zone Mars/Port"), "{refused}");
+}
+
+#[test]
 fn fields_that_no_object_is_selected_by() {
     let fields = Fields::parse("metadata.name=x,spec.foo=1").unwrap();
     let table = [

@@ -312,6 +312,7 @@ async fn keep_membership(store: &Store, members: &Members) {
         if let Err(error) = members.reconcile_replicas(store).await {
             debug!(error = &error as &dyn std::error::Error, "membership stays as it is");
         }
+        members.greet_other_epochs(store).await;
         _ = timeout(MEMBERSHIP_INTERVAL, changes.changed()).await;
     }
 }

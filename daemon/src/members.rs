@@ -12,7 +12,7 @@ use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::{Alpn, Fingerprint, Listed, Net, NetError};
 use flotilla_raft::replicas::{self, Candidate, Replicas, Step};
-use flotilla_raft::{NodeId, Range, ReadError, Store, WatchItem};
+use flotilla_raft::{EpochId, NodeId, Range, ReadError, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
@@ -90,7 +90,7 @@ pub struct Roll {
     /// Those that are to have no replica.
     pub without_replica: BTreeSet<NodeId>,
     /// The cluster epoch in which each became a member: a replica of an earlier one is of no use in this.
-    pub epochs: BTreeMap<NodeId, u64>,
+    pub epochs: BTreeMap<NodeId, EpochId>,
 }
 
 impl Roll {
@@ -246,6 +246,15 @@ impl Members {
         Ok(())
     }
 
+    /// Tells the members of other epochs which one this is, and hears of theirs: two replicas that were recovered apart have
+    /// nothing else to say to each other.
+    pub async fn greet_other_epochs(&self, store: &Store) {
+        let now = self.replicas(store, &self.roll.borrow().clone(), BTreeSet::new());
+        let has_replica = |id: &NodeId| now.voters.contains(id) || now.learners.contains(id);
+        let others = now.nodes.iter().filter(|(id, node)| node.alive && !node.of_this_epoch && !has_replica(id));
+        futures::future::join_all(others.map(|(id, _)| store.greet(*id))).await;
+    }
+
     /// Whether the leader gives a member a replica as soon as it looks, as far as this node knows.
     pub fn is_about_to_have_replica(&self, store: &Store, id: NodeId) -> bool {
         let now = self.replicas(store, &self.roll.borrow(), BTreeSet::new());
@@ -337,7 +346,8 @@ impl Keeper {
                 roll.without_replica.insert(member.id);
             }
             let epoch = node.pointer("/metadata/annotations").and_then(|all| all.get(EPOCH_ANNOTATION)?.as_str());
-            roll.epochs.extend(epoch.and_then(|epoch| epoch.parse().ok()).map(|epoch| (member.id, epoch)));
+            roll.epochs
+                .extend(epoch.and_then(|epoch| epoch.parse::<u64>().ok()).map(|epoch| (member.id, epoch.into())));
             roll.add(member);
         }
         // A node that has just joined has an empty store: until it has caught up, the seed is right.

@@ -1,5 +1,6 @@
 //! How a machine becomes a node. It dials an address of its token, sees by the pinned authority that it has found the right
-//! cluster, and only then sends the token's secret with a request for a certificate. One question, one answer.
+//! cluster, and only then sends the token's secret with a request for a certificate. One question, one answer, to one node at
+//! a time.
 //!
 //! Invariant: the secret is sent to nobody but a node certified by the authority that the token pins.
 //! Invariant: what comes back is believed only if it fits the token and what was asked for.
@@ -8,6 +9,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
 use quinn::{Connection, ConnectionError, Endpoint};
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +36,9 @@ pub const MAX_QUESTION_BYTES: usize = 64 * 1024;
 
 /// The largest answer.
 pub const MAX_ANSWER_BYTES: usize = 4 * 1024 * 1024;
+
+/// By so much an address is dialled before the next one, unless it fails sooner (RFC 8305, section 5).
+const HEAD_START: Duration = Duration::from_millis(500);
 
 const MAX_VERSION_BYTES: usize = 64;
 const MAX_REASON_BYTES: usize = 512;
@@ -123,8 +129,8 @@ struct Question {
 
 type Answer<T> = Result<T, String>;
 
-/// Joins the cluster of `token`. The addresses are tried in order until one of the token's cluster answers; a refusal is
-/// final.
+/// Joins the cluster of `token`. The addresses are dialled in order, each with a head start, and the first that proves to be
+/// of the token's cluster is asked; a refusal is final.
 pub async fn join(
     token: &Token,
     parts: &JoinParts,
@@ -137,14 +143,39 @@ pub async fn join(
     }
     let question = question(token, parts)?;
     let (mut failures, mut stranger) = (Vec::new(), None);
-    for address in token.addresses() {
-        match ask(token, *address, &question, timeouts).await {
+    let mut left = token.addresses().iter().copied();
+    let dial = |address: SocketAddr| {
+        tracing::info!(%address, "dialling an address of the token");
+        reach(token, address, timeouts.connect)
+    };
+    let mut dials: FuturesUnordered<_> = left.next().map(dial).into_iter().collect();
+    while !dials.is_empty() {
+        let reached = tokio::select! {
+            biased;
+            Some(reached) = dials.next() => reached,
+            () = tokio::time::sleep(HEAD_START), if left.len() > 0 => {
+                dials.extend(left.next().map(dial));
+                continue;
+            }
+        };
+        let granted = match reached {
+            Ok(line) => line.ask(&question, timeouts.answer).await,
+            Err(error) => Err(error),
+        };
+        match granted {
             Ok(grant) => return accept(token, parts, grant),
             // The question is the same again, and the cluster knows it again: a lost answer costs no second admission.
-            Err(JoinError::Unreachable(reason) | JoinError::Broken(reason)) => failures.push(reason),
-            Err(error @ (JoinError::WrongCluster(_) | JoinError::Replaced(_))) => stranger = Some(error),
+            Err(JoinError::Unreachable(reason) | JoinError::Broken(reason)) => {
+                tracing::warn!(reason, "an address of the token does not help");
+                failures.push(reason);
+            }
+            Err(error @ (JoinError::WrongCluster(_) | JoinError::Replaced(_))) => {
+                tracing::warn!(reason = %error, "an address of the token does not help");
+                stranger = Some(error);
+            }
             Err(error) => return Err(error),
         }
+        dials.extend(left.next().map(dial));
     }
     Err(stranger.unwrap_or_else(|| JoinError::Unreachable(failures.join("; "))))
 }
@@ -163,28 +194,38 @@ fn question(token: &Token, parts: &JoinParts) -> Result<Vec<u8>, JoinError> {
     codec::encode(&question).map_err(|error| JoinError::Local(error.to_string()))
 }
 
-/// Dials one address and asks.
-async fn ask(
-    token: &Token,
+/// A connection to a node that has proved to be of the token's cluster.
+struct Line {
     address: SocketAddr,
-    question: &[u8],
-    timeouts: JoinTimeouts,
-) -> Result<JoinGrant, JoinError> {
-    let endpoint = caller_endpoint(address).map_err(JoinError::Local)?;
-    let connection = tokio::time::timeout(timeouts.connect, dial(&endpoint, token, address))
+    endpoint: Endpoint,
+    connection: Connection,
+}
+
+/// Dials one address.
+async fn reach(token: &Token, address: SocketAddr, bound: Duration) -> Result<Line, JoinError> {
+    // Another address may be of a family that this machine has.
+    let endpoint = caller_endpoint(address).map_err(|error| JoinError::Unreachable(format!("{address}: {error}")))?;
+    let connection = tokio::time::timeout(bound, dial(&endpoint, token, address))
         .await
         .map_err(|_| JoinError::Unreachable(format!("{address} does not answer")))??;
-    let result = tokio::time::timeout(timeouts.answer, exchange(&connection, question)).await;
-    connection.close(0_u32.into(), b"done");
-    // So that the close is sent; the answer stands whether or not it is heard.
-    let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
-    let broken = |reason: String| JoinError::Broken(format!("{address} broke off: {reason}"));
-    match result {
-        Ok(Ok(bytes)) => codec::decode_within::<Answer<JoinGrant>, MAX_ANSWER_BYTES>(&bytes)
-            .map_err(|error| broken(error.to_string()))?
-            .map_err(JoinError::Refused),
-        Ok(Err(error)) => Err(broken(explain(&connection, &error))),
-        Err(_) => Err(broken(format!("no answer within {} ms", timeouts.answer.as_millis()))),
+    Ok(Line { address, endpoint, connection })
+}
+
+impl Line {
+    async fn ask(self, question: &[u8], bound: Duration) -> Result<JoinGrant, JoinError> {
+        let Line { address, endpoint, connection } = self;
+        let result = tokio::time::timeout(bound, exchange(&connection, question)).await;
+        connection.close(0_u32.into(), b"done");
+        // So that the close is sent; the answer stands whether or not it is heard.
+        let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
+        let broken = |reason: String| JoinError::Broken(format!("{address} broke off: {reason}"));
+        match result {
+            Ok(Ok(bytes)) => codec::decode_within::<Answer<JoinGrant>, MAX_ANSWER_BYTES>(&bytes)
+                .map_err(|error| broken(error.to_string()))?
+                .map_err(JoinError::Refused),
+            Ok(Err(error)) => Err(broken(explain(&connection, &error))),
+            Err(_) => Err(broken(format!("no answer within {} ms", bound.as_millis()))),
+        }
     }
 }
 

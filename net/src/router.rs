@@ -23,7 +23,7 @@ use crate::pool::{WELCOME, canonical};
 use crate::ports::{Handler, PeerInfo};
 use crate::shared::Shared;
 use crate::socket::is_relayed;
-use crate::transport::{MAX_CALLS, MEMBER_WINDOW_BYTES};
+use crate::transport::{MAX_CALLS, MEMBER_WINDOW_BYTES, is_given_up};
 use crate::{join, relay, renew};
 
 /// How long calls may go on after their connection has ended.
@@ -70,6 +70,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, place: Place<Origin>) {
     let handshake = async { incoming.accept()?.await };
     let connection = match tokio::time::timeout(shared.options.handshake_timeout, handshake).await {
         Ok(Ok(connection)) => connection,
+        Ok(Err(error)) if is_given_up(&error) => return tracing::debug!(%from, %error, "a handshake was given up"),
         Ok(Err(error)) => return tracing::info!(%from, %error, "a handshake failed"),
         Err(_) => return tracing::info!(%from, "a handshake took too long"),
     };

@@ -9,8 +9,8 @@ use std::time::Duration;
 use aws_lc_rs::hmac;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use quinn::{
-    ClientConfig, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig, TransportConfig,
-    TransportErrorCode, VarInt,
+    ClientConfig, ConnectionError, ConnectionId, ConnectionIdGenerator, EndpointConfig, IdleTimeout, ServerConfig,
+    TransportConfig, TransportErrorCode, VarInt,
 };
 use rustls::AlertDescription;
 
@@ -129,6 +129,12 @@ pub(crate) fn is_revoked_alert(code: TransportErrorCode) -> bool {
     code == alert(AlertDescription::CertificateRevoked)
 }
 
+/// Whether the peer gave the connection up before it was made, as who dials several addresses does with all but the first
+/// that lets it in. Whoever finds something wrong says so with an alert instead.
+pub(crate) fn is_given_up(error: &ConnectionError) -> bool {
+    matches!(error, ConnectionError::ConnectionClosed(close) if close.error_code == TransportErrorCode::APPLICATION_ERROR)
+}
+
 /// Whether a transport error says that one side does not believe the other. One that does not speak a protocol, since it is
 /// older, says nothing of that kind.
 pub(crate) fn is_estranging(code: TransportErrorCode) -> bool {
@@ -146,6 +152,9 @@ pub(crate) fn bind(listen: SocketAddr) -> Result<UdpSocket, String> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use quinn::ConnectionClose;
+
     use super::*;
 
     #[test]
@@ -156,6 +165,17 @@ mod tests {
             assert!(bounds(Alpn::Relay).contains(&format!("{bound}: {RELAY_MTU_BYTES}")), "{bound}");
             assert!(bounds(Alpn::Beat).contains(&format!("{bound}: 1200")), "{bound}");
         }
+    }
+
+    #[test]
+    fn who_gives_up_a_handshake_is_told_from_who_refuses_it() {
+        let closed = |error_code| {
+            let close = ConnectionClose { error_code, frame_type: None, reason: Bytes::new() };
+            ConnectionError::ConnectionClosed(close)
+        };
+        assert!(is_given_up(&closed(TransportErrorCode::APPLICATION_ERROR)));
+        assert!(!is_given_up(&closed(alert(AlertDescription::UnknownCA))));
+        assert!(!is_given_up(&ConnectionError::TimedOut));
     }
 
     #[test]

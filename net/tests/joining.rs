@@ -5,7 +5,7 @@ mod support;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use flotilla_net::*;
@@ -206,6 +206,25 @@ async fn addresses_that_do_not_answer_or_are_others_are_passed_over() {
         format!("none of the token's addresses answers: {dead} does not answer")
     );
     stop(vec![first, stranger]).await;
+}
+
+/// Neither who is let in nor who is refused waits until an address that is silent has had all its time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_address_costs_its_head_start_and_not_all_its_time() {
+    let (first, desk) = first_node().await;
+    let deaf = [(); 3].map(|()| std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket"));
+    let [one, two, three] = deaf.each_ref().map(|socket| socket.local_addr().expect("bound"));
+    let addresses = vec![one, two, first.net.local_addr().expect("bound"), three];
+    let timeouts = JoinTimeouts { connect: Duration::from_secs(60), ..quick() };
+    let began = Instant::now();
+    let revoked = token(&desk, addresses.clone(), None);
+    let valid = token(&desk, addresses, None);
+    let refused = join(&revoked, &parts(2), timeouts, SystemTime::now()).await.expect_err("revoked");
+    assert!(matches!(refused, JoinError::Refused(_)), "{refused}");
+    join(&valid, &parts(2), timeouts, SystemTime::now()).await.expect("joins");
+    assert!(began.elapsed() < timeouts.connect / 2, "{:?}", began.elapsed());
+    assert_eq!(desk.asked.load(Ordering::SeqCst), 2, "each was asked once");
+    first.net.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

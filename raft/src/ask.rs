@@ -81,7 +81,7 @@ impl Inner {
         }
     }
 
-    async fn ask_peer(&self, leader: NodeId, request: &Request, bound: Duration) -> Result<Reply, Refusal> {
+    pub async fn ask_peer(&self, leader: NodeId, request: &Request, bound: Duration) -> Result<Reply, Refusal> {
         let message = Addressed { epoch: self.spoken_epoch(), body: request };
         let message = codec::encode(&message).map_err(|e| Refusal::Failed(e.to_string()))?;
         match self.transport.call(leader, message.into(), bound).await {

@@ -74,8 +74,8 @@ fn formats_are_as_they_were() {
 
     let mut lines = String::new();
     let l = &mut lines;
-    pinned(l, "log-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", Some(1)) });
-    pinned(l, "state-meta", &StoreMeta { epoch: 3, ..StoreMeta::new("c", None) });
+    pinned(l, "log-meta", &StoreMeta { epoch: 3.into(), ..StoreMeta::new("c", Some(1)) });
+    pinned(l, "state-meta", &StoreMeta { epoch: 3.into(), ..StoreMeta::new("c", None) });
     pinned(l, "vote", &vote);
     pinned(l, "log-id", &id);
     pinned(l, "entry-blank", &entry(PayloadForm::Blank));
@@ -115,17 +115,17 @@ fn formats_are_as_they_were() {
     pinned(l, "refused-invalid", &Reply::Refused(Refusal::Invalid("x".into())));
     pinned(l, "refused-unknown", &Reply::Refused(Refusal::Unknown("x".into())));
     pinned(l, "refused-failed", &Reply::Refused(Refusal::Failed("x".into())));
-    pinned(l, "refused-epoch", &Reply::Refused(Refusal::Epoch(2)));
-    pinned(l, "addressed-request", &Addressed { epoch: 2, body: Request::ReadIndex });
-    pinned(l, "opening-log", &Addressed { epoch: 2, body: Opening::Log });
-    pinned(l, "opening-snapshot", &Addressed { epoch: 2, body: Opening::Snapshot(header) });
+    pinned(l, "refused-epoch", &Reply::Refused(Refusal::Epoch(2.into())));
+    pinned(l, "addressed-request", &Addressed { epoch: 2.into(), body: Request::ReadIndex });
+    pinned(l, "opening-log", &Addressed { epoch: 2.into(), body: Opening::Log });
+    pinned(l, "opening-snapshot", &Addressed { epoch: 2.into(), body: Opening::Snapshot(header) });
     pinned(l, "append", &append);
     pinned(l, "snapshot-vote", &SnapshotReply::Vote(vote));
     pinned(l, "snapshot-failed", &SnapshotReply::Failed("x".into()));
     crate::state::pin(l, stored);
     let backup = BackupHeader {
         cluster: "c".into(),
-        epoch: 2,
+        epoch: 2.into(),
         revision: 12,
         applied: id,
         now_ms: 1_700_000_000_000,

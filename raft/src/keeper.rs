@@ -7,7 +7,7 @@ use openraft::async_runtime::watch::WatchReceiver;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::disk::DiskError;
-use crate::epoch::Epoch;
+use crate::epoch::{Epoch, EpochId};
 use crate::inner::Inner;
 use crate::log::Log;
 use crate::machine::Machine;
@@ -63,7 +63,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
 }
 
 /// Sees to it that a damaged replica does not open again.
-async fn mark(machine: &Arc<Machine>, detail: &str, epoch: u64) {
+async fn mark(machine: &Arc<Machine>, detail: &str, epoch: EpochId) {
     let (marked, mark) = (machine.clone(), Mark { detail: detail.into(), epoch });
     let marked = runtime::blocking(move || refill::mark(marked.root(), &mark, marked.disk())).await;
     if let Err(error) = marked.map_err(DiskError::io(machine.root())).flatten() {

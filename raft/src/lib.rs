@@ -55,6 +55,7 @@ mod wire;
 pub use backup::{Backup, BackupError, BackupInfo, restore, verify as verify_backup};
 pub use command::EventBounds;
 pub use disk::{DbError, DiskError};
+pub use epoch::EpochId;
 pub use error::{Error, HandleError, OpenError, ProposeError};
 pub use kv::{Event, KeyValue, Listing, Range};
 pub use limits::{MAX_CHANGE_BYTES, MAX_KEY_BYTES, MAX_PRECONDITIONS, MAX_VALUE_BYTES};

@@ -10,7 +10,7 @@ use openraft::entry::RaftEntry;
 
 use crate::codec::{LogIdForm, VoteForm};
 use crate::disk::{Disk, DiskError, StoreMeta};
-use crate::epoch::REVISION_JUMP;
+use crate::epoch::{EpochId, REVISION_JUMP};
 use crate::log::{self, Offline};
 use crate::refill;
 use crate::snapshot::{Places, SnapshotDir};
@@ -20,7 +20,7 @@ use crate::types::{LogId, Membership, NodeId, StoredMembership, term_of};
 /// What a replica that does not run knows.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
-    pub epoch: u64,
+    pub epoch: EpochId,
     /// The last revision applied.
     pub revision: u64,
     pub voters: BTreeSet<NodeId>,
@@ -80,7 +80,7 @@ impl<'a> Stopped<'a> {
         let state = State::open(&places.state, cluster, &disk)?;
         let log = Offline::open(&places.log, &StoreMeta::new(cluster, Some(id)), &disk)?;
         // A state that was not flushed may have nothing of what the log has.
-        if state.epoch() == 0 || (state.header().applied.is_none() && log.last().is_none()) {
+        if state.epoch().is_none() || (state.header().applied.is_none() && log.last().is_none()) {
             return Err(RecoverError::Empty);
         }
         Ok(Self { dir, cluster, id, disk, log, state })
@@ -118,7 +118,8 @@ impl<'a> Stopped<'a> {
     /// Prepares a state and a log of the next epoch beside the present ones and changes over.
     fn begin_epoch(self) -> Result<Remains, RecoverError> {
         let header = self.state.header();
-        let epoch = self.state.epoch() + 1;
+        let last = || DiskError::damaged(self.dir, format!("its epoch, {}, cannot be", self.state.epoch()));
+        let epoch = self.state.epoch().next().ok_or_else(last)?;
         let at: LogId = self.log.last().max(header.applied.map(LogId::from)).ok_or(RecoverError::Empty)?;
         let given = self.log.vote().map_or(0, |vote| vote.leader_id.term);
         let vote = VoteForm { term: given.max(term_of(&at)) + 1, node: self.id, committed: false };
@@ -143,5 +144,67 @@ impl<'a> Stopped<'a> {
             last_write_ms: header.now_ms,
             unapplied: 0,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::{Change, GroupResource, Key};
+    use openraft::EntryPayload;
+    use openraft::storage::RaftLogStorageExt;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::command::{Batch, EventBounds};
+    use crate::epoch::EpochId;
+    use crate::log::Log;
+    use crate::types::{Entry, log_id};
+
+    const ID: NodeId = 1;
+
+    fn key(index: u64) -> Key {
+        Key::new(&GroupResource::new("", "pods"), "", &format!("k{index}"))
+    }
+
+    /// A replica of the first epoch that has applied nothing of the `count` entries in its log.
+    async fn with_empty_state(count: u64) -> TempDir {
+        let dir = TempDir::new().unwrap();
+        let disk = Disk::default();
+        let places = Places::find(dir.path(), &disk).unwrap();
+        State::open(&places.state, "c", &disk).unwrap().set_epoch(EpochId::FIRST).unwrap();
+        let mut log = Log::open(&places.log, &StoreMeta::new("c", Some(ID)), &disk).unwrap();
+        log.set_epoch(EpochId::FIRST).unwrap();
+        let entry = |index| {
+            let changes = vec![Change::new("u", "m").put(key(index), "x".into())];
+            let events = EventBounds { max_count: 1, max_age_ms: 1 };
+            let batch = Batch { version: 1, now_ms: index, events, compact: None, raise: None, changes };
+            Entry::new(log_id(1, index), EntryPayload::Normal(batch.encode().unwrap()))
+        };
+        if count > 0 {
+            log.blocking_append((0..count).map(entry)).await.unwrap();
+        }
+        log.close().await;
+        dir
+    }
+
+    #[tokio::test]
+    async fn an_empty_state_takes_all_from_the_log() {
+        let dir = with_empty_state(3).await;
+        let before = inspect(dir.path(), "c", ID).unwrap();
+        assert_eq!((before.epoch, before.revision), (EpochId::FIRST, 0));
+        let begun = recover(dir.path(), "c", ID).unwrap();
+        assert_eq!((begun.unapplied, begun.revision, begun.epoch.life()), (3, 3 + REVISION_JUMP, 2));
+        let disk = Disk::default();
+        let state = State::open(&Places::find(dir.path(), &disk).unwrap().state, "c", &disk).unwrap();
+        assert!((0..3).all(|index| state.get(&key(index)).unwrap().is_some()));
+    }
+
+    #[tokio::test]
+    async fn an_empty_state_beside_an_empty_log_cannot_recover() {
+        let dir = with_empty_state(0).await;
+        for _ in 0..2 {
+            assert!(matches!(recover(dir.path(), "c", ID), Err(RecoverError::Empty)));
+        }
+        assert!(matches!(inspect(dir.path(), "c", ID), Err(RecoverError::Empty)));
     }
 }

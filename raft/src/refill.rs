@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec;
 use crate::disk::{Disk, DiskError};
+use crate::epoch::EpochId;
 use crate::machine::Machine;
 use crate::options::Options;
 use crate::runtime::{self, watch};
@@ -38,8 +39,8 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(6);
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Mark {
     pub detail: String,
-    /// The epoch of the replica; 0 if that cannot be read any more.
-    pub epoch: u64,
+    /// The epoch of the replica; none if that cannot be read any more.
+    pub epoch: EpochId,
 }
 
 /// How far an emptied replica has to come before it is like any other.
@@ -58,7 +59,7 @@ pub enum RefillError {
     Disk(#[from] DiskError),
     /// The cluster has gone on in this epoch, without this replica.
     #[error("the cluster is in epoch {0} by now, and this replica is not of it")]
-    Superseded(u64),
+    Superseded(EpochId),
     #[error("no leader has taken the damaged replica out of the group: {0}")]
     Refused(String),
 }
@@ -159,7 +160,7 @@ pub(crate) fn read(dir: &Path, disk: &Disk) -> Result<Option<Mark>, DiskError> {
     let path = dir.join(MARK);
     let bytes = disk.read(&path, MAX_MARK_BYTES).map_err(DiskError::io(&path))?;
     // That it is there is what counts.
-    let unread = |_| Mark { detail: "the mark of the damage is damaged too".into(), epoch: 0 };
+    let unread = |_| Mark { detail: "the mark of the damage is damaged too".into(), epoch: EpochId::NONE };
     Ok(bytes.map(|bytes| codec::decode(&bytes).unwrap_or_else(unread)))
 }
 
@@ -187,7 +188,12 @@ fn aside(dir: &Path) -> PathBuf {
 }
 
 /// Has the leader commit a membership without this replica. Returns a log index that was committed then.
-async fn leave(id: NodeId, epoch: u64, peers: &[NodeId], transport: &Arc<dyn Transport>) -> Result<u64, RefillError> {
+async fn leave(
+    id: NodeId,
+    epoch: EpochId,
+    peers: &[NodeId],
+    transport: &Arc<dyn Transport>,
+) -> Result<u64, RefillError> {
     let mut refused = String::from("no other replica is known");
     for peer in peers.iter().filter(|peer| **peer != id) {
         match ask(*peer, id, epoch, transport).await {
@@ -201,12 +207,12 @@ async fn leave(id: NodeId, epoch: u64, peers: &[NodeId], transport: &Arc<dyn Tra
 }
 
 enum Asked {
-    Superseded(u64),
+    Superseded(EpochId),
     Refused(String),
 }
 
 /// Has this peer, if it leads, remove the replica, and then say what is committed.
-async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Transport>) -> Result<u64, Asked> {
+async fn ask(peer: NodeId, id: NodeId, known_epoch: EpochId, transport: &Arc<dyn Transport>) -> Result<u64, Asked> {
     let (mut epoch, mut removed) = (known_epoch, false);
     loop {
         let body = if removed { Request::ReadIndex } else { Request::RemoveReplica(id) };
@@ -214,8 +220,11 @@ async fn ask(peer: NodeId, id: NodeId, known_epoch: u64, transport: &Arc<dyn Tra
             Reply::Done if !removed => removed = true,
             Reply::ReadIndex(committed) if removed => return Ok(committed),
             // What cannot be read any more is asked for.
-            Reply::Refused(Refusal::Epoch(theirs)) if epoch == 0 && theirs != 0 => epoch = theirs,
-            Reply::Refused(Refusal::Epoch(theirs)) if theirs > epoch => return Err(Asked::Superseded(theirs)),
+            Reply::Refused(Refusal::Epoch(theirs)) if epoch.is_none() && !theirs.is_none() => epoch = theirs,
+            Reply::Refused(Refusal::Epoch(theirs)) if theirs.is_after(epoch) => return Err(Asked::Superseded(theirs)),
+            Reply::Refused(Refusal::Epoch(theirs)) => {
+                return Err(Asked::Refused(format!("it is of epoch {theirs}, and the damaged replica of {epoch}")));
+            }
             Reply::Refused(Refusal::NotLeader(_)) => return Err(Asked::Refused("does not lead".into())),
             Reply::Refused(Refusal::Unknown(why) | Refusal::Failed(why) | Refusal::Invalid(why)) => {
                 return Err(Asked::Refused(why));
@@ -242,12 +251,12 @@ mod tests {
         let (dir, disk) = (parent.path().join("store"), Disk::default());
         disk.create_dir(&dir.join("log")).unwrap();
         assert_eq!(read(&dir, &disk).unwrap(), None);
-        let first = Mark { detail: "a bit".into(), epoch: 3 };
+        let first = Mark { detail: "a bit".into(), epoch: 3.into() };
         mark(&dir, &first, &disk).unwrap();
-        mark(&dir, &Mark { detail: "another".into(), epoch: 0 }, &disk).unwrap();
+        mark(&dir, &Mark { detail: "another".into(), epoch: EpochId::NONE }, &disk).unwrap();
         assert_eq!(read(&dir, &disk).unwrap(), Some(first));
         std::fs::write(dir.join(MARK), b"").unwrap();
-        assert_eq!(read(&dir, &disk).unwrap().unwrap().epoch, 0, "a mark that cannot be read is one");
+        assert_eq!(read(&dir, &disk).unwrap().unwrap().epoch, EpochId::NONE, "a mark that cannot be read is one");
         empty(&dir, &disk).unwrap();
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 0);
     }

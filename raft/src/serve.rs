@@ -13,7 +13,7 @@ use openraft::raft::{
 
 use crate::codec::{self, LogIdForm, VoteForm};
 use crate::courier::{self, CourierError};
-use crate::epoch;
+use crate::epoch::{self, EpochId};
 use crate::error::HandleError;
 use crate::frame::{self, FrameError, within};
 use crate::inner::Inner;
@@ -44,8 +44,8 @@ impl Inner {
     }
 
     /// Refuses another epoch; an empty replica takes that of its first leader.
-    async fn admit(&self, from: NodeId, epoch: u64, is_leaders: bool) -> Result<(), Refusal> {
-        if self.epoch.own() == 0 && epoch != 0 && is_leaders {
+    async fn admit(&self, from: NodeId, epoch: EpochId, is_leaders: bool) -> Result<(), Refusal> {
+        if self.epoch.own().is_none() && !epoch.is_none() && is_leaders {
             epoch::adopt(&self.epoch, epoch, &self.log, &self.machine).await.map_err(fatal)?;
         }
         self.epoch.check(from, epoch)

@@ -14,6 +14,7 @@ use flotilla_api::Key;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use crate::epoch::EpochId;
 use crate::inner::Inner;
 use crate::kv::{Event, KeyValue, Listing, Range};
 use crate::machine::Machine;
@@ -30,7 +31,7 @@ pub struct SliceStart {
     /// The replica that feeds it.
     pub replica: NodeId,
     /// The cluster epoch of that replica.
-    pub epoch: u64,
+    pub epoch: EpochId,
     pub objects: Vec<KeyValue>,
     pub revision: u64,
     pub questions: mpsc::Sender<Question>,
@@ -58,7 +59,7 @@ pub enum SliceWrite {
 /// A slice as its node reads it.
 pub(crate) struct Slice {
     pub replica: NodeId,
-    pub epoch: u64,
+    pub epoch: EpochId,
     objects: RwLock<BTreeMap<String, KeyValue>>,
     first: u64,
     hub: Hub,
@@ -305,9 +306,9 @@ impl Inner {
     }
 
     /// The epoch in which this node speaks.
-    pub fn spoken_epoch(&self) -> u64 {
+    pub fn spoken_epoch(&self) -> EpochId {
         match (self.epoch.own(), self.slice.slice()) {
-            (0, Some(slice)) => slice.epoch,
+            (EpochId::NONE, Some(slice)) => slice.epoch,
             (own, _) => own,
         }
     }
@@ -326,7 +327,7 @@ mod tests {
 
     fn slice(objects: Vec<KeyValue>, revision: u64) -> (Slice, mpsc::Receiver<Question>) {
         let (questions, asked) = mpsc::channel(1);
-        let start = SliceStart { replica: 1, epoch: 1, objects, revision, questions };
+        let start = SliceStart { replica: 1, epoch: EpochId::FIRST, objects, revision, questions };
         (Slice::new(start, CancellationToken::new()), asked)
     }
 

@@ -9,6 +9,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::disk::{Disk, DiskError};
+use crate::epoch::EpochId;
 use crate::runtime;
 use crate::state::State;
 use crate::types::{LogId, SnapshotMeta};
@@ -53,7 +54,7 @@ impl SnapshotDir {
 
     /// Opens what was staged, to see that it is a state of this cluster and epoch that this build understands, and what it
     /// covers.
-    pub fn verify(staging: Staging, cluster: &str, epoch: u64, understands: u32) -> Result<Self, DiskError> {
+    pub fn verify(staging: Staging, cluster: &str, epoch: EpochId, understands: u32) -> Result<Self, DiskError> {
         let state = State::open(&staging.path, cluster, &staging.disk.apart())?.understanding(understands)?;
         if state.epoch() != epoch {
             return Err(DiskError::damaged(&staging.path, format!("of epoch {}, not {epoch}", state.epoch())));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::epoch::Standing;
+use crate::epoch::{EpochId, Standing};
 use crate::types::{NodeId, Types};
 
 /// A watcher of it is woken when something changes but how far the replica has come, and then sees that too.
@@ -11,10 +11,12 @@ pub struct Status {
     pub id: NodeId,
     pub leader: Option<NodeId>,
     pub term: u64,
-    /// The life of the cluster that this replica belongs to; 0 until it belongs to one.
-    pub epoch: u64,
+    /// The life of the cluster that this replica belongs to; none until it belongs to one.
+    pub epoch: EpochId,
     /// The cluster has begun this epoch without this replica, which therefore has to join anew.
-    pub superseded_by: Option<u64>,
+    pub superseded_by: Option<EpochId>,
+    /// A member is of this epoch, which was begun apart from this replica's: there are two clusters with one name.
+    pub beside: Option<EpochId>,
     pub is_leader: bool,
     pub voters: BTreeSet<NodeId>,
     /// They are being changed: until that is done, it takes more than half of the old ones and of the new ones.
@@ -56,6 +58,7 @@ impl Status {
             term: metrics.current_term,
             epoch: standing.own,
             superseded_by: standing.superseded_by,
+            beside: standing.beside,
             is_leader: metrics.state.is_leader() && metrics.current_leader == Some(metrics.id),
             voters: membership.voter_ids().collect(),
             voters_change: membership.get_joint_config().len() > 1,

@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use crate::backup::{self, Backup};
 use crate::batcher::Batcher;
 use crate::disk::{Disk, DiskError, StoreMeta};
-use crate::epoch::{self, Epoch, FIRST_EPOCH};
+use crate::epoch::{self, Epoch, EpochId};
 use crate::error::{Error, HandleError, OpenError, ProposeError};
 use crate::inner::Inner;
 use crate::keeper::{self, Sources};
@@ -47,6 +47,8 @@ const FUTURE_REVISION_WAIT: Duration = Duration::from_secs(3);
 const OWN_REPLICA_LOOK: Duration = Duration::from_millis(500);
 /// How long `shutdown` waits for others to let go of the databases.
 const RELEASE_WAIT: Duration = Duration::from_secs(5);
+/// A member of another epoch that does not answer within this time is greeted again at the next look.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A replica of the store. Clones are handles on the same one.
 #[derive(Clone)]
@@ -153,7 +155,7 @@ impl Store {
     /// Makes this replica the sole voter of a new cluster. Does nothing if it is in a cluster.
     pub async fn bootstrap(&self) -> Result<(), Error> {
         let inner = &self.inner;
-        let adopted = epoch::adopt(&inner.epoch, FIRST_EPOCH, &inner.log, &inner.machine).await;
+        let adopted = epoch::adopt(&inner.epoch, EpochId::FIRST, &inner.log, &inner.machine).await;
         adopted.map_err(|e| Error::Refused(e.to_string()))?;
         match self.inner.raft.initialize(BTreeSet::from([self.inner.id()])).await {
             Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
@@ -444,15 +446,21 @@ impl Store {
         self.inner.slice.slice().map(|slice| slice.replica)
     }
 
-    /// The cluster epoch in which this node speaks: its replica's or its slice's, and 0 until it has one.
-    pub fn spoken_epoch(&self) -> u64 {
+    /// The cluster epoch in which this node speaks: its replica's or its slice's, and none until it has one.
+    pub fn spoken_epoch(&self) -> EpochId {
         self.inner.spoken_epoch()
     }
 
     /// Takes note of the cluster epoch that a member says it is of: one that is later than this replica's has begun without
     /// it.
-    pub fn heard_epoch(&self, from: NodeId, epoch: u64) {
+    pub fn heard_epoch(&self, from: NodeId, epoch: EpochId) {
         self.inner.epoch.heard(from, epoch);
+    }
+
+    /// Tells a member of another cluster epoch which one this replica is of, and hears of its.
+    pub async fn greet(&self, member: NodeId) {
+        // Whatever else it answers is of no use here.
+        let _ = self.inner.ask_peer(member, &Request::ReadIndex, GREETING_TIMEOUT).await;
     }
 
     /// How often this node has begun to read from elsewhere. What was read belongs together if this is the same before the
@@ -503,7 +511,7 @@ async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
         if let Some(mark) = refill::read(dir, &disk)? {
             return Err(DiskError::damaged(dir, mark.detail));
         }
-        let mut epoch = 0;
+        let mut epoch = EpochId::NONE;
         let opened = open_databases(&options, &disk, &mut epoch);
         if let Err(error) = &opened
             && error.is_damage()
@@ -516,15 +524,19 @@ async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
 }
 
 /// Opens both databases; `found` is the epoch that could be read of them, whatever else could not.
-fn open_databases(options: &Options, disk: &Disk, found: &mut u64) -> Result<Opened, DiskError> {
+fn open_databases(options: &Options, disk: &Disk, found: &mut EpochId) -> Result<Opened, DiskError> {
     let dir = &options.dir;
     let space = Arc::new(Space::new(options.space_floor, dir, disk));
     let places = Places::find(dir, disk)?;
     places.tidy(dir, disk)?;
     let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), disk);
-    *found = log.as_ref().map_or(0, Log::epoch);
+    *found = log.as_ref().map_or(EpochId::NONE, Log::epoch);
     let machine = Machine::open(dir, &places.state, &options.cluster, options.command_version, disk.clone());
-    *found = machine.as_ref().map_or(0, |machine| machine.state().epoch()).max(*found);
+    if let Ok(machine) = &machine
+        && !machine.state().epoch().is_none()
+    {
+        *found = machine.state().epoch();
+    }
     let (log, machine) = (log?, Arc::new(machine?));
     let epoch = Arc::new(Epoch::open(&log, &machine)?);
     Ok(Opened { log, machine, space, epoch, behind: refill::behind(dir, options.id, disk)? })

@@ -361,6 +361,47 @@ mod tests {
         told.changed().now_or_never().is_some()
     }
 
+    fn sized(revision: u64, size_bytes: usize) -> Vec<Event> {
+        let mut events = put("secrets", revision);
+        let Event::Put { kv, .. } = &mut events[0] else { unreachable!() };
+        kv.value = vec![0; size_bytes].into();
+        events
+    }
+
+    #[test]
+    fn what_nobody_was_woken_for_yet_stays_in_the_ring_however_large_it_is() {
+        let mut ring = Ring::default();
+        let span = |revision, size_bytes| Span { first: revision, last: revision, events: Vec::new(), size_bytes };
+        let kept = |ring: &Ring| ring.spans.iter().map(|span| span.first).collect::<Vec<_>>();
+        assert!(!ring.push(span(1, 10)));
+        assert!(ring.push(span(2, 2 * RING_BYTES)), "it is time to wake all");
+        assert_eq!(kept(&ring), [1, 2], "more than the ring is to hold, but not swept yet");
+        assert!(!ring.push(span(3, 10)));
+        assert_eq!((kept(&ring), ring.size_bytes), (vec![3], 10));
+        assert!(!ring.push(span(4, SWEEP_BYTES / 2)) && ring.push(span(5, RING_BYTES)));
+        assert_eq!(kept(&ring), [3, 4, 5]);
+    }
+
+    #[test]
+    fn a_watcher_of_what_does_not_change_finds_what_it_has_yet_to_see_in_the_ring() {
+        let hub = Hub::new(0);
+        let mut quiet = hub.subscribe_to("core/pods/");
+        let mut woken = 0;
+        for revision in 1..=2_000 {
+            let size_bytes = match revision % 100 {
+                0 => RING_BYTES + 1,
+                50 => SWEEP_BYTES - 1,
+                _ => 5_000,
+            };
+            hub.publish(revision, sized(revision, size_bytes));
+            if is_woken(&mut quiet) {
+                assert!(hub.since(woken + 1).is_some(), "{woken} {revision}");
+                woken = *quiet.borrow();
+            }
+        }
+        assert!(woken > 1_900);
+    }
+
     #[test]
     fn who_watches_a_collection_is_woken_by_it_and_when_much_has_happened_elsewhere() {
         let hub = Hub::new(10);

@@ -8,12 +8,13 @@ use flotilla_api::Change;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::{EntryForm, LogIdForm, StoredMembershipForm, VoteForm};
+use crate::epoch::EpochId;
 use crate::outcome::Outcome;
 
 /// A request, or the opening of a stream, and the epoch of the cluster that its sender belongs to.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Addressed<T> {
-    pub epoch: u64,
+    pub epoch: EpochId,
     pub body: T,
 }
 
@@ -58,7 +59,7 @@ pub(crate) enum Refusal {
     /// Nothing happened, for this reason.
     Failed(String),
     /// Nothing happened: the sender belongs to another epoch than this one.
-    Epoch(u64),
+    Epoch(EpochId),
 }
 
 impl Request {

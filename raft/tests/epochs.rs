@@ -7,7 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use cluster::{Cluster, insist, key, put, until};
-use flotilla_raft::{Options, Range, ReadError, RecoverError, Store, inspect, recover, restore, verify_backup};
+use flotilla_raft::{
+    EpochId, Options, Range, ReadError, RecoverError, Store, inspect, recover, restore, verify_backup,
+};
 
 const THREE: [u64; 3] = [1, 2, 3];
 const CLUSTER: &str = "test-cluster";
@@ -53,17 +55,17 @@ async fn a_backup_under_load_is_of_one_revision_and_begins_a_new_epoch() {
     cluster.stop_all().await;
 
     let found = verify_backup(&file).unwrap();
-    assert_eq!((found.cluster.as_str(), found.epoch, found.objects), (CLUSTER, 1, 52));
+    assert_eq!((found.cluster.as_str(), found.epoch, found.objects), (CLUSTER, EpochId::FIRST, 52));
     assert!((before..=last).contains(&found.revision), "{before} {found:?} {last}");
     assert_eq!(found.size_bytes, std::fs::metadata(&file).unwrap().len());
 
     let info = restored(&file, dir.path(), 9).unwrap();
-    assert_eq!((info.epoch, info.revision, info.objects), (2, found.revision, 52));
+    assert_eq!((info.epoch.life(), info.revision, info.objects), (2, found.revision, 52));
     let mut cluster = Cluster::new(plain);
     let store = cluster.start_in(9, dir.path()).await;
     cluster.leader(&[9]).await;
     store.barrier().await.unwrap();
-    assert_eq!(cluster.status(9).epoch, 2);
+    assert_eq!(cluster.status(9).epoch, info.epoch);
     let value = |name: &str| store.get(&key(name)).unwrap().unwrap();
     assert_eq!(value("left").value, value("right").value, "a Change is in it whole");
     assert_eq!(value("k07").mod_revision, 8, "objects keep their revisions");
@@ -75,7 +77,7 @@ async fn a_backup_under_load_is_of_one_revision_and_begins_a_new_epoch() {
     store.add_replica(10).await.unwrap();
     until("a new replica has it all", || cluster.store(10).revision() >= next).await;
     assert_eq!(cluster.store(10).range(Range::default()).unwrap().items.len(), 53);
-    assert_eq!(cluster.status(10).epoch, 2);
+    assert_eq!(cluster.status(10).epoch, info.epoch);
     drop(store);
     cluster.stop_all().await;
 }
@@ -147,10 +149,10 @@ async fn the_survivor_goes_on_alone_and_the_old_epoch_is_refused() {
 
     let dir = cluster.dir(3).to_owned();
     let remains = inspect(&dir, CLUSTER, 3).unwrap();
-    assert_eq!((remains.epoch, remains.voters), (1, THREE.into()));
-    assert_eq!(inspect(&dir, CLUSTER, 3).unwrap().epoch, 1, "looking changes nothing");
+    assert_eq!((remains.epoch, remains.voters), (EpochId::FIRST, THREE.into()));
+    assert_eq!(inspect(&dir, CLUSTER, 3).unwrap().epoch, EpochId::FIRST, "looking changes nothing");
     let begun = recover(&dir, CLUSTER, 3).unwrap();
-    assert_eq!((begun.epoch, begun.voters), (2, [3].into()));
+    assert_eq!((begun.epoch.life(), begun.voters.clone()), (2, [3].into()));
     assert!(begun.revision > last + (1 << 39));
 
     let store = cluster.start(3).await;
@@ -165,7 +167,7 @@ async fn the_survivor_goes_on_alone_and_the_old_epoch_is_refused() {
         cluster.start(id).await;
     }
     let stray = cluster.leader(&[1, 2]).await;
-    until("their leader hears of it", || cluster.status(stray).superseded_by == Some(2)).await;
+    until("their leader hears of it", || cluster.status(stray).superseded_by == Some(begun.epoch)).await;
     insist(&cluster.store(1), put("k0", "stray")).await;
     assert_eq!(store.get(&key("k0")).unwrap().unwrap().value.as_ref(), b"new");
     assert_eq!(cluster.status(3).voters, [3].into());
@@ -179,7 +181,7 @@ async fn the_survivor_goes_on_alone_and_the_old_epoch_is_refused() {
     cluster.start(4).await;
     store.add_replica(4).await.unwrap();
     until("the empty one has it all", || cluster.store(4).revision() >= written).await;
-    assert_eq!((cluster.status(4).epoch, cluster.status(1).epoch), (2, 1));
+    assert_eq!((cluster.status(4).epoch, cluster.status(1).epoch), (begun.epoch, EpochId::FIRST));
     assert!(cluster.store(1).revision() < begun.revision);
     store.remove_replica(1).await.unwrap();
     cluster.start(5).await;
@@ -189,8 +191,55 @@ async fn the_survivor_goes_on_alone_and_the_old_epoch_is_refused() {
     drop(store);
     cluster.stop_all().await;
     cluster.start(3).await;
-    assert_eq!(cluster.status(3).epoch, 2, "an epoch is for ever");
+    assert_eq!(cluster.status(3).epoch, begun.epoch, "an epoch is for ever");
     cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_are_recovered_apart_refuse_each_other_and_both_say_so() {
+    let mut cluster = Cluster::boot(plain, &THREE, 3).await;
+    let last = insist(&cluster.store(1), put("a", "old")).await;
+    until("both have it", || [2, 3].iter().all(|id| cluster.store(*id).revision() >= last)).await;
+    cluster.stop_all().await;
+    let [two, three] = [2, 3].map(|id| recover(cluster.dir(id), CLUSTER, id).unwrap());
+    assert_eq!((two.epoch.life(), three.epoch.life()), (2, 2));
+    assert_ne!(two.epoch, three.epoch);
+    for id in [2, 3] {
+        cluster.start(id).await;
+        cluster.leader(&[id]).await;
+        insist(&cluster.store(id), put("a", &id.to_string())).await;
+    }
+    cluster.store(3).greet(2).await;
+    let heard = |id| (cluster.status(id).beside, cluster.status(id).superseded_by);
+    until("both know", || heard(2) == (Some(three.epoch), None) && heard(3) == (Some(two.epoch), None)).await;
+
+    // As a replica the other is of no use: it takes nothing from here and keeps what it has.
+    cluster.store(3).add_replica(2).await.unwrap();
+    insist(&cluster.store(3), put("b", "3")).await;
+    for id in [2, 3] {
+        let store = cluster.store(id);
+        store.barrier().await.unwrap();
+        assert_eq!(store.get(&key("a")).unwrap().unwrap().value.as_ref(), id.to_string().as_bytes());
+    }
+    assert!(cluster.store(2).get(&key("b")).unwrap().is_none());
+    assert_eq!((cluster.status(2).voters, cluster.status(3).voters), ([2].into(), [3].into()));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_that_restore_one_backup_begin_different_epochs() {
+    let dir = tempfile::TempDir::new().unwrap();
+    let file = dir.path().join("backup");
+    let cluster = Cluster::boot(plain, &[1], 1).await;
+    insist(&cluster.store(1), put("a", "1")).await;
+    back_up(&cluster.store(1), false, &file).await;
+    cluster.stop_all().await;
+    let [one, other] = ["one", "other"].map(|name| {
+        let place = dir.path().join(name);
+        std::fs::create_dir(&place).unwrap();
+        restored(&file, &place, 9).unwrap()
+    });
+    assert!(one.epoch.is_beside(other.epoch) && one.epoch.is_after(EpochId::FIRST), "{one:?} {other:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

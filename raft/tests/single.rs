@@ -164,6 +164,44 @@ async fn a_watcher_left_behind_goes_on_from_history_or_ends_as_compacted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_watch_outlives_the_history_that_it_need_not_look_at() {
+    let mut cluster = Cluster::boot(plain, &[1], 1).await;
+    let store = cluster.store(1);
+    let elsewhere = async |store: &Store, count: usize| {
+        let mut last = 0;
+        for i in 0..count {
+            let pod = Key::new(&GroupResource::new("", "pods"), "default", &format!("p{i}"));
+            last = insist(store, Change::new("t", "t").put(pod, "x".repeat(100_000).into())).await;
+        }
+        last
+    };
+    let told = insist(&store, put("a", "1")).await;
+    // It goes on from what it was told last, as a client does; more than memory keeps happens elsewhere.
+    let mut quiet = store.watch("core/configmaps/", told + 1).await.unwrap();
+    let last = elsewhere(&store, 80).await;
+    store.compact(last).await.unwrap();
+    assert!(matches!(store.watch("core/configmaps/", told + 1).await, Err(ReadError::Compacted { .. })));
+    assert_eq!((quiet.seen(), quiet.next_revision()), (last, last + 1));
+    let told = insist(&store, put("a", "2")).await;
+    assert_eq!(quiet.seen(), last, "what it has yet to look at is not seen");
+    assert_eq!(revisions(&events(&mut quiet, told).await), [told]);
+    let last = elsewhere(&store, 2).await;
+    assert_eq!(quiet.seen(), last);
+    drop((quiet, store));
+    cluster.stop_all().await;
+
+    // A restart forgets what has not changed for how long: who comes back has to look.
+    let store = cluster.start(1).await;
+    cluster.leader(&[1]).await;
+    let mut resumed = store.watch("core/configmaps/", told + 1).await.unwrap();
+    assert_eq!(resumed.seen(), told);
+    assert_eq!(revisions(&events(&mut resumed, last).await), [0; 0]);
+    assert_eq!(resumed.seen(), last);
+    drop((resumed, store));
+    cluster.stop_all().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_restart_finds_every_acknowledged_write_and_leads_in_a_new_term() {
     let mut cluster = Cluster::boot(plain, &[1], 1).await;
     for round in 0..3 {

@@ -1,7 +1,9 @@
 //! Nodes are deleted while their machines run, whoever votes or leads among them: the cluster goes on.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
+use flotilla_tests::writer::Writer;
 use flotilla_tests::{Cluster, cli, eventually, job, object};
 
 const LIMIT: Duration = Duration::from_secs(60);
@@ -28,7 +30,8 @@ async fn ends(cluster: &Cluster, node: &str) {
 async fn vote(cluster: &Cluster, voters: &[String]) {
     let settled = || async {
         let status = cluster.status(&voters[0]).await?;
-        if status.voters == voters { Ok(()) } else { Err(format!("{:?}", status.voters)) }
+        let now: BTreeSet<_> = status.voters.iter().collect();
+        if now == voters.iter().collect() { Ok(()) } else { Err(format!("{:?}", status.voters)) }
     };
     eventually(LIMIT, "these vote", settled).await;
 }
@@ -68,6 +71,42 @@ async fn the_only_voter_is_deleted_and_the_other_node_takes_over() {
     let names = object::names(&cluster, &heir, "configmaps").await.unwrap();
     assert!(["before", "after"].iter().all(|name| names.iter().any(|known| known == name)), "{names:?}");
     ends(&cluster, &leader).await;
+}
+
+/// The leader and another voter go together: those that stay are a majority at each step, and take over what ran there.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_voters_are_deleted_with_one_command() {
+    let cluster = Cluster::start(5).await;
+    vote(&cluster, &cluster.nodes()).await;
+    let leader = cluster.leader("node-1").await.unwrap();
+    let mut rest = cluster.nodes_but(&leader);
+    let other = rest.remove(0);
+    job::submit(&cluster, &leader, job::service("web", "flotilla.dev/hello:latest", 10)).await.unwrap();
+    let runs = |nodes: Vec<String>| {
+        let cluster = &cluster;
+        async move {
+            let attempt = || job::running_on(cluster, nodes.last().unwrap(), "web", 10, &nodes);
+            eventually(LIMIT, "all pods run", attempt).await;
+        }
+    };
+    runs(cluster.nodes()).await;
+    let writer = Writer::start(&cluster, "meanwhile", &rest);
+    writer.wait_acknowledged(20).await;
+    let _ = cli::ok(&cluster, &rest[0], &["delete", "node", &leader, &other]);
+    vote(&cluster, &rest).await;
+    for gone in [&leader, &other] {
+        ends(&cluster, gone).await;
+        assert_eq!(cluster.container_processes(gone), Vec::<i32>::new());
+    }
+    writes(&cluster, &rest[1], "after").await;
+    runs(rest.clone()).await;
+    let written = writer.stop().await;
+    assert_eq!(written.missing(&cluster, &rest[0]).await.unwrap(), Vec::<String>::new());
+    let alone = || async {
+        let names = object::names(&cluster, &rest[0], "nodes").await?;
+        if names == rest { Ok(()) } else { Err(format!("{names:?}")) }
+    };
+    eventually(LIMIT, "nobody else is listed", alone).await;
 }
 
 /// It may hear nothing of its deletion but that the others refuse it. Its pods run elsewhere by then.

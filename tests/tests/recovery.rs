@@ -52,6 +52,37 @@ async fn a_cluster_outlives_its_majority_and_then_its_last_machine() {
     restore_elsewhere(&mut cluster, file, seal_key.to_str().unwrap(), &before).await;
 }
 
+/// Both live, and neither would ask the other for anything by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_that_were_recovered_apart_both_say_so() {
+    let mut cluster = Cluster::start(3).await;
+    let survivors = cluster.nodes().split_off(1);
+    cluster.dev.pull_plug("node-1").unwrap();
+    for node in &survivors {
+        cluster.dev.stop_daemon(node).unwrap();
+        let recovered = offline(&cluster, node, &["recover", "--yes"]);
+        assert_eq!(recovered.code, Some(0), "{recovered:?}");
+    }
+    let mut epochs = Vec::new();
+    for node in &survivors {
+        cluster.restart(node).await;
+        epochs.push(cluster.status(node).await.unwrap().epoch);
+    }
+    assert!(epochs[0] != epochs[1] && epochs.iter().all(|epoch| epoch >> 32 == 2), "{epochs:?}");
+    for node in &survivors {
+        eventually(WAIT, "each knows of the other", || async {
+            let status = cluster.status(node).await?;
+            let told = status.problems.iter().any(|problem| problem.contains("there are two clusters with one name"));
+            if told { Ok(()) } else { Err(format!("{:?}", status.problems)) }
+        })
+        .await;
+        let status = cluster.status(node).await.unwrap();
+        assert_eq!((&status.voters, status.learners.len()), (&vec![node.clone()], 0), "each stays for itself");
+        let shown = cli::ok(&cluster, node, &["status"]);
+        assert!(shown.contains("(restored or recovered once)"), "{shown}");
+    }
+}
+
 /// Returns what was written before the backup was asked for, and what was written until after it.
 async fn back_up_while_writing(
     cluster: &Cluster,
@@ -90,7 +121,8 @@ async fn refuse_the_old(cluster: &mut Cluster, survivor: &str, old: &str) {
     .await;
     cluster.dev.pull_plug(old).unwrap();
     let status = cluster.status(survivor).await.unwrap();
-    assert_eq!((status.voters, status.learners.len(), status.epoch), (vec![survivor.to_owned()], 0, 2));
+    let life = status.epoch >> 32;
+    assert_eq!((status.voters, status.learners.len(), life), (vec![survivor.to_owned()], 0, 2));
     let _ = cli::ok(cluster, survivor, &["delete", "node", old]);
 }
 
@@ -141,7 +173,8 @@ async fn restore_elsewhere(
     cluster.restart(&node).await;
     assert_eq!(before.missing(cluster, &node).await.unwrap(), Vec::<String>::new());
     let status = cluster.status(&node).await.unwrap();
-    assert_eq!((status.voters, status.epoch), (vec![node.clone()], 2));
+    let life = status.epoch >> 32;
+    assert_eq!((status.voters, life), (vec![node.clone()], 2));
     for gone in ["node-1", "node-2", "node-3"] {
         let _ = cli::ok(cluster, &node, &["delete", "node", gone]);
     }

@@ -75,21 +75,6 @@ impl BuiltIn for CronJob {
                 }
             }
         }
-        match spec.time_zone.as_deref() {
-            Some("") => {
-                errors.invalid(&path.child("timeZone"), "", "must be nil or non-empty string");
-            }
-            Some(zone) if zone.eq_ignore_ascii_case("local") => {
-                let detail = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
-                errors.invalid(&path.child("timeZone"), zone, detail);
-            }
-            Some(zone) => {
-                if let Err(error) = zones::zone(zone) {
-                    errors.invalid(&path.child("timeZone"), zone, error);
-                }
-            }
-            None => {}
-        }
         validate::non_negative(spec.starting_deadline_seconds, &path.child("startingDeadlineSeconds"), errors);
         let policies = ["Allow", "Forbid", "Replace"];
         validate::one_of(spec.concurrency_policy.as_deref(), &policies, &path.child("concurrencyPolicy"), errors);
@@ -100,6 +85,17 @@ impl BuiltIn for CronJob {
         limits.into_iter().for_each(|(field, limit)| validate::non_negative(limit, &path.child(field), errors));
         if let Some(template) = &spec.job_template.spec {
             validate::job::template(template, &path.child("jobTemplate").child("spec"), errors);
+        }
+    }
+
+    fn validate_create(new: &batch::CronJob, errors: &mut Errors) {
+        check_zone(new, errors);
+    }
+
+    // One that is stored may be of a zone that this build does not know, and is to be changed and suspended all the same.
+    fn validate_update(old: &batch::CronJob, new: &batch::CronJob, errors: &mut Errors) {
+        if old.spec.time_zone != new.spec.time_zone {
+            check_zone(new, errors);
         }
     }
 
@@ -134,5 +130,22 @@ impl BuiltIn for CronJob {
             columns::images(&containers),
             columns::selector(template.selector.as_ref()),
         ]
+    }
+}
+
+fn check_zone(job: &batch::CronJob, errors: &mut Errors) {
+    let path = Path::new("spec").child("timeZone");
+    match job.spec.time_zone.as_deref() {
+        Some("") => errors.invalid(&path, "", "must be nil or non-empty string"),
+        Some(zone) if zone.eq_ignore_ascii_case("local") => {
+            let detail = "timeZone must be an explicit time zone as defined in https://www.iana.org/time-zones";
+            errors.invalid(&path, zone, detail);
+        }
+        Some(zone) => {
+            if let Err(error) = zones::zone(zone) {
+                errors.invalid(&path, zone, error);
+            }
+        }
+        None => {}
     }
 }

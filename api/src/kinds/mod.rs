@@ -241,6 +241,9 @@ pub trait BuiltIn: Send + Sync + 'static {
     /// Complaints about the object itself, its metadata apart.
     fn validate(object: &Self::Object, errors: &mut Errors);
 
+    /// Complaints about a new object that one which is stored already is spared.
+    fn validate_create(_new: &Self::Object, _errors: &mut Errors) {}
+
     /// Complaints about the change from `old`.
     fn validate_update(_old: &Self::Object, _new: &Self::Object, _errors: &mut Errors) {}
 
@@ -499,6 +502,7 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
         B::default(&mut object);
         B::create(&mut object);
         B::validate(&object, errors);
+        B::validate_create(&object, errors);
         Self::encode(&object, value, errors);
     }
 

@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use flotilla_raft::EpochId;
+
 use super::DONE;
 use super::output::{Format, Out, Table, Tone, plain};
 use super::session::{Session, ask};
@@ -27,8 +29,13 @@ fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String 
         let _ = writeln!(text, "{}{}", out.paint(Tone::Strong, &format!("{name:<10}")), value);
     };
     fact("Cluster", &plain(&status.cluster_id));
-    if status.epoch > 1 {
-        fact("Epoch", &format!("{} (restored or recovered {} times)", status.epoch, status.epoch - 1));
+    let epoch = EpochId::from(status.epoch);
+    if epoch.is_after(EpochId::FIRST) {
+        let often = match epoch.life() - 1 {
+            1 => "once".to_owned(),
+            times => format!("{times} times"),
+        };
+        fact("Epoch", &format!("{epoch} (restored or recovered {often})"));
     }
     fact("Leader", &leader_words(status));
     let being_changed = if status.voters_change { " (being changed)" } else { "" };
@@ -96,7 +103,7 @@ mod tests {
              Answered  node-2 (version 0.1.0)\n\
              Problem   node-3 is silent\n"
         );
-        let text = describe(&plain_out, &ClusterStatus { epoch: 3, ..status }, &[]);
-        assert!(text.contains("\nEpoch     3 (restored or recovered 2 times)\n"), "{text}");
+        let text = describe(&plain_out, &ClusterStatus { epoch: 3 << 32 | 0x1a2b, ..status }, &[]);
+        assert!(text.contains("\nEpoch     3-00001a2b (restored or recovered 2 times)\n"), "{text}");
     }
 }

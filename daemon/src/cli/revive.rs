@@ -148,12 +148,14 @@ fn time(ms: u64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_raft::EpochId;
+
     use super::*;
 
     #[test]
     fn what_may_be_lost_is_told_before_it_is() {
         let remains = Remains {
-            epoch: 1,
+            epoch: EpochId::FIRST,
             revision: 42,
             voters: [1, 2, 3].into(),
             last_write_ms: 1_700_000_000_000,

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use flotilla_raft::EpochId;
 use serde::Serialize;
 
 use super::accounts::state as state_of_account_key;
@@ -89,7 +90,7 @@ view!(ClusterView of ClusterStatus {
     version: &'a str = |m| &m.version,
     leader: &'a str = |m| &m.leader,
     term: u64 = |m| m.term,
-    epoch: u64 = |m| m.epoch,
+    epoch: String = |m| EpochId::from(m.epoch).to_string(),
     revision: u64 = |m| m.revision,
     voters: &'a [String] = |m| &m.voters,
     voters_change: bool = |m| m.voters_change,

@@ -12,6 +12,8 @@ mod account;
 mod addresses;
 mod apply;
 mod authorize;
+#[cfg(test)]
+pub(crate) mod bench;
 mod delete;
 mod escalate;
 mod evict;

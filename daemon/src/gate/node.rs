@@ -3,12 +3,13 @@
 //! Defined by Kubernetes' Node authorizer and NodeRestriction admission. Nothing here needs a pod that its node makes by
 //! itself, so that a node creates none.
 
+use flotilla_api::field::{Errors, Path};
 use flotilla_api::{Builtin, GroupResource, Key, Kind, Reason, Status};
 use flotilla_raft::{KeyValue, Range};
 use serde_json::{Value, json};
 
 use super::authorize::Attempt;
-use super::{Gate, User, Verb};
+use super::{Gate, User, Verb, read_status};
 use crate::members::{EPOCH_ANNOTATION, ID_ANNOTATION, KEY_ANNOTATION, LEAVING_ANNOTATION, TOKEN_LABELS_ANNOTATION};
 
 /// Labels that a node may set on itself though they are Kubernetes' own.
@@ -150,9 +151,34 @@ pub(super) fn restrict_new(user: &User, kind: &Kind, key: &Key) -> Result<(), St
 /// Annotations of a Node that say which machine it is.
 const IDENTITY: &[&str] = &[ID_ANNOTATION, KEY_ANNOTATION, EPOCH_ANNOTATION, TOKEN_LABELS_ANNOTATION];
 
+/// Which machine a new Node is, nobody says here, not even who may do everything: machines become Nodes by joining. A copy
+/// of a Node would be the same machine under another name, and take it along when it is deleted.
+///
+/// # Errors
+/// `Forbidden`, naming what may not be set.
+pub(super) fn restrict_identity(kind: &Kind, key: &Key, new: &Value) -> Result<(), Status> {
+    let set = |name: &&&str| annotation(new, name).is_some();
+    match IDENTITY.iter().find(set).filter(|_| kind.builtin == Some(Builtin::Node)) {
+        None => Ok(()),
+        Some(name) => {
+            let why = "may not be set: it says which machine a Node is, and machines join with 'flotilla up --join'";
+            Err(forbidden_annotation(key, name, why))
+        }
+    }
+}
+
+fn forbidden_annotation(key: &Key, name: &str, why: &str) -> Status {
+    let path = Path::new("metadata").child("annotations").key(name);
+    let mut errors = Errors::new();
+    errors.forbidden(&path, why);
+    let words = format!("nodes \"{}\" is forbidden: {path}: Forbidden: {why}", key.name());
+    Status { causes: errors.into_causes(), ..Status::new(Reason::Forbidden, words) }
+}
+
 impl Gate {
-    /// Which machine a Node is, only those may change who may do everything; that it leaves the cluster is for those to
-    /// say who may delete it. Who leaves out which machine it is, as a manifest does, does not mean that it is none.
+    /// Which machine a Node is, only those may change who may do everything, and not to one that another Node is already;
+    /// that it leaves the cluster is for those to say who may delete it. Who leaves out which machine it is, as a manifest
+    /// does, does not mean that it is none.
     ///
     /// # Errors
     /// `Forbidden`, naming what may not be changed.
@@ -169,9 +195,15 @@ impl Gate {
         }
         keep_identity(old, new);
         let changed = |name: &&&str| annotation(old, name) != annotation(new, name);
-        if let Some(name) = IDENTITY.iter().find(changed).filter(|_| !user.is_master()) {
-            let words = format!("nodes \"{}\" is forbidden: annotation {name} may not be changed", key.name());
-            return Err(Status::new(Reason::Forbidden, words));
+        if let Some(name) = IDENTITY.iter().find(changed) {
+            if !user.is_master() {
+                return Err(forbidden_annotation(key, name, "may not be changed"));
+            }
+            if let Some(id) = annotation(new, ID_ANNOTATION)
+                && let Some(other) = self.other_node(key, id)?
+            {
+                return Err(forbidden_annotation(key, ID_ANNOTATION, &format!("node {other:?} is this machine")));
+            }
         }
         if annotation(old, LEAVING_ANNOTATION) != annotation(new, LEAVING_ANNOTATION) {
             let verb = Verb::Delete;
@@ -179,6 +211,18 @@ impl Gate {
             self.authorize(&Attempt { user, verb, kind, subresource: None, namespace, name, object })?;
         }
         Ok(())
+    }
+}
+
+impl Gate {
+    /// Another Node that is the machine with this id.
+    fn other_node(&self, key: &Key, id: &Value) -> Result<Option<String>, Status> {
+        let nodes = self.store().range(Range::prefix(key.collection().prefix())).map_err(read_status)?;
+        let is_it = |kv: &&KeyValue| {
+            let node = serde_json::from_slice::<Value>(&kv.value).ok();
+            kv.key != *key && node.is_some_and(|node| annotation(&node, ID_ANNOTATION) == Some(id))
+        };
+        Ok(nodes.items.iter().find(is_it).map(|kv| kv.key.name().to_owned()))
     }
 }
 
@@ -293,7 +337,10 @@ fn names(reference: &Value, name: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::admit::Subresource;
+
     use super::*;
+    use crate::gate::{WriteOptions, bench};
 
     #[test]
     fn a_reference_is_found_wherever_a_pod_may_hold_one() {
@@ -347,6 +394,41 @@ mod tests {
         assert!(!may(&node, "/metadata/ownerReferences", json!([{"name": "gone"}])));
         assert!(!may(&node, "/spec/taints", json!([])));
         assert!(may(&User::root(), "/spec/taints", json!([])));
+    }
+
+    #[tokio::test]
+    async fn no_two_nodes_are_one_machine() {
+        let (gate, _dir) = bench::alone().await;
+        let (kind, root) = (gate.built_in(Builtin::Node).unwrap(), User::root());
+        let options = WriteOptions::by("test");
+        let node = |name: &str, annotations: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": annotations}});
+        for name in IDENTITY {
+            let copy = node("copy", json!({*name: "7"}));
+            let refused = gate.create(&root, &kind, copy.clone(), &options).await.unwrap_err();
+            let field = format!("metadata.annotations[{name}]");
+            assert_eq!((refused.reason, &refused.causes[0].field), (Reason::Forbidden, &field));
+            assert!(
+                refused.message.starts_with(&format!("nodes \"copy\" is forbidden: {field}: Forbidden: may not be"))
+            );
+            let applied = gate.apply(&root, copy.to_string().as_bytes(), "", false, &options).await.unwrap_err();
+            assert_eq!(applied.message, refused.message);
+        }
+        for name in ["a", "b"] {
+            gate.create(&root, &kind, node(name, json!({"other": "1"})), &options).await.unwrap();
+        }
+        let become_seven = async |user: &User, name: &str| {
+            let edit = |node: &mut Value| {
+                node["metadata"]["annotations"][ID_ANNOTATION] = json!("7");
+                Ok(())
+            };
+            gate.update(user, &kind, ("", name), Subresource::None, &options, edit).await.map_err(|s| s.message)
+        };
+        let may_not = "metadata.annotations[flotilla.dev/node-id]: Forbidden:";
+        let refused = become_seven(&User::node("a"), "a").await.unwrap_err();
+        assert_eq!(refused, format!("nodes \"a\" is forbidden: {may_not} may not be changed"));
+        become_seven(&root, "a").await.unwrap();
+        let refused = become_seven(&root, "b").await.unwrap_err();
+        assert_eq!(refused, format!("nodes \"b\" is forbidden: {may_not} node \"a\" is this machine"));
     }
 
     #[test]

@@ -502,7 +502,42 @@ const INCONSISTENT: &str = "The provided continue parameter is too old to displa
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::Builtin;
+    use serde_json::json;
+
     use super::*;
+    use crate::gate::{WriteOptions, bench};
+
+    #[tokio::test]
+    async fn a_quiet_watcher_is_past_what_is_forgotten_and_what_waits_to_be_told_is_not_seen() {
+        let (gate, _dir) = bench::alone().await;
+        let (root, options) = (User::root(), WriteOptions::by("test"));
+        let create = async |kind: Builtin, object: Value| {
+            let kind = gate.built_in(kind).unwrap();
+            gate.create(&root, &kind, object, &options).await.unwrap();
+            gate.store().revision()
+        };
+        let namespace = |name: &str| json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}});
+        let map = |name: &str| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}});
+        create(Builtin::Namespace, namespace("default")).await;
+        let told = create(Builtin::ConfigMap, map("a")).await;
+        let kind = gate.built_in(Builtin::ConfigMap).unwrap();
+        let watch = async |from| gate.watch(&root, &kind, ListQuery::default(), from).await;
+        let mut observer = watch(told).await.unwrap();
+        let last = create(Builtin::Namespace, namespace("elsewhere")).await;
+        gate.store().compact(last).await.unwrap();
+        assert_eq!(observer.seen(), Some(last));
+        assert_eq!(watch(told).await.err().map(|status| status.reason), Some(Reason::Expired));
+        assert!(watch(last).await.is_ok(), "who goes on from what was seen misses nothing");
+
+        let (one, two) = (create(Builtin::ConfigMap, map("b")).await, create(Builtin::ConfigMap, map("c")).await);
+        let mut next = async || {
+            let event = observer.next().await.unwrap().unwrap();
+            ((event.happened, event.revision), observer.seen())
+        };
+        assert_eq!(next().await, ((Happened::Added, one), None), "another waits");
+        assert_eq!(next().await, ((Happened::Added, two), Some(two)));
+    }
 
     #[test]
     fn a_page_that_is_too_old_can_be_had_as_of_now() {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::authorize::Attempt;
 use super::known::Known;
-use super::node::{restrict_new, restrict_node};
+use super::node::{restrict_identity, restrict_new, restrict_node};
 use super::settle::{Decision, Reads};
 use super::{Gate, User, Verb, object};
 
@@ -154,6 +154,7 @@ impl Gate {
         self.admit_account(kind, key, &mut written.object)?;
         self.admit_request(user, kind, &mut written.object)?;
         restrict_new(user, kind, key)?;
+        restrict_identity(kind, key, &written.object)?;
         track(kind, None, &mut written.object, "", options);
         self.check_escalation(user, kind, None, &written.object)?;
         if is_named && self.load(key)?.is_some() {

@@ -98,7 +98,7 @@ impl Service {
             voters: raft.voters.iter().map(name).collect(),
             voters_change: raft.voters_change,
             learners: raft.learners.iter().map(name).collect(),
-            epoch: raft.epoch,
+            epoch: raft.epoch.into(),
             addresses: self.addresses(),
             version: VERSION.into(),
             problems: self.problems(&raft),
@@ -113,6 +113,12 @@ impl Service {
         if let Some(epoch) = raft.superseded_by {
             problems.push(format!(
                 "a part of the cluster has gone on as epoch {epoch} without this node, which has to join it anew"
+            ));
+        }
+        if let Some(epoch) = raft.beside {
+            problems.push(format!(
+                "another node was restored or recovered apart from this one, as epoch {epoch}: there are two clusters with \
+                 one name; keep one of them, and wipe the nodes of the other and let them join it"
             ));
         }
         if let Some(error) = &raft.fatal {

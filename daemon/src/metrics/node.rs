@@ -110,7 +110,7 @@ impl Gauges {
         self.applied_index.set(number(status.applied_index));
         self.log_bytes.set(number(status.log_bytes));
         self.low_space.set(status.low_space.into());
-        self.epoch.set(number(status.epoch));
+        self.epoch.set(number(status.epoch.into()));
         self.revision.set(number(status.revision));
         self.compacted.set(number(standing.compacted));
         self.store_bytes.set(number(standing.store_bytes));

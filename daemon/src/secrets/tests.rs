@@ -2,35 +2,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
-use async_trait::async_trait;
-use bytes::Bytes;
-use flotilla_api::{Key, Kind, Registry};
-use flotilla_raft::{NodeId, Options, Reader, Store, Transport, TransportError, Writer};
+use flotilla_api::{Key, Kind};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::gate::{Happened, ListQuery, ObjectEvent, Sealer};
+use crate::gate::{Happened, ListQuery, ObjectEvent, bench};
 
 /// In base64 as manifests have it, and what that stands for.
 const ENCODED: &str = "aHVudGVyMi1pcy1ub3QtYS1nb29kLXBhc3N3b3Jk";
 const PLAIN: &str = "hunter2-is-not-a-good-password";
-
-/// There is nobody else.
-struct Alone;
-
-#[async_trait]
-impl Transport for Alone {
-    async fn call(&self, _: NodeId, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
-        Err(TransportError::Timeout)
-    }
-
-    async fn open_stream(&self, _: NodeId) -> Result<(Reader, Writer), TransportError> {
-        Err(TransportError::Timeout)
-    }
-}
 
 struct Bench {
     gate: Gate,
@@ -40,12 +22,7 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let options = Options { request_timeout: Duration::from_secs(30), ..Options::new(dir.path(), 1, "test") };
-        let store = Store::open(options, Arc::new(Alone)).await.unwrap();
-        store.bootstrap().await.unwrap();
-        let registry = Arc::new(Registry::builtin());
-        let gate = Gate::new(store, registry, Sealer::new(SealKey::generate()));
+        let (gate, dir) = bench::alone().await;
         let bench = Self { secrets: gate.built_in(Builtin::Secret).unwrap(), gate, dir };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
         bench.create(Builtin::Namespace, namespace).await;

@@ -16,7 +16,7 @@ use bytes::Bytes;
 use flotilla_api::{Builtin, Key};
 use flotilla_control::concern::{self, Concerns};
 use flotilla_net::{Handler, PeerInfo, RecvStream, SendStream, codec, read_frame, read_frame_or_end, write_frame};
-use flotilla_raft::{Event, KeyValue, NodeId, Range, ReadError, Store, Watch, WatchItem};
+use flotilla_raft::{EpochId, Event, KeyValue, NodeId, Range, ReadError, Store, Watch, WatchItem};
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -528,7 +528,7 @@ impl SliceHandler {
         }
     }
 
-    async fn admit(&self, peer: &PeerInfo, revision: u64, epoch: u64) -> Result<Fed, String> {
+    async fn admit(&self, peer: &PeerInfo, revision: u64, epoch: EpochId) -> Result<Fed, String> {
         let without_replica = || match self.store.fed_by() {
             Some(_) => Err("this node has no replica itself".to_owned()),
             None => Ok(()),

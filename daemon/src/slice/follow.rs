@@ -8,7 +8,7 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use flotilla_net::{Alpn, Liveness, Net, RecvStream, SendStream, codec, read_frame, write_frame};
-use flotilla_raft::{KeyValue, NodeId, Question, SliceFeed, SliceStart, SliceUpdate, Store};
+use flotilla_raft::{EpochId, KeyValue, NodeId, Question, SliceFeed, SliceStart, SliceUpdate, Store};
 use rand::seq::SliceRandom;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -47,7 +47,7 @@ const MAX_REPLICAS_TOLD: usize = 32;
 #[derive(Debug, thiserror::Error)]
 enum Ended {
     #[error("refused: {why}")]
-    Refused { epoch: u64, why: String, replicas: Vec<NodeId> },
+    Refused { epoch: EpochId, why: String, replicas: Vec<NodeId> },
     #[error("{0}")]
     Broken(String),
 }
@@ -301,7 +301,7 @@ async fn read_tell(recv: &mut RecvStream) -> Result<Tell, Ended> {
 
 /// How a slice begins.
 struct Listed {
-    epoch: u64,
+    epoch: EpochId,
     revision: u64,
     replicas: Vec<NodeId>,
     objects: Vec<KeyValue>,

@@ -15,7 +15,7 @@ pub use follow::follow;
 pub use forward::{ApiHandler, Lane, evict, forward, is_own, receiver, refusal, tell_known};
 
 use flotilla_api::Key;
-use flotilla_raft::{KeyValue, NodeId, SliceUpdate, SliceWrite};
+use flotilla_raft::{EpochId, KeyValue, NodeId, SliceUpdate, SliceWrite};
 use serde::{Deserialize, Serialize};
 
 /// The largest frame of a replica.
@@ -26,15 +26,15 @@ pub(crate) const MAX_ASK_BYTES: usize = 256;
 /// What a node says. Variants are only added, at the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Ask {
-    /// The first message: send my slice, as of this revision or later. I am of this cluster epoch; 0 for none yet.
-    Follow { revision: u64, epoch: u64 },
+    /// The first message: send my slice, as of this revision or later. I am of this cluster epoch; none for none yet.
+    Follow { revision: u64, epoch: EpochId },
     /// How far has everything come that was acknowledged by now?
     Barrier,
 }
 
 /// Whether a replica of one cluster epoch feeds a node of another; a node that is of none yet takes what there is.
-pub(crate) fn may_feed(replica: u64, node: u64) -> bool {
-    node == 0 || node == replica
+pub(crate) fn may_feed(replica: EpochId, node: EpochId) -> bool {
+    node.is_none() || node == replica
 }
 
 /// What a replica says. Variants are only added, at the end.
@@ -43,13 +43,13 @@ pub(crate) enum Tell {
     /// The node is not fed, and why. Whoever refuses is of this cluster epoch, and these have replicas, as far as is known
     /// there.
     Refused {
-        epoch: u64,
+        epoch: EpochId,
         why: String,
         replicas: Vec<NodeId>,
     },
     /// The slice as of a revision is the objects that follow, up to `Begun`; of two with one key, the later.
     Begin {
-        epoch: u64,
+        epoch: EpochId,
         revision: u64,
         replicas: Vec<NodeId>,
     },
@@ -145,8 +145,10 @@ mod tests {
 
     #[test]
     fn a_node_is_fed_by_replicas_of_its_own_epoch() {
-        assert!(may_feed(2, 2) && may_feed(2, 0), "one that is new is of none");
-        assert!(!may_feed(2, 1) && !may_feed(1, 2) && !may_feed(0, 1));
+        let [none, one, two, beside] = [0, 1, 2 << 32 | 7, 2 << 32 | 8].map(EpochId::from);
+        assert!(may_feed(two, two) && may_feed(two, none), "one that is new is of none");
+        assert!(!may_feed(two, one) && !may_feed(one, two) && !may_feed(none, one));
+        assert!(!may_feed(two, beside) && !may_feed(beside, two));
     }
 }
 

@@ -20,6 +20,7 @@ use flotilla_net::{
     Authority, CertificateDer, ClusterId, Identity, Net, NodeNames, Refusal, RenewGrant, RenewRequest, Renewal,
     SealKey, ServingNames,
 };
+use flotilla_raft::EpochId;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -87,7 +88,6 @@ impl Trust {
         let account_key = accounts::new_key(self.gate.sealer(), Timestamp::now())?;
         let keyring = self.gate.sealer().found(account_key);
         objects.push((Builtin::Keyring, serde_json::to_value(keyring).map_err(Status::internal)?));
-        objects.push((Builtin::Node, self.own_node(identity, addresses, labels)));
         for (kind, object) in objects {
             let kind = self.gate.built_in(kind)?;
             match self.gate.create(&User::root(), &kind, object, &WriteOptions::by(MANAGER)).await {
@@ -96,7 +96,7 @@ impl Trust {
                 Ok(_) => {}
             }
         }
-        Ok(())
+        self.resettle(identity, addresses, labels).await
     }
 
     fn own_node(&self, identity: &Identity, addresses: &[SocketAddr], labels: &BTreeMap<String, String>) -> Value {
@@ -105,7 +105,7 @@ impl Trust {
         node_object(identity.name(), identity.id(), &key, epoch, addresses, labels, &[])
     }
 
-    /// Makes the machine that restored the cluster its Node, in the place of the one that had its name before.
+    /// Makes the machine that founded or restored the cluster its Node, in the place of one that had its name before.
     ///
     /// # Errors
     /// If the store does not take it.
@@ -227,7 +227,7 @@ fn node_object(
     name: &str,
     id: u64,
     key: &str,
-    epoch: u64,
+    epoch: EpochId,
     addresses: &[SocketAddr],
     labels: &BTreeMap<String, String>,
     taints: &[Taint],
@@ -251,7 +251,7 @@ fn node_object(
             "annotations": {
                 ID_ANNOTATION: id.to_string(),
                 KEY_ANNOTATION: key,
-                EPOCH_ANNOTATION: epoch.to_string(),
+                EPOCH_ANNOTATION: u64::from(epoch).to_string(),
             },
         },
         "spec": {"providerID": format!("flotilla://{id}"), "taints": taints},

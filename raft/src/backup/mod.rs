@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::LogIdForm;
 use crate::disk::DiskError;
+use crate::epoch::EpochId;
 use crate::state::{ReadError, Record};
 
 #[cfg(any(test, fuzzing))]
@@ -39,7 +40,7 @@ pub(crate) enum Piece {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct BackupHeader {
     pub cluster: String,
-    pub epoch: u64,
+    pub epoch: EpochId,
     pub revision: u64,
     /// The last log entry that is in it.
     pub applied: LogIdForm,
@@ -53,7 +54,7 @@ pub(crate) struct BackupHeader {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupInfo {
     pub cluster: String,
-    pub epoch: u64,
+    pub epoch: EpochId,
     pub revision: u64,
     /// Milliseconds since 1970.
     pub taken_ms: u64,

@@ -69,12 +69,9 @@ fn restore_into(
     }
     let info = frames.finish()?;
     // A file may be whole and still say what no store wrote.
-    let next = |number: u64| {
-        number
-            .checked_add(1)
-            .ok_or_else(|| BackupError::Damaged { path: path.clone(), detail: "its epoch or term is none".into() })
-    };
-    let (epoch, term) = (next(epoch)?, next(applied.term)?);
+    let none = || BackupError::Damaged { path: path.clone(), detail: "its epoch or term is none".into() };
+    let epoch = epoch.next().ok_or_else(none)?;
+    let term = applied.term.checked_add(1).ok_or_else(none)?;
     state.begin_epoch(epoch, applied, id, revision.saturating_add(REVISION_JUMP), now_ms)?;
     let meta = StoreMeta { epoch, ..StoreMeta::new(&cluster, Some(id)) };
     let vote = VoteForm { term, node: id, committed: false };

@@ -24,6 +24,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 
 use crate::codec;
+use crate::epoch::EpochId;
 
 pub(crate) use batch::{WriteBatch, WriteOp};
 #[cfg(any(test, fuzzing))]
@@ -98,14 +99,14 @@ pub(crate) struct StoreMeta {
     pub cluster: String,
     /// `None` in the state, which moves between nodes.
     pub node: Option<u64>,
-    /// The cluster epoch that what is stored belongs to; 0 while there is nothing.
-    pub epoch: u64,
+    /// The cluster epoch that what is stored belongs to; none while there is nothing.
+    pub epoch: EpochId,
 }
 
 impl StoreMeta {
     pub fn new(cluster: &str, node: Option<u64>) -> Self {
         let format = if node.is_some() { LOG_FORMAT } else { STATE_FORMAT };
-        Self { format, cluster: cluster.into(), node, epoch: 0 }
+        Self { format, cluster: cluster.into(), node, epoch: EpochId::NONE }
     }
 }
 
@@ -252,12 +253,12 @@ impl Db {
         self.disk.trouble.noted(&self.path, result)
     }
 
-    pub fn epoch(&self) -> u64 {
+    pub fn epoch(&self) -> EpochId {
         self.meta.lock().unwrap_or_else(PoisonError::into_inner).epoch
     }
 
     /// From now on, and durably, what is stored belongs to this epoch.
-    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+    pub fn set_epoch(&self, epoch: EpochId) -> Result<(), DiskError> {
         let mut meta = self.meta.lock().unwrap_or_else(PoisonError::into_inner);
         let next = StoreMeta { epoch, ..meta.clone() };
         self.may_write().map_err(DiskError::db(&self.path))?;

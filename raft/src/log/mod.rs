@@ -27,6 +27,7 @@ use tokio::sync::oneshot;
 
 use crate::codec::{LogIdForm, VoteForm};
 use crate::disk::{Db, Disk, DiskError, Durability, StoreMeta};
+use crate::epoch::EpochId;
 use crate::types::{Entry, LogId, Types, Vote};
 
 pub(crate) use offline::{Offline, begin};
@@ -57,12 +58,12 @@ impl Log {
         Ok(Self { inner: Arc::new(Inner { db, tail: Mutex::new(tail), writer }) })
     }
 
-    /// The cluster epoch it belongs to; 0 while there is nothing in it.
-    pub fn epoch(&self) -> u64 {
+    /// The cluster epoch it belongs to; none while there is nothing in it.
+    pub fn epoch(&self) -> EpochId {
         self.inner.db.epoch()
     }
 
-    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+    pub fn set_epoch(&self, epoch: EpochId) -> Result<(), DiskError> {
         self.inner.db.set_epoch(epoch)
     }
 

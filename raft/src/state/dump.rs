@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::{self, LogIdForm, MembershipForm, StoredMembershipForm};
 use crate::disk::{DiskError, WriteBatch};
+use crate::epoch::EpochId;
 use crate::limits;
 use crate::types::NodeId;
 
@@ -71,7 +72,7 @@ impl State {
     /// is all that votes, revisions go on after `revision`, and no earlier history is known.
     pub fn begin_epoch(
         &self,
-        epoch: u64,
+        epoch: EpochId,
         at: LogIdForm,
         voter: NodeId,
         revision: u64,

@@ -25,6 +25,7 @@ use crate::command::COMMAND_VERSION;
 #[cfg(test)]
 use crate::disk;
 use crate::disk::{Db, DbError, Disk, DiskError, Durability, StoreMeta};
+use crate::epoch::EpochId;
 
 pub(crate) use apply::AppliedEntry;
 pub(crate) use dump::Record;
@@ -94,12 +95,12 @@ impl State {
         *self.header.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(header);
     }
 
-    /// The cluster epoch it belongs to; 0 while there is nothing in it.
-    pub fn epoch(&self) -> u64 {
+    /// The cluster epoch it belongs to; none while there is nothing in it.
+    pub fn epoch(&self) -> EpochId {
         self.db.epoch()
     }
 
-    pub fn set_epoch(&self, epoch: u64) -> Result<(), DiskError> {
+    pub fn set_epoch(&self, epoch: EpochId) -> Result<(), DiskError> {
         self.db.set_epoch(epoch)
     }
 

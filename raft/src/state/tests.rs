@@ -258,6 +258,34 @@ fn events_leave_by_count_and_age_and_their_going_is_told() {
 }
 
 #[test]
+fn the_bounds_of_events_hold_after_reopening() {
+    let mut bench = Bench::new();
+    let event = |i: u64| Key::new(&GroupResource::new("", "events"), "default", &format!("e{i}"));
+    let batch = |now_ms, events, changes| Batch { version: 1, now_ms, events, compact: None, raise: None, changes };
+    let bounds = EventBounds { max_count: 5, max_age_ms: 50 };
+    for i in 0..3 {
+        bench.batch(&batch(i, bounds, vec![Change::new("u", "m").put(event(i), "{}".into())]));
+    }
+    let Bench { _dir: dir, state, index } = bench;
+    let path = state.path().to_owned();
+    drop(state);
+    let state = State::open(&path, "c", &Disk::default()).unwrap();
+    assert_eq!(state.header().events_count, 3);
+    let mut bench = Bench { _dir: dir, state, index };
+    let names = |bench: &Bench| -> Vec<String> {
+        let items = bench.state.range(&Range::prefix("core/events/")).unwrap().items;
+        items.iter().map(|kv| kv.key.name().to_owned()).collect()
+    };
+    for i in 3..12 {
+        bench.batch(&batch(i, bounds, vec![Change::new("u", "m").put(event(i), "{}".into())]));
+    }
+    // The one that a Change adds is counted at the next.
+    assert_eq!(names(&bench), ["e10", "e11", "e6", "e7", "e8", "e9"]);
+    bench.batch(&batch(60, bounds, vec![]));
+    assert_eq!((names(&bench), bench.state.header().events_count), (vec!["e10".into(), "e11".into()], 2));
+}
+
+#[test]
 fn what_was_applied_is_there_after_reopening() {
     let Bench { _dir: dir, state, .. } = {
         let mut bench = Bench::new();
