@@ -10,6 +10,8 @@
 
 mod account;
 mod addresses;
+#[cfg(test)]
+mod alone;
 mod apply;
 mod authorize;
 mod delete;
@@ -17,6 +19,7 @@ mod escalate;
 mod evict;
 mod known;
 mod node;
+mod node_ports;
 mod own;
 mod policies;
 mod read;

@@ -164,6 +164,7 @@ impl Gate {
         let change = self.of_definition(change, kind)?;
         let change = self.apply_policies(kind, key, &mut written.object, change)?;
         let change = self.take_address(kind, key, (None, &mut written.object), change)?;
+        let change = self.take_node_ports(kind, key, (None, &mut written.object), change)?;
         let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
@@ -277,6 +278,7 @@ impl Gate {
         let change = Change::new(&user.name, &options.manager);
         let change = self.charge_update(kind, key, (&old, &new.object), change)?;
         let change = self.take_address(kind, key, (Some(&old), &mut new.object), change)?;
+        let change = self.take_node_ports(kind, key, (Some(&old), &mut new.object), change)?;
         if options.dry_run {
             return Ok(Decision::Keep(new.into_kind(kind)));
         }
