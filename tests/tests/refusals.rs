@@ -108,6 +108,7 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
     assert_eq!(refused.code, 400, "{refused:?}");
     assert!(refused.message().starts_with("Unable to convert to Table as requested: includeObject"), "{refused:?}");
 
+    strictly(&admin).await;
     pages(&admin).await;
     deletes(&admin).await;
 
@@ -118,6 +119,67 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
                        networking.k8s.io/v1 ingress\"";
         assert!(answer.head.contains(warning), "{answer:?}");
     }
+}
+
+/// Fields that are unknown or stand there twice.
+async fn strictly(admin: &Caller) {
+    let send = async |caller: &Caller, method: &str, path: &str, body: &str| {
+        caller.send(&method.parse().unwrap(), path, body).await.expect("an answer")
+    };
+    let json = admin.clone().saying("Content-Type", "application/json");
+    let twice = r#"{"metadata": {"name": "twice"}, "data": {"a": "1", "a": "2", "b": "1", "a": "3"}}"#;
+    let told = "warning: 299 - \"duplicate field \\\"data.a\\\"\"";
+    let warned = send(&json, "POST", &format!("{MAPS}?dryRun=All"), twice).await;
+    assert_eq!((warned.code, warned.head.matches("warning").count()), (201, 1), "{warned:?}");
+    assert!(warned.head.contains(told), "{warned:?}");
+    assert_eq!(warned.json()["data"], json!({"a": "3", "b": "1"}));
+    let silent = send(&json, "POST", &format!("{MAPS}?fieldValidation=Ignore"), twice).await;
+    assert!(silent.code == 201 && !silent.head.contains("warning"), "{silent:?}");
+    let strict = format!("{MAPS}?fieldValidation=Strict");
+    let refused = send(&json, "POST", &strict, &twice.replace("\"data\"", "\"c\": 1, \"data\"")).await;
+    let words = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \
+                 \"data.a\", unknown field \"c\"";
+    assert_eq!((refused.code, refused.message()), (400, words.to_owned()));
+    let yaml = admin.clone().saying("Content-Type", "application/yaml");
+    let refused = send(&yaml, "POST", &strict, "metadata: {name: y}\ndata:\n  a: x\n  a: y\n").await;
+    assert!(refused.code == 400 && refused.message().ends_with("duplicate field \"data.a\""), "{refused:?}");
+
+    // A patch is applied before it is looked at.
+    let map = format!("{MAPS}/twice?fieldValidation=Strict");
+    let patches = [
+        ("merge", r#"{"c": 1}"#, "{\\\"apiVersion\\\":", "unknown field \"c\""),
+        (
+            "strategic-merge",
+            r#"{"c": 1, "data": {"b": "2", "b": "3"}}"#,
+            "map[c:1 data:map[b:3]]\"",
+            "unknown field \"c\"",
+        ),
+        (
+            "json",
+            r#"[{"op": "add", "op": "add", "path": "/data/c", "value": "1"}]"#,
+            "{\\\"",
+            "json patch duplicate field \"[0].op\"",
+        ),
+    ];
+    for (type_, body, shown, last) in patches {
+        let patcher = admin.clone().saying("Content-Type", &format!("application/{type_}-patch+json"));
+        let refused = send(&patcher, "PATCH", &map, body).await;
+        assert_eq!(refused.code, 422, "{refused:?}");
+        let message = refused.message();
+        let begins = format!(" \"\" is invalid: patch: Invalid value: \"{}", shown);
+        assert!(message.starts_with(&begins) && message.ends_with(last), "{message}");
+        assert!(message.contains("strict decoding error: "), "{message}");
+        assert_eq!(refused.json()["details"]["causes"][0]["field"], "patch", "{refused:?}");
+        let warned = send(&patcher, "PATCH", &format!("{MAPS}/twice?dryRun=All"), body).await;
+        assert!(warned.code == 200 && warned.head.contains("warning"), "{warned:?}");
+    }
+    let merge = admin.clone().saying("Content-Type", "application/merge-patch+json");
+    let wrong = send(&merge, "PATCH", &format!("{MAPS}/twice"), r#"{"data": {"b": 2}}"#).await;
+    assert_eq!((wrong.code, &wrong.json()["reason"]), (422, &json!("Invalid")), "{wrong:?}");
+    let apply = admin.clone().saying("Content-Type", "application/apply-patch+yaml");
+    let config = "{apiVersion: v1, kind: ConfigMap, metadata: {name: twice}, data: {d: x, d: y}}";
+    let refused = send(&apply, "PATCH", &format!("{map}&fieldManager=m"), config).await;
+    assert!(refused.code == 400 && refused.message().starts_with("error strict decoding YAML: "), "{refused:?}");
 }
 
 /// A page says how many come after it, unless something selects among them.

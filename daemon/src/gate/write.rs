@@ -78,6 +78,13 @@ impl Written {
         self
     }
 
+    /// With what there was to say before.
+    pub fn after(mut self, mut warnings: Vec<String>) -> Self {
+        warnings.append(&mut self.warnings);
+        self.warnings = warnings;
+        self
+    }
+
     fn at(mut self, revision: Option<u64>) -> Self {
         self.object = with_revision(self.object, revision);
         self

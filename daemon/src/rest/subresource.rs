@@ -56,7 +56,7 @@ impl Rest {
         let (kind, place) = (&call.kind, call.place()?);
         let name = place.1;
         let options = body::write_options(call)?;
-        let binding = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let binding = body::value(&call.head.headers, &body::read(body).await?)?.value;
         let text = |pointer: &str| binding.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (to, uid) = (text("/target/name"), text("/metadata/uid"));
         if !matches!(text("/target/kind"), "" | "Node") || to.is_empty() {
@@ -92,7 +92,7 @@ impl Rest {
     /// Deletes a pod if its budget allows that.
     async fn evict(&self, call: &Call, body: Sent) -> Answer {
         let place = call.place()?;
-        let eviction = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let eviction = body::value(&call.head.headers, &body::read(body).await?)?.value;
         let text = |pointer: &str| eviction.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let known = matches!(text("/apiVersion"), "" | "policy/v1" | "policy/v1beta1");
         if !known || !matches!(text("/kind"), "" | "Eviction") {
