@@ -76,7 +76,13 @@ fn rules() -> Vec<Rule> {
         ),
         ("DELETE", map, Some(json!({"kind": "Pod", "apiVersion": "v1"})), 400, "no DeleteOptions"),
         ("DELETE", map, Some(json!({"dryRun": ["x"]})), 422, "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun"),
-        ("DELETE", map, Some(json!({"preconditions": {"uid": "x"}})), 409, "UID in precondition: x"),
+        (
+            "DELETE",
+            map,
+            Some(json!({"preconditions": {"uid": "x"}})),
+            409,
+            "the UID in the precondition (x) does not match",
+        ),
         // A body says it all; what the query says then counts for nothing.
         ("DELETE", "/api/v1/namespaces/default/configmaps/a?dryRun=All", Some(json!({})), 200, ""),
         ("GET", map, None, 404, "configmaps \"a\" not found"),

@@ -72,7 +72,7 @@ impl Rest {
             if !uid.is_empty() && pod["metadata"]["uid"] != uid {
                 return refuse(format!(
                     "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    pod["metadata"]["uid"]
+                    pod["metadata"]["uid"].as_str().unwrap_or_default()
                 ));
             }
             if pod["metadata"].get("deletionTimestamp").is_some() {
