@@ -115,6 +115,7 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
     assert!(refused.message().starts_with("Unable to convert to Table as requested: includeObject"), "{refused:?}");
 
     strictly(&admin).await;
+    forms(&admin).await;
     pages(&admin).await;
     deletes(&admin).await;
 
@@ -186,6 +187,27 @@ async fn strictly(admin: &Caller) {
     let config = "{apiVersion: v1, kind: ConfigMap, metadata: {name: twice}, data: {d: x, d: y}}";
     let refused = send(&apply, "PATCH", &format!("{map}&fieldManager=m"), config).await;
     assert!(refused.code == 400 && refused.message().starts_with("error strict decoding YAML: "), "{refused:?}");
+}
+
+/// How answers are laid out, and what names them.
+async fn forms(admin: &Caller) {
+    let path = "/api/v1/namespaces/default";
+    let plain = admin.get(path).await;
+    assert!(plain.head.contains("audit-id: "), "{plain:?}");
+    let named = admin.clone().saying("Audit-Id", "mine").get("/healthz").await;
+    assert!(named.head.contains("audit-id: mine"), "{named:?}");
+    for curl in
+        [admin.clone().saying("User-Agent", "curl/8.5.0").get(path).await, admin.get(&format!("{path}?pretty=1")).await]
+    {
+        assert!(curl.body.starts_with("{\n  \"") && !plain.body.contains('\n'), "{curl:?}");
+        assert_eq!(curl.json()["metadata"]["name"], "default");
+    }
+    let head = admin.ask(&Method::HEAD, path, None).await.expect("an answer");
+    assert_eq!((head.code, head.body.len()), (200, 0), "{head:?}");
+    let nowhere = admin.get("/nowhere").await;
+    assert_eq!((nowhere.code, nowhere.body.as_str()), (404, "404 page not found\n"));
+    let nothing = admin.get("/apis/example.com/v1/none").await;
+    assert_eq!(nothing.json()["message"], "the server could not find the requested resource");
 }
 
 /// A page says how many come after it, unless something selects among them.
