@@ -116,6 +116,7 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
 
     strictly(&admin).await;
     forms(&admin).await;
+    bindings(&admin).await;
     pages(&admin).await;
     deletes(&admin).await;
 
@@ -208,6 +209,35 @@ async fn forms(admin: &Caller) {
     assert_eq!((nowhere.code, nowhere.body.as_str()), (404, "404 page not found\n"));
     let nothing = admin.get("/apis/example.com/v1/none").await;
     assert_eq!(nothing.json()["message"], "the server could not find the requested resource");
+
+    let components = admin.get("/api/v1/componentstatuses").await;
+    assert!(components.head.contains("v1 componentstatus is deprecated in v1.19+"), "{components:?}");
+    let components = components.json();
+    let healthy = |one: &Value| one["conditions"][0]["status"] == "True";
+    let items = components["items"].as_array().expect("a list");
+    assert!(items.len() == 3 && items.iter().all(healthy), "{components}");
+    assert_eq!(admin.get("/api/v1/componentstatuses/none").await.code, 404);
+    assert_eq!(admin.post("/api/v1/componentstatuses", &json!({})).await.code, 405);
+}
+
+/// A pod is assigned to a node by a Binding that names it.
+async fn bindings(admin: &Caller) {
+    let pod = json!({"metadata": {"name": "bound"}, "spec": {"schedulerName": "none", "containers": [{"name": "c", "image": "none"}]}});
+    assert_eq!(admin.post("/api/v1/namespaces/default/pods", &pod).await.code, 201);
+    let bind = async |name: &str| {
+        let binding = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "node-1"}});
+        admin.post("/api/v1/namespaces/default/bindings", &binding).await
+    };
+    assert_eq!(bind("none").await.code, 404);
+    let bound = bind("bound").await;
+    assert_eq!((bound.code, &bound.json()["status"]), (201, &json!("Success")), "{bound:?}");
+    let again = bind("bound").await;
+    assert_eq!(again.code, 409, "{again:?}");
+    assert!(again.message().contains("pod bound is already assigned to node \"node-1\""), "{again:?}");
+    let pod = "/api/v1/namespaces/default/pods/bound";
+    assert_eq!(admin.get(pod).await.json()["spec"]["nodeName"], "node-1");
+    let now = json!({"gracePeriodSeconds": 0});
+    assert_eq!(admin.ask(&Method::DELETE, pod, Some(&now)).await.expect("an answer").code, 200);
 }
 
 /// A page says how many come after it, unless something selects among them.

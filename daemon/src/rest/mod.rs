@@ -11,6 +11,7 @@ mod answer;
 mod asked;
 mod authn;
 mod body;
+mod components;
 mod connect;
 mod delete;
 mod discovery;
@@ -252,6 +253,12 @@ impl Rest {
 
     async fn resource(&self, call: &Call, body: Sent) -> Answer {
         let (kind, target) = (&call.kind, &call.target);
+        if questions::is_binding(kind) {
+            return self.bind_named(call, body).await;
+        }
+        if questions::is_component(kind) {
+            return self.components(call).await;
+        }
         if questions::is_one(kind) {
             return self.review(call, body, kind, target).await;
         }

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::body::Sent;
 use super::part::Part;
-use super::read::write;
+use super::read::show_scale;
 use super::{Answer, Call, Rest, answer, body, not_allowed};
 use crate::gate::{Verb, Written};
 
@@ -44,7 +44,7 @@ impl Rest {
     /// Answers with what was written, and what there was to say about it.
     pub(super) async fn written(&self, call: &Call, part: Part, code: StatusCode, written: &Written) -> Answer {
         let mut response = match part {
-            Part::Scale => write(call, code, &part.shown(&call.kind, &written.object)).await?,
+            Part::Scale => show_scale(call, code, &part.shown(&call.kind, &written.object)).await?,
             _ => self.show(call, &call.kind, code, &written.object).await?,
         };
         answer::warn(&mut response, &written.warnings);
