@@ -158,7 +158,7 @@ pub(crate) fn int_or_string(value: &IntOrString) -> String {
 }
 
 /// How long ago the object was created.
-pub(crate) fn age(metadata: &ObjectMeta, now: Timestamp) -> String {
+pub fn age(metadata: &ObjectMeta, now: Timestamp) -> String {
     since(metadata.creation_timestamp.as_ref(), now)
 }
 

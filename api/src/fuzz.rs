@@ -195,7 +195,7 @@ fn patch(input: &[u8]) {
         b'm' => PatchType::Merge,
         _ => PatchType::Strategic,
     };
-    let Ok(patch) = Patch::parse(type_, body) else { return };
+    let Ok((patch, _)) = Patch::parse(type_, body) else { return };
     let pod = serde_json::json!({
         "metadata": {"name": "a", "labels": {"app": "web"}, "finalizers": ["x", "y"]},
         "spec": {

@@ -1,4 +1,5 @@
-//! Kinds that are asked and not kept: an object of one is created, answered, and forgotten.
+//! Kinds that are asked and not kept: an object of one is created, answered, and forgotten. So is a Binding, which is carried
+//! out; and what the cluster consists of is only read.
 //!
 //! Discovery and the OpenAPI documents tell of them like of all kinds; the REST face answers them.
 
@@ -7,13 +8,16 @@ use std::sync::{Arc, LazyLock};
 use jiff::Timestamp;
 use serde_json::Value;
 
-use crate::columns::Column;
+use crate::columns::{self, Column};
 use crate::field::Errors;
-use crate::kinds::{Behaviour, Kind, Scope};
+use crate::kinds::{Behaviour, Deprecation, Kind, Scope};
 use crate::names;
+
+const COMPONENT: (&str, &str, &str, &str, Scope) = ("", "v1", "ComponentStatus", "componentstatuses", Scope::Cluster);
 
 /// Group, version, kind, plural, whether it is asked within a namespace.
 const QUESTIONS: &[(&str, &str, &str, &str, Scope)] = &[
+    ("", "v1", "Binding", "bindings", Scope::Namespaced),
     ("authentication.k8s.io", "v1", "SelfSubjectReview", "selfsubjectreviews", Scope::Cluster),
     ("authentication.k8s.io", "v1", "TokenReview", "tokenreviews", Scope::Cluster),
     ("authorization.k8s.io", "v1", "LocalSubjectAccessReview", "localsubjectaccessreviews", Scope::Namespaced),
@@ -22,7 +26,8 @@ const QUESTIONS: &[(&str, &str, &str, &str, Scope)] = &[
     ("authorization.k8s.io", "v1", "SubjectAccessReview", "subjectaccessreviews", Scope::Cluster),
 ];
 
-static KINDS: LazyLock<Vec<Arc<Kind>>> = LazyLock::new(|| QUESTIONS.iter().map(|row| Arc::new(kind(*row))).collect());
+static KINDS: LazyLock<Vec<Arc<Kind>>> =
+    LazyLock::new(|| QUESTIONS.iter().map(|row| kind(*row)).chain([component()]).map(Arc::new).collect());
 
 /// What is posted to the `token` subresource of a ServiceAccount.
 static TOKEN_REQUEST: LazyLock<Kind> =
@@ -32,7 +37,7 @@ pub fn token_request() -> &'static Kind {
     &TOKEN_REQUEST
 }
 
-/// The kinds that can only be created.
+/// The kinds that are not kept.
 pub fn all() -> &'static [Arc<Kind>] {
     &KINDS
 }
@@ -49,8 +54,38 @@ pub fn is_one(kind: &Kind) -> bool {
     find(&kind.group, &kind.version, &kind.plural).is_some()
 }
 
+/// Whether the kind is the one that tells what the cluster consists of.
+pub fn is_component(kind: &Kind) -> bool {
+    (kind.group.as_str(), kind.plural.as_str()) == (COMPONENT.0, COMPONENT.3)
+}
+
+/// What can be done with objects of the kind, if they are not kept.
+pub fn verbs(kind: &Kind) -> Option<&'static [&'static str]> {
+    match is_component(kind) {
+        true => Some(&["get", "list"]),
+        false => is_one(kind).then_some(&["create"]),
+    }
+}
+
+fn component() -> Kind {
+    Kind {
+        short_names: vec!["cs".into()],
+        deprecation: Some(Deprecation {
+            warning: "v1 ComponentStatus is deprecated in v1.19+".into(),
+            removed_release: String::new(),
+        }),
+        behaviour: Arc::new(Component),
+        ..kind(COMPONENT)
+    }
+}
+
+/// Whether the kind is the one that assigns a pod to a node.
+pub fn is_binding(kind: &Kind) -> bool {
+    (kind.group.as_str(), kind.kind.as_str()) == ("", "Binding")
+}
+
 fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) -> Kind {
-    let package = group.trim_end_matches(".k8s.io");
+    let package = if group.is_empty() { "core" } else { group.trim_end_matches(".k8s.io") };
     Kind {
         group: group.into(),
         version: version.into(),
@@ -100,6 +135,42 @@ impl Behaviour for Unstored {
 
     fn row(&self, _: &Value, _: Timestamp) -> Vec<String> {
         Vec::new()
+    }
+}
+
+/// As upstream shows it.
+struct Component;
+
+impl Behaviour for Component {
+    fn create(&self, _: &mut Value, _: &mut Errors) {}
+
+    fn update(&self, _: &Value, _: &mut Value, _: &mut Errors) {}
+
+    fn update_status(&self, _: &Value, _: &mut Value, _: &mut Errors) {}
+
+    fn changed(&self, _: &Value, _: &Value) -> bool {
+        false
+    }
+
+    fn columns(&self) -> Vec<Column> {
+        vec![columns::NAME, Column::text("Status"), Column::text("Message"), Column::text("Error")]
+    }
+
+    fn row(&self, object: &Value, _: Timestamp) -> Vec<String> {
+        let conditions = object["conditions"].as_array().into_iter().flatten();
+        let healthy = conditions.filter(|condition| condition["type"] == "Healthy").last();
+        let text = |field: &str| healthy.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
+        let status = match text("status").as_str() {
+            "" => "Unknown",
+            "True" => "Healthy",
+            _ => "Unhealthy",
+        };
+        vec![
+            object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
+            status.to_owned(),
+            text("message"),
+            text("error"),
+        ]
     }
 }
 

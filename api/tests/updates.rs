@@ -102,6 +102,27 @@ fn a_pod_with_an_added_container_is_changed_like_any_other() {
 }
 
 #[test]
+fn a_service_keeps_its_ports_by_their_names() {
+    let spec = json!({"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30081,
+        "ports": [{"name": "a", "port": 80, "nodePort": 30080}, {"name": "b", "port": 81, "nodePort": 30082}]});
+    let old = stored(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec}));
+    let with = |ports: Value| {
+        update(&old, |service| {
+            service["spec"]["ports"] = ports;
+            service["spec"].as_object_mut().unwrap().remove("healthCheckNodePort");
+        })
+    };
+    let kept = with(json!([{"name": "b", "port": 8081}, {"name": "c", "port": 80}])).unwrap();
+    assert_eq!(kept["spec"]["ports"][0]["nodePort"], 30082);
+    assert_eq!(kept["spec"]["ports"][1].get("nodePort"), None);
+    assert_eq!(kept["spec"]["healthCheckNodePort"], 30081);
+    let swapped = with(json!([{"name": "a", "port": 80}, {"name": "b", "port": 81, "nodePort": 30080}])).unwrap();
+    assert_eq!(swapped["spec"]["ports"][0].get("nodePort"), None);
+    let moved = update(&old, |service| service["spec"]["healthCheckNodePort"] = json!(30083));
+    assert!(said(moved).contains("spec.healthCheckNodePort: Forbidden: field is immutable"));
+}
+
+#[test]
 fn a_service_changes_its_type_and_keeps_nothing_of_the_old_one() {
     let service = |spec: Value| {
         let mut spec = spec;

@@ -107,6 +107,14 @@ impl Caller {
     /// # Errors
     /// If it does not answer, or not in HTTP.
     pub async fn ask(&self, method: &Method, path: &str, body: Option<&Value>) -> Result<Answer, String> {
+        self.send(method, path, &body.map(Value::to_string).unwrap_or_default()).await
+    }
+
+    /// As [`Self::ask`], with a body of any form.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub async fn send(&self, method: &Method, path: &str, body: &str) -> Result<Answer, String> {
         let talk = async { self.talk(method, path, body).await.map_err(|error| error.to_string()) };
         let answer = tokio::time::timeout(PATIENCE, talk).await.map_err(|_| "silence".to_owned())??;
         parse(&answer).ok_or_else(|| format!("no HTTP: {}", String::from_utf8_lossy(&answer)))
@@ -128,7 +136,7 @@ impl Caller {
         self.ask(&Method::POST, path, Some(body)).await.unwrap_or_else(|error| panic!("POST {path}: {error}"))
     }
 
-    async fn talk(&self, method: &Method, path: &str, body: Option<&Value>) -> std::io::Result<Vec<u8>> {
+    async fn talk(&self, method: &Method, path: &str, body: &str) -> std::io::Result<Vec<u8>> {
         let mut line = self.connect().await?;
         line.stream.write_all(self.request(method, path, body, "close").as_bytes()).await?;
         let mut answer = Vec::new();
@@ -150,8 +158,7 @@ impl Caller {
         Ok(Line { caller: self.clone(), stream: Box::new(stream) })
     }
 
-    fn request(&self, method: &Method, path: &str, body: Option<&Value>, connection: &str) -> String {
-        let body = body.map(Value::to_string).unwrap_or_default();
+    fn request(&self, method: &Method, path: &str, body: &str, connection: &str) -> String {
         let mut head = format!(
             "{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: {connection}\r\nContent-Length: {}\r\n",
             self.at,
@@ -181,7 +188,7 @@ impl Line {
     /// # Errors
     /// If it does not, or not in HTTP.
     pub async fn get(&mut self, path: &str) -> Result<Answer, String> {
-        let request = self.caller.request(&Method::GET, path, None, "keep-alive");
+        let request = self.caller.request(&Method::GET, path, "", "keep-alive");
         let talk = async {
             self.stream.write_all(request.as_bytes()).await?;
             let (mut answer, mut piece) = (Vec::new(), vec![0; 16 << 10]);

@@ -66,6 +66,27 @@ spec:
     )
 }
 
+/// What is asked for is had once, and free again when its Service is gone.
+fn node_ports(kubectl: &Kubectl) {
+    kubectl.ok(&["create", "service", "nodeport", "fixed", "--tcp=80:8080", "--node-port=30080"]);
+    let port = "jsonpath={.spec.ports[0].nodePort}";
+    assert_eq!(kubectl.ok(&["get", "service", "fixed", "-o", port]), "30080");
+    assert!(kubectl.ok(&["get", "service", "fixed"]).contains(" 80:30080/TCP "));
+    let taken = kubectl.fails(&["create", "service", "nodeport", "other", "--tcp=80", "--node-port=30080"]);
+    assert!(
+        taken.contains("spec.ports[0].nodePort: Invalid value: 30080: provided port is already allocated"),
+        "{taken}"
+    );
+    kubectl.ok(&["expose", "deployment", "my-nginx", "--name=given", "--type=NodePort", "--port=80"]);
+    let given: i32 = kubectl.ok(&["get", "service", "given", "-o", port]).parse().unwrap();
+    assert!((30_000..=32_767).contains(&given) && given != 30_080, "{given}");
+    kubectl.ok(&["patch", "service", "given", "-p", "{\"spec\": {\"type\": \"ClusterIP\"}}"]);
+    assert_eq!(kubectl.ok(&["get", "service", "given", "-o", port]), "");
+    kubectl.ok(&["delete", "service", "fixed"]);
+    kubectl.ok(&["create", "service", "nodeport", "other", "--tcp=80", "--node-port=30080"]);
+    kubectl.ok(&["delete", "service", "other", "given"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn manifests_of_old_and_the_policies_of_a_namespace() {
     let cluster = Cluster::start(1).await;
@@ -87,6 +108,7 @@ async fn manifests_of_old_and_the_policies_of_a_namespace() {
     let address = kubectl.ok(&["get", "service", "my-nginx", "-o", "jsonpath={.spec.clusterIP}"]);
     assert!(address.starts_with("10.96."), "{address}");
     assert!(kubectl.ok(&["get", "ipaddresses"]).contains(&address));
+    node_ports(&kubectl);
     let events = kubectl.ok(&["get", "events.v1.events.k8s.io", "-o", "jsonpath={.items[*].regarding.name}"]);
     assert!(events.contains("my-nginx"), "{events}");
 

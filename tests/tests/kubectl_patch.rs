@@ -99,6 +99,9 @@ async fn patches(kubectl: &Kubectl) {
     let scale = json!({"spec": {"replicas": 2}}).to_string();
     kubectl.ok(&["patch", "deployment", "web", "--subresource=scale", "--type=merge", "-p", &scale]);
     assert_eq!(json_of(kubectl, "deployment/web")["spec"]["replicas"], 2);
+    let table = kubectl.ok(&["get", "deployment", "web", "--subresource=scale"]);
+    let words: Vec<&str> = table.split_whitespace().collect();
+    assert!(words.starts_with(&["NAME", "DESIRED", "AVAILABLE", "AGE", "web", "2"]), "{table}");
 }
 
 fn applies_on_the_clients_side(kubectl: &Kubectl) {

@@ -76,7 +76,13 @@ fn rules() -> Vec<Rule> {
         ),
         ("DELETE", map, Some(json!({"kind": "Pod", "apiVersion": "v1"})), 400, "no DeleteOptions"),
         ("DELETE", map, Some(json!({"dryRun": ["x"]})), 422, "DeleteOptions.meta.k8s.io \"\" is invalid: dryRun"),
-        ("DELETE", map, Some(json!({"preconditions": {"uid": "x"}})), 409, "UID in precondition: x"),
+        (
+            "DELETE",
+            map,
+            Some(json!({"preconditions": {"uid": "x"}})),
+            409,
+            "the UID in the precondition (x) does not match",
+        ),
         // A body says it all; what the query says then counts for nothing.
         ("DELETE", "/api/v1/namespaces/default/configmaps/a?dryRun=All", Some(json!({})), 200, ""),
         ("GET", map, None, 404, "configmaps \"a\" not found"),
@@ -108,6 +114,9 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
     assert_eq!(refused.code, 400, "{refused:?}");
     assert!(refused.message().starts_with("Unable to convert to Table as requested: includeObject"), "{refused:?}");
 
+    strictly(&admin).await;
+    forms(&admin).await;
+    bindings(&admin).await;
     pages(&admin).await;
     deletes(&admin).await;
 
@@ -118,6 +127,117 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
                        networking.k8s.io/v1 ingress\"";
         assert!(answer.head.contains(warning), "{answer:?}");
     }
+}
+
+/// Fields that are unknown or stand there twice.
+async fn strictly(admin: &Caller) {
+    let send = async |caller: &Caller, method: &str, path: &str, body: &str| {
+        caller.send(&method.parse().unwrap(), path, body).await.expect("an answer")
+    };
+    let json = admin.clone().saying("Content-Type", "application/json");
+    let twice = r#"{"metadata": {"name": "twice"}, "data": {"a": "1", "a": "2", "b": "1", "a": "3"}}"#;
+    let told = "warning: 299 - \"duplicate field \\\"data.a\\\"\"";
+    let warned = send(&json, "POST", &format!("{MAPS}?dryRun=All"), twice).await;
+    assert_eq!((warned.code, warned.head.matches("warning").count()), (201, 1), "{warned:?}");
+    assert!(warned.head.contains(told), "{warned:?}");
+    assert_eq!(warned.json()["data"], json!({"a": "3", "b": "1"}));
+    let silent = send(&json, "POST", &format!("{MAPS}?fieldValidation=Ignore"), twice).await;
+    assert!(silent.code == 201 && !silent.head.contains("warning"), "{silent:?}");
+    let strict = format!("{MAPS}?fieldValidation=Strict");
+    let refused = send(&json, "POST", &strict, &twice.replace("\"data\"", "\"c\": 1, \"data\"")).await;
+    let words = "ConfigMap in version \"v1\" cannot be handled as a ConfigMap: strict decoding error: duplicate field \
+                 \"data.a\", unknown field \"c\"";
+    assert_eq!((refused.code, refused.message()), (400, words.to_owned()));
+    let yaml = admin.clone().saying("Content-Type", "application/yaml");
+    let refused = send(&yaml, "POST", &strict, "metadata: {name: y}\ndata:\n  a: x\n  a: y\n").await;
+    assert!(refused.code == 400 && refused.message().ends_with("duplicate field \"data.a\""), "{refused:?}");
+
+    // A patch is applied before it is looked at.
+    let map = format!("{MAPS}/twice?fieldValidation=Strict");
+    let patches = [
+        ("merge", r#"{"c": 1}"#, "{\\\"apiVersion\\\":", "unknown field \"c\""),
+        (
+            "strategic-merge",
+            r#"{"c": 1, "data": {"b": "2", "b": "3"}}"#,
+            "map[c:1 data:map[b:3]]\"",
+            "unknown field \"c\"",
+        ),
+        (
+            "json",
+            r#"[{"op": "add", "op": "add", "path": "/data/c", "value": "1"}]"#,
+            "{\\\"",
+            "json patch duplicate field \"[0].op\"",
+        ),
+    ];
+    for (type_, body, shown, last) in patches {
+        let patcher = admin.clone().saying("Content-Type", &format!("application/{type_}-patch+json"));
+        let refused = send(&patcher, "PATCH", &map, body).await;
+        assert_eq!(refused.code, 422, "{refused:?}");
+        let message = refused.message();
+        let begins = format!(" \"\" is invalid: patch: Invalid value: \"{}", shown);
+        assert!(message.starts_with(&begins) && message.ends_with(last), "{message}");
+        assert!(message.contains("strict decoding error: "), "{message}");
+        assert_eq!(refused.json()["details"]["causes"][0]["field"], "patch", "{refused:?}");
+        let warned = send(&patcher, "PATCH", &format!("{MAPS}/twice?dryRun=All"), body).await;
+        assert!(warned.code == 200 && warned.head.contains("warning"), "{warned:?}");
+    }
+    let merge = admin.clone().saying("Content-Type", "application/merge-patch+json");
+    let wrong = send(&merge, "PATCH", &format!("{MAPS}/twice"), r#"{"data": {"b": 2}}"#).await;
+    assert_eq!((wrong.code, &wrong.json()["reason"]), (422, &json!("Invalid")), "{wrong:?}");
+    let apply = admin.clone().saying("Content-Type", "application/apply-patch+yaml");
+    let config = "{apiVersion: v1, kind: ConfigMap, metadata: {name: twice}, data: {d: x, d: y}}";
+    let refused = send(&apply, "PATCH", &format!("{map}&fieldManager=m"), config).await;
+    assert!(refused.code == 400 && refused.message().starts_with("error strict decoding YAML: "), "{refused:?}");
+}
+
+/// How answers are laid out, and what names them.
+async fn forms(admin: &Caller) {
+    let path = "/api/v1/namespaces/default";
+    let plain = admin.get(path).await;
+    assert!(plain.head.contains("audit-id: "), "{plain:?}");
+    let named = admin.clone().saying("Audit-Id", "mine").get("/healthz").await;
+    assert!(named.head.contains("audit-id: mine"), "{named:?}");
+    for curl in
+        [admin.clone().saying("User-Agent", "curl/8.5.0").get(path).await, admin.get(&format!("{path}?pretty=1")).await]
+    {
+        assert!(curl.body.starts_with("{\n  \"") && !plain.body.contains('\n'), "{curl:?}");
+        assert_eq!(curl.json()["metadata"]["name"], "default");
+    }
+    let head = admin.ask(&Method::HEAD, path, None).await.expect("an answer");
+    assert_eq!((head.code, head.body.len()), (200, 0), "{head:?}");
+    let nowhere = admin.get("/nowhere").await;
+    assert_eq!((nowhere.code, nowhere.body.as_str()), (404, "404 page not found\n"));
+    let nothing = admin.get("/apis/example.com/v1/none").await;
+    assert_eq!(nothing.json()["message"], "the server could not find the requested resource");
+
+    let components = admin.get("/api/v1/componentstatuses").await;
+    assert!(components.head.contains("v1 componentstatus is deprecated in v1.19+"), "{components:?}");
+    let components = components.json();
+    let healthy = |one: &Value| one["conditions"][0]["status"] == "True";
+    let items = components["items"].as_array().expect("a list");
+    assert!(items.len() == 3 && items.iter().all(healthy), "{components}");
+    assert_eq!(admin.get("/api/v1/componentstatuses/none").await.code, 404);
+    assert_eq!(admin.post("/api/v1/componentstatuses", &json!({})).await.code, 405);
+}
+
+/// A pod is assigned to a node by a Binding that names it.
+async fn bindings(admin: &Caller) {
+    let pod = json!({"metadata": {"name": "bound"}, "spec": {"schedulerName": "none", "containers": [{"name": "c", "image": "none"}]}});
+    assert_eq!(admin.post("/api/v1/namespaces/default/pods", &pod).await.code, 201);
+    let bind = async |name: &str| {
+        let binding = json!({"metadata": {"name": name}, "target": {"kind": "Node", "name": "node-1"}});
+        admin.post("/api/v1/namespaces/default/bindings", &binding).await
+    };
+    assert_eq!(bind("none").await.code, 404);
+    let bound = bind("bound").await;
+    assert_eq!((bound.code, &bound.json()["status"]), (201, &json!("Success")), "{bound:?}");
+    let again = bind("bound").await;
+    assert_eq!(again.code, 409, "{again:?}");
+    assert!(again.message().contains("pod bound is already assigned to node \"node-1\""), "{again:?}");
+    let pod = "/api/v1/namespaces/default/pods/bound";
+    assert_eq!(admin.get(pod).await.json()["spec"]["nodeName"], "node-1");
+    let now = json!({"gracePeriodSeconds": 0});
+    assert_eq!(admin.ask(&Method::DELETE, pod, Some(&now)).await.expect("an answer").code, 200);
 }
 
 /// A page says how many come after it, unless something selects among them.

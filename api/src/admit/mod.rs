@@ -27,6 +27,7 @@ mod parts;
 mod policies;
 mod priority;
 pub mod quota;
+pub mod repeated;
 mod runtime_class;
 mod storage_class;
 pub(crate) mod strict;
@@ -247,7 +248,8 @@ impl Decoded {
         let mut causes = std::mem::take(&mut self.unknown);
         let reason = if causes.is_empty() { Reason::Invalid } else { Reason::BadRequest };
         if !causes.is_empty() && errors.is_empty() {
-            return Err(Status { causes: causes.clone(), ..Status::bad_request(strict_words(kind, &causes)) });
+            let words = causes.iter().map(unknown_words).collect::<Vec<_>>();
+            return Err(Status { causes, ..refuse_strictly(kind, &words) });
         }
         causes.extend(errors.into_causes());
         if causes.is_empty() {
@@ -257,33 +259,47 @@ impl Decoded {
     }
 }
 
-/// What upstream says where nothing but unknown fields is wrong.
-fn strict_words(kind: &Kind, unknown: &[Cause]) -> String {
-    let fields: Vec<String> = unknown.iter().map(|cause| format!("unknown field \"{}\"", cause.field)).collect();
-    format!(
+/// What upstream says of an object with nothing wrong but fields that are unknown or stand there twice.
+pub fn refuse_strictly(kind: &Kind, complaints: &[String]) -> Status {
+    Status::bad_request(format!(
         "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
         kind.kind,
         kind.version,
-        fields.join(", ")
-    )
+        complaints.join(", ")
+    ))
+}
+
+/// A sentence for each field of an object that its kind does not have.
+pub fn unknown_fields(kind: &Kind, mut object: Value) -> Vec<String> {
+    inspect(kind, &mut object).unknown.into_causes().iter().map(unknown_words).collect()
+}
+
+fn unknown_words(cause: &Cause) -> String {
+    format!("unknown field \"{}\"", cause.field)
+}
+
+/// What does not fit the kind, in an object that is made to fit its stored version.
+fn inspect(kind: &Kind, object: &mut Value) -> strict::Findings {
+    if object.get("metadata").is_some_and(Value::is_null) {
+        object["metadata"] = Value::Object(Map::new());
+    }
+    drop_empty_maps(object);
+    kind.to_stored(object);
+    let mut findings = strict::check(object, kind.stored().schema.as_deref());
+    if let Some(structure) = &kind.structure {
+        structural::prune(object, &structure.root, &mut findings.unknown);
+    }
+    findings
 }
 
 fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Result<Decoded, Status> {
     check_type(kind, &object)?;
-    if object.get("metadata").is_some_and(Value::is_null) {
-        object["metadata"] = Value::Object(Map::new());
-    }
-    drop_empty_maps(&mut object);
-    kind.to_stored(&mut object);
-    let mut findings = strict::check(&mut object, kind.stored().schema.as_deref());
-    if let Some(structure) = &kind.structure {
-        structural::prune(&mut object, &structure.root, &mut findings.unknown);
-    }
+    let findings = inspect(kind, &mut object);
     let mut unknown = findings.unknown.into_causes();
     let mut warnings = Vec::new();
     if unknown_fields != UnknownFields::Refuse {
         if unknown_fields == UnknownFields::Warn {
-            warnings = unknown.iter().map(|cause| format!("unknown field \"{}\"", cause.field)).collect();
+            warnings = unknown.iter().map(unknown_words).collect();
         }
         unknown.clear();
     }

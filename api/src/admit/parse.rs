@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use serde::de::{self, Deserialize, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
+use serde_saphyr::DuplicateKeyPolicy;
 
 use crate::error::{Reason, Status};
 use crate::field::type_name;
@@ -25,7 +26,7 @@ const MAX_MERGE_KEYS: usize = 100;
 /// What aliases may repeat.
 const MAX_REPLAYED_NODES: usize = 20_000;
 /// What a manifest may unfold to in memory, aliases followed.
-const MAX_UNFOLDED_BYTES: usize = 16 * 1024 * 1024;
+pub(super) const MAX_UNFOLDED_BYTES: usize = 16 * 1024 * 1024;
 /// What each value takes beside its text.
 const NODE_BYTES: usize = 32;
 
@@ -66,6 +67,32 @@ pub fn parse(input: &[u8], registry: &Registry) -> Result<Vec<Parsed>, Status> {
 /// # Errors
 /// As [`parse`], but knows of no kinds.
 pub fn documents(input: &[u8]) -> Result<Vec<Value>, Status> {
+    let text = text(input)?;
+    let looks_like_json = text.trim_start().starts_with('{');
+    match looks_like_json.then(|| json_documents(text)) {
+        Some(Ok(values)) => Ok(values),
+        _ => yaml_documents(text),
+    }
+}
+
+/// Reads the only document of YAML with a seed, which sees keys that stand twice in a map as often as they do.
+///
+/// # Errors
+/// As [`parse`], or if there is not one document.
+pub(super) fn document<T>(input: &[u8], seed: impl for<'de> DeserializeSeed<'de, Value = T>) -> Result<T, Status> {
+    let chunks = split_documents(text(input)?);
+    let [chunk] = chunks.as_slice() else {
+        return Err(match chunks.len() {
+            0 => Status::bad_request("the body of the request is empty"),
+            many => Status::bad_request(format!("the body of the request holds {many} documents instead of one")),
+        });
+    };
+    let options = yaml_options(DuplicateKeyPolicy::PassThrough);
+    let value = serde_saphyr::with_deserializer_from_str_with_options(chunk.text, options, |de| seed.deserialize(de));
+    value.map_err(|error| yaml_error(chunk, &error))
+}
+
+fn text(input: &[u8]) -> Result<&str, Status> {
     if input.len() > MAX_INPUT_BYTES {
         return Err(Status::new(
             Reason::RequestEntityTooLarge,
@@ -78,12 +105,7 @@ pub fn documents(input: &[u8]) -> Result<Vec<Value>, Status> {
             e.valid_up_to()
         ))
     })?;
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let looks_like_json = text.trim_start().starts_with('{');
-    match looks_like_json.then(|| json_documents(text)) {
-        Some(Ok(values)) => Ok(values),
-        _ => yaml_documents(text),
-    }
+    Ok(text.strip_prefix('\u{feff}').unwrap_or(text))
 }
 
 fn json_documents(text: &str) -> Result<Vec<Value>, serde_json::Error> {
@@ -93,10 +115,10 @@ fn json_documents(text: &str) -> Result<Vec<Value>, serde_json::Error> {
 fn yaml_documents(text: &str) -> Result<Vec<Value>, Status> {
     let (mut values, room_bytes) = (Vec::new(), Cell::new(MAX_UNFOLDED_BYTES));
     for chunk in split_documents(text) {
-        let seed = Seed { room_bytes: &room_bytes };
-        let value = serde_saphyr::with_deserializer_from_str_with_options(chunk.text, yaml_options(), |de| {
-            seed.deserialize(de)
-        });
+        let (seed, options) =
+            (Seed { room_bytes: &room_bytes, repeated: None }, yaml_options(DuplicateKeyPolicy::Error));
+        let value =
+            serde_saphyr::with_deserializer_from_str_with_options(chunk.text, options, |de| seed.deserialize(de));
         match value.map_err(|e| yaml_error(&chunk, &e))? {
             Value::Null => {}
             value => values.push(value),
@@ -146,7 +168,7 @@ fn add_chunk<'a>(chunks: &mut Vec<Chunk<'a>>, text: &'a str, offset_lines: u64) 
 
 /// Numbers are read as upstream's YAML 1.1 has them (`0644` is octal), but only `true` and `false` are booleans, so that
 /// a node may be called `n` and a variable may be `yes`.
-fn yaml_options() -> serde_saphyr::Options {
+fn yaml_options(duplicate_keys: DuplicateKeyPolicy) -> serde_saphyr::Options {
     serde_saphyr::options! {
         budget: serde_saphyr::budget! {
             max_reader_input_bytes: Some(MAX_INPUT_BYTES),
@@ -164,7 +186,7 @@ fn yaml_options() -> serde_saphyr::Options {
             max_replay_stack_depth: MAX_DEPTH,
             max_alias_expansions_per_anchor: MAX_ALIASES,
         },
-        duplicate_keys: serde_saphyr::DuplicateKeyPolicy::Error,
+        duplicate_keys: duplicate_keys,
         legacy_octal_numbers: true,
         strict_booleans: true,
         with_snippet: false,
@@ -240,14 +262,15 @@ struct Strict(Value);
 impl<'de> Deserialize<'de> for Strict {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let room_bytes = Cell::new(MAX_UNFOLDED_BYTES);
-        Seed { room_bytes: &room_bytes }.deserialize(deserializer).map(Strict)
+        Seed { room_bytes: &room_bytes, repeated: None }.deserialize(deserializer).map(Strict)
     }
 }
 
-/// Builds a value while there is room for it, and refuses a key given twice in one map.
+/// Builds a value while there is room for it. A key given twice in one map is refused, or only noted.
 #[derive(Clone, Copy)]
-struct Seed<'b> {
-    room_bytes: &'b Cell<usize>,
+pub(super) struct Seed<'b> {
+    pub room_bytes: &'b Cell<usize>,
+    pub repeated: Option<&'b Cell<bool>>,
 }
 
 impl Seed<'_> {
@@ -326,11 +349,14 @@ impl<'de> Visitor<'de> for Seed<'_> {
         self.take(0)?;
         let mut map = Map::new();
         while let Some(key) = entries.next_key::<String>()? {
-            if map.contains_key(&key) {
+            if self.repeated.is_none() && map.contains_key(&key) {
                 return Err(de::Error::custom(format_args!("duplicate key \"{key}\"")));
             }
             self.take(key.len())?;
-            map.insert(key, entries.next_value_seed(self)?);
+            let replaced = map.insert(key, entries.next_value_seed(self)?);
+            if let (Some(repeated), true) = (self.repeated, replaced.is_some()) {
+                repeated.set(true);
+            }
         }
         Ok(map.into())
     }

@@ -1,6 +1,7 @@
 //! Services: one name and address for the pods of an application.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{self as core, ServicePort, ServiceSpec, ServiceStatus};
@@ -13,6 +14,8 @@ use crate::field::Errors;
 use crate::warn::{self, Warnings};
 use crate::{names, validate};
 
+/// What Services may open on every node.
+pub const NODE_PORTS: RangeInclusive<i32> = 30_000..=32_767;
 const AFFINITY_SECONDS: i32 = 10_800;
 /// What a narrow listing shows of a load balancer's addresses.
 const SHOWN_INGRESS_BYTES: usize = 16;
@@ -96,6 +99,9 @@ impl BuiltIn for Service {
         default_addresses(after);
         if opens_node_ports(before) && opens_node_ports(after) {
             keep_node_ports(before.ports.as_deref().unwrap_or_default(), after.ports.as_deref_mut().unwrap_or_default());
+        }
+        if needs_health_check(before) && needs_health_check(after) && after.health_check_node_port.is_none() {
+            after.health_check_node_port = before.health_check_node_port;
         }
     }
 
@@ -202,7 +208,7 @@ fn forget_what_the_type_has_no_use_for(before: &ServiceSpec, after: &mut Service
 }
 
 /// Whether the Service is to be found at ports of every node.
-pub(crate) fn opens_node_ports(spec: &ServiceSpec) -> bool {
+pub fn opens_node_ports(spec: &ServiceSpec) -> bool {
     matches!(spec.type_.as_deref(), Some("NodePort" | "LoadBalancer"))
 }
 
@@ -211,20 +217,18 @@ fn is_load_balancer(spec: &ServiceSpec) -> bool {
 }
 
 /// Whether nodes answer for the Service at a port of their own.
-pub(crate) fn needs_health_check(spec: &ServiceSpec) -> bool {
+pub fn needs_health_check(spec: &ServiceSpec) -> bool {
     is_load_balancer(spec) && spec.external_traffic_policy.as_deref() == Some("Local")
 }
 
+/// A port that names no node port keeps that of the old port of its name, unless the writer has given it to another.
 fn keep_node_ports(before: &[ServicePort], after: &mut [ServicePort]) {
-    let mut taken: BTreeSet<(i32, Option<String>)> =
-        after.iter().filter_map(|port| Some((port.node_port.filter(|p| *p > 0)?, port.protocol.clone()))).collect();
-    for port in after.iter_mut().filter(|port| port.node_port.unwrap_or_default() == 0) {
-        let same = |old: &&ServicePort| old.port == port.port && old.protocol == port.protocol;
-        if let Some(node_port) = before.iter().find(same).and_then(|old| old.node_port)
-            && taken.insert((node_port, port.protocol.clone()))
-        {
-            port.node_port = Some(node_port);
-        }
+    let given: BTreeSet<i32> = after.iter().filter_map(|port| port.node_port).collect();
+    let had: BTreeMap<&str, i32> =
+        before.iter().filter_map(|port| Some((port.name.as_deref().unwrap_or_default(), port.node_port?))).collect();
+    for port in after.iter_mut().filter(|port| port.node_port.is_none()) {
+        let kept = had.get(port.name.as_deref().unwrap_or_default());
+        port.node_port = kept.filter(|kept| !given.contains(kept)).copied();
     }
 }
 

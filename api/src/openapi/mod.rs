@@ -57,7 +57,7 @@ pub fn fingerprint_of_all(registry: &Registry) -> String {
     fingerprint(served(registry))
 }
 
-/// The kinds that are kept, and those that are only asked.
+/// The kinds that are kept, and those that are not.
 fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
     registry.iter().chain(questions::all())
 }

@@ -85,6 +85,11 @@ impl Paths<'_> {
             true => format!("{root}/namespaces/{{namespace}}/{}", kind.plural),
             false => format!("{root}/{}", kind.plural),
         };
+        if questions::is_component(kind) {
+            emit(&collection, self.item(&[], false, &[self.list()]));
+            let read = self.edit("", "", || Some(name_of(kind)), self.gvk()).into_iter().take(1).collect::<Vec<_>>();
+            return emit(&format!("{collection}/{{name}}"), self.item(&[], true, &read));
+        }
         if questions::is_one(kind) {
             let create =
                 self.of_collection().into_iter().filter(|operation| operation.action == "post").collect::<Vec<_>>();

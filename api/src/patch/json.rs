@@ -7,14 +7,16 @@ use serde_json::Value;
 use super::{MAX_DEPTH, is_shallow, rejected, too_deep};
 use crate::error::{Reason, Status};
 
+/// What an operation may say.
+const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
 /// Upstream's bound.
 const MAX_OPERATIONS: usize = 10_000;
 /// What the operations of one patch may copy and move: upstream's bound for copies.
 const MAX_CARRIED_BYTES: usize = 3 * 1024 * 1024;
 
-pub fn parse(body: &[u8]) -> Result<Patch, Status> {
-    let patch: Patch =
-        serde_json::from_slice(body).map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
+pub fn parse(operations: Value) -> Result<super::Patch, Status> {
+    let patch: Patch = serde_json::from_value(operations)
+        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
     if patch.0.len() > MAX_OPERATIONS {
         return Err(Status::new(
             Reason::RequestEntityTooLarge,
@@ -24,7 +26,17 @@ pub fn parse(body: &[u8]) -> Result<Patch, Status> {
             ),
         ));
     }
-    Ok(patch)
+    Ok(super::Patch::Json(patch))
+}
+
+/// A sentence for each field that no operation has.
+pub fn unknown_fields(operations: &Value) -> Vec<String> {
+    let operations = operations.as_array().into_iter().flatten().enumerate();
+    let fields = operations.flat_map(|(index, operation)| {
+        let fields = operation.as_object().into_iter().flat_map(|map| map.keys());
+        fields.filter(|field| !FIELDS.contains(&field.as_str())).map(move |field| (index, field))
+    });
+    fields.map(|(index, field)| format!("unknown field \"[{index}].{field}\"")).collect()
 }
 
 pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {
@@ -85,7 +97,7 @@ mod tests {
     }
 
     fn patched(current: Value, patch: Value) -> Result<Value, Status> {
-        apply(&parse(patch.to_string().as_bytes())?, &current)
+        parse(patch.clone())?.apply(None, &current)
     }
 
     #[test]

@@ -10,9 +10,14 @@ mod json;
 mod merge;
 mod strategic;
 
+use std::collections::BTreeMap;
+use std::fmt;
+
 use serde_json::Value;
 
+use crate::admit::repeated;
 use crate::error::{Reason, Status};
+use crate::field::{Errors, Path};
 use crate::schema::Schema;
 
 /// How deep a patched object may be nested.
@@ -58,25 +63,41 @@ pub enum Patch {
 }
 
 impl Patch {
-    /// Reads the body of a patch of one of the first three types.
+    /// Reads the body of a patch of one of the first three types, with what strict decoding has to say of it.
     ///
     /// # Errors
     /// `BadRequest` for what is no such patch, `RequestEntityTooLarge` for one with too many operations.
-    pub fn parse(type_: PatchType, body: &[u8]) -> Result<Self, Status> {
-        let object = || -> Result<Value, Status> {
-            let value: Value = serde_json::from_slice(body)
-                .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-            match value {
-                Value::Object(_) => Ok(value),
-                _ => Err(Status::bad_request("error decoding patch: it is not a JSON object")),
+    pub fn parse(type_: PatchType, body: &[u8]) -> Result<(Self, Vec<String>), Status> {
+        let wrong = |why: &dyn fmt::Display| Status::bad_request(format!("error decoding patch: {why}"));
+        let read = repeated::json(body).map_err(|error| wrong(&error))?;
+        let mut complaints: Vec<String> = read.complaints().collect();
+        let is_object = read.value.is_object();
+        let patch = match type_ {
+            PatchType::Json => {
+                complaints.extend(json::unknown_fields(&read.value));
+                complaints.iter_mut().for_each(|complaint| complaint.insert_str(0, "json patch "));
+                json::parse(read.value)?
+            }
+            PatchType::Merge if is_object => Patch::Merge(read.value),
+            PatchType::Strategic if is_object => Patch::Strategic(read.value),
+            PatchType::Merge | PatchType::Strategic => return Err(wrong(&"it is not a JSON object")),
+            PatchType::Apply => {
+                return Err(Status::new(Reason::UnsupportedMediaType, "an apply configuration is not a patch"));
             }
         };
-        match type_ {
-            PatchType::Json => json::parse(body).map(Patch::Json),
-            PatchType::Merge => object().map(Patch::Merge),
-            PatchType::Strategic => object().map(Patch::Strategic),
-            PatchType::Apply => Err(Status::new(Reason::UnsupportedMediaType, "an apply configuration is not a patch")),
-        }
+        Ok((patch, complaints))
+    }
+
+    /// Upstream's answer to a patch of which strict decoding has to complain, when it has made `patched`.
+    pub fn refuse_strictly(&self, patched: &Value, complaints: &[String]) -> Status {
+        let shown = match self {
+            Patch::Strategic(patch) => in_go(patch),
+            Patch::Json(_) | Patch::Merge(_) => patched.to_string(),
+        };
+        let mut errors = Errors::new();
+        let detail = format!("strict decoding error: {}", complaints.join(", "));
+        errors.invalid(&Path::new("patch"), shown, detail);
+        Status::invalid("", "", errors.into_causes())
     }
 
     /// What `current` becomes.
@@ -103,6 +124,21 @@ impl Patch {
             }
         };
         if is_shallow(&new, MAX_DEPTH) { Ok(new) } else { Err(too_deep()) }
+    }
+}
+
+/// A value as Go prints it: `map[spec:map[ports:[80 81]]]`.
+fn in_go(value: &Value) -> String {
+    match value {
+        Value::Null => "<nil>".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(items) => format!("[{}]", items.iter().map(in_go).collect::<Vec<_>>().join(" ")),
+        Value::Object(map) => {
+            let fields: BTreeMap<&String, String> = map.iter().map(|(key, value)| (key, in_go(value))).collect();
+            let fields: Vec<String> = fields.into_iter().map(|(key, value)| format!("{key}:{value}")).collect();
+            format!("map[{}]", fields.join(" "))
+        }
+        other => other.to_string(),
     }
 }
 
@@ -147,5 +183,25 @@ mod tests {
         ] {
             assert_eq!(Patch::parse(type_, body.as_bytes()).unwrap_err().reason, Reason::BadRequest, "{body}");
         }
+    }
+
+    #[test]
+    fn what_stands_there_twice_is_told_and_the_last_counts() {
+        let parse = |type_, body: &str| Patch::parse(type_, body.as_bytes()).unwrap();
+        let (patch, complaints) = parse(PatchType::Strategic, r#"{"spec": {"a": 1, "a": ["x", null], "b": true}}"#);
+        assert_eq!(complaints, ["duplicate field \"spec.a\""]);
+        let refused = patch.refuse_strictly(&Value::Null, &complaints);
+        assert_eq!((refused.reason, refused.causes[0].field.as_str()), (Reason::Invalid, "patch"));
+        assert_eq!(
+            refused.message,
+            " \"\" is invalid: patch: Invalid value: \"map[spec:map[a:[x <nil>] b:true]]\": strict decoding error: \
+             duplicate field \"spec.a\""
+        );
+        let operations = r#"[{"op": "add", "op": "remove", "path": "/a", "why": 1}]"#;
+        let (patch, complaints) = parse(PatchType::Json, operations);
+        assert_eq!(complaints, ["json patch duplicate field \"[0].op\"", "json patch unknown field \"[0].why\""]);
+        let patched = patch.apply(None, &serde_json::json!({"a": 1, "b": 2})).unwrap();
+        assert_eq!(patched, serde_json::json!({"b": 2}));
+        assert!(patch.refuse_strictly(&patched, &complaints).message.contains(r#"Invalid value: "{\"b\":2}": strict"#));
     }
 }

@@ -1,7 +1,6 @@
 //! Services and Endpoints.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::RangeInclusive;
 
 use k8s_openapi::api::core::v1::{self as core, EndpointPort, Service, ServicePort, ServiceSpec};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -10,7 +9,7 @@ use serde_json::json;
 use super::{metadata, name, net, one_of, port};
 use crate::field::{Errors, Path};
 use crate::kinds::service::{
-    is_headless, is_reachable_from_outside, needs_cluster_ip, needs_health_check, opens_node_ports,
+    NODE_PORTS, is_headless, is_reachable_from_outside, needs_cluster_ip, needs_health_check, opens_node_ports,
 };
 use crate::names;
 
@@ -18,8 +17,6 @@ const TYPES: [&str; 4] = ["ClusterIP", "ExternalName", "LoadBalancer", "NodePort
 const PROTOCOLS: [&str; 3] = ["SCTP", "TCP", "UDP"];
 const POLICIES: [&str; 2] = ["Cluster", "Local"];
 const MAX_AFFINITY_SECONDS: i32 = 86_400;
-/// What Services may open on every node.
-const NODE_PORTS: RangeInclusive<i32> = 30_000..=32_767;
 
 pub(crate) fn service(service: &Service, errors: &mut Errors) {
     let Some(spec) = &service.spec else { return };
@@ -246,9 +243,15 @@ fn health_check(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
     }
 }
 
-/// An address that a Service has stays while the Service needs one.
+/// An address that a Service has stays while the Service needs one, and so does its port for health checks.
 pub(crate) fn update(old: &Service, new: &Service, errors: &mut Errors) {
     let (Some(before), Some(after)) = (&old.spec, &new.spec) else { return };
+    if needs_health_check(before)
+        && needs_health_check(after)
+        && before.health_check_node_port != after.health_check_node_port
+    {
+        errors.forbidden(&Path::new("spec").child("healthCheckNodePort"), "field is immutable");
+    }
     let address = |spec: &ServiceSpec| spec.cluster_ip.clone().unwrap_or_default();
     if needs_cluster_ip(before)
         && needs_cluster_ip(after)

@@ -65,7 +65,6 @@ pub fn most(action: &Action, kind: Option<&Kind>) -> Level {
 /// A request as it is recorded, but for how it ends.
 #[derive(Clone, Debug)]
 pub struct Record {
-    pub id: String,
     omit_managed_fields: bool,
     event: Value,
 }
@@ -107,7 +106,7 @@ impl Record {
         if let Some(object) = object(head.action, head.version) {
             event["objectRef"] = object;
         }
-        Self { id: head.id.to_owned(), omit_managed_fields: recording.omit_managed_fields, event }
+        Self { omit_managed_fields: recording.omit_managed_fields, event }
     }
 
     /// Adds a body to all lines that follow; `None`: one that is not shown, which is noted.

@@ -19,7 +19,7 @@ use std::time::Duration;
 use anyhow::Context;
 use flotilla_api::{Kind, names};
 use flotilla_control::rbac::Action;
-use http::{HeaderMap, HeaderValue, Uri, header};
+use http::{HeaderMap, Uri, header};
 use jiff::Timestamp;
 use serde_json::Value;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -143,6 +143,8 @@ impl Writer {
 
 /// What came with a request, beside its body.
 pub struct Request<'a> {
+    /// See [`id`].
+    pub id: &'a str,
     pub headers: &'a HeaderMap,
     pub uri: &'a Uri,
     pub address: Option<IpAddr>,
@@ -172,7 +174,7 @@ impl Audit {
         let mut recording = log.policy.recording(request.user, request.action)?;
         recording.level = recording.level.min(event::most(request.action, request.kind));
         let head = Head {
-            id: &id(request.headers),
+            id: request.id,
             uri: request.uri,
             user_agent: text(request.headers, header::USER_AGENT.as_str()),
             address: request.address,
@@ -190,11 +192,6 @@ impl Audit {
 }
 
 impl Entry {
-    /// What the answer carries to be found in the log.
-    pub fn id(&self) -> Option<HeaderValue> {
-        HeaderValue::from_str(&self.record.id).ok()
-    }
-
     /// Whether a body is to be recorded.
     pub fn wants(&self, side: Side) -> bool {
         self.level >= side.level()
@@ -270,8 +267,8 @@ fn room_of(text: &[u8]) -> u32 {
     u32::try_from(text.len()).unwrap_or(u32::MAX).min(QUEUED_BYTES)
 }
 
-/// The client's own id if it can be one, or else a new one.
-fn id(headers: &HeaderMap) -> String {
+/// What names a request: the client's own id if it can be one, or else a new one.
+pub fn id(headers: &HeaderMap) -> String {
     let given = text(headers, ID_HEADER);
     let fits = !given.is_empty() && given.len() <= MAX_ID_BYTES && given.bytes().all(|byte| byte.is_ascii_graphic());
     if fits { given.to_owned() } else { names::uid(&mut rand::rng()) }
@@ -284,6 +281,7 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> &'a str {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http::HeaderValue;
 
     fn lines(path: &std::path::Path) -> Vec<serde_json::Value> {
         let text = std::fs::read_to_string(path).unwrap();
@@ -305,6 +303,7 @@ mod tests {
         let user = User::new("ann", vec![]);
         let action = Action::Path { verb: "get", path: "/x" };
         let request = Request {
+            id: &id(&headers),
             headers: &headers,
             uri: &uri,
             address: None,
@@ -333,6 +332,7 @@ mod tests {
         let (headers, uri) = (HeaderMap::new(), Uri::from_static("/"));
         let (user, action) = (User::root(), Action::Path { verb: "get", path: "/" });
         let request = Request {
+            id: &id(&headers),
             headers: &headers,
             uri: &uri,
             address: None,

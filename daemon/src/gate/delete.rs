@@ -205,18 +205,24 @@ fn is_forced(options: &DeleteOptions) -> bool {
 
 /// Whether the stored object is the one that is meant.
 fn check_preconditions(kind: &Kind, key: &Key, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
-    let differs = |name: &str, wanted: &Option<String>, path: &str| {
+    let differs = |name: &str, wanted: &Option<String>, path: &str, perhaps: &str| {
         let (wanted, found) = (wanted.as_deref()?, text(object, path));
-        (wanted != found)
-            .then(|| format!("Precondition failed: {name} in precondition: {wanted}, {name} in object meta: {found}"))
+        (wanted != found).then(|| {
+            format!(
+                "the {name} in the precondition ({wanted}) does not match the {name} in record ({found}). The object \
+                 might have been {perhaps}"
+            )
+        })
     };
-    let differs = differs("UID", &options.uid, "/metadata/uid")
-        .or_else(|| differs("ResourceVersion", &options.resource_version, "/metadata/resourceVersion"));
+    let recreated = "deleted and then recreated";
+    let differs = differs("UID", &options.uid, "/metadata/uid", recreated)
+        .or_else(|| differs("ResourceVersion", &options.resource_version, "/metadata/resourceVersion", "modified"));
     match differs {
         None => Ok(()),
+        // Upstream says the kind here, not the resource.
         Some(why) => Err(Status::new(
             Reason::Conflict,
-            format!("Operation cannot be fulfilled on {} \"{}\": {why}", kind.collection(), key.name()),
+            format!("Operation cannot be fulfilled on {} \"{}\": {why}", kind.qualified(), key.name()),
         )),
     }
 }
@@ -353,6 +359,24 @@ mod tests {
         let hurry = DeleteOptions { grace_period_seconds: Some(2), ..Default::default() };
         let Step::Mark(hurried) = step_of("pods", pod.clone(), &hurry) else { panic!("not hurried") };
         assert_eq!([&pod, &hurried].map(|pod| &pod["metadata"]["generation"]), [&json!(5), &json!(5)]);
+    }
+
+    #[test]
+    fn another_object_than_the_one_that_is_meant_stays() {
+        let kind = Registry::builtin().by_name("deployments").unwrap();
+        let key = Key::new(&kind.collection(), "a", "d");
+        let object = json!({"metadata": {"uid": "u", "resourceVersion": "7"}});
+        let said = |options| check_preconditions(&kind, &key, &object, &options).unwrap_err().message;
+        let uid = DeleteOptions { uid: Some("w".into()), ..DeleteOptions::default() };
+        assert_eq!(
+            said(uid),
+            "Operation cannot be fulfilled on Deployment.apps \"d\": the UID in the precondition (w) does not match the UID \
+             in record (u). The object might have been deleted and then recreated"
+        );
+        let version = DeleteOptions { resource_version: Some("6".into()), ..DeleteOptions::default() };
+        assert!(said(version).ends_with("in record (7). The object might have been modified"));
+        let same = DeleteOptions { uid: Some("u".into()), ..DeleteOptions::default() };
+        assert!(check_preconditions(&kind, &key, &object, &same).is_ok());
     }
 
     #[test]

@@ -10,6 +10,8 @@
 
 mod account;
 mod addresses;
+#[cfg(test)]
+mod alone;
 mod apply;
 mod authorize;
 #[cfg(test)]
@@ -19,6 +21,7 @@ mod escalate;
 mod evict;
 mod known;
 mod node;
+mod node_ports;
 mod own;
 mod policies;
 mod read;

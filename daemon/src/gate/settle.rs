@@ -122,38 +122,11 @@ impl Gate {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::time::Duration;
-
-    use async_trait::async_trait;
     use bytes::Bytes;
-    use flotilla_api::{Builtin, Key, Registry};
-    use flotilla_net::SealKey;
-    use flotilla_raft::{NodeId, Options, Reader, Store, Transport, TransportError, Writer};
+    use flotilla_api::{Builtin, Key};
 
     use super::*;
-    use crate::gate::Sealer;
-
-    /// A store of one replica has nobody to talk to.
-    struct Alone;
-
-    #[async_trait]
-    impl Transport for Alone {
-        async fn call(&self, _: NodeId, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
-            Err(TransportError::Unreachable("there is nobody else".into()))
-        }
-
-        async fn open_stream(&self, _: NodeId) -> Result<(Reader, Writer), TransportError> {
-            Err(TransportError::Unreachable("there is nobody else".into()))
-        }
-    }
-
-    async fn gate(dir: &tempfile::TempDir) -> Gate {
-        let options = Options { request_timeout: Duration::from_secs(30), ..Options::new(dir.path(), 1, "test") };
-        let store = Store::open(options, Arc::new(Alone)).await.unwrap();
-        store.bootstrap().await.unwrap();
-        Gate::new(store, Arc::new(Registry::builtin()), Sealer::new(SealKey::generate()))
-    }
+    use crate::gate::alone::gate;
 
     fn key(name: &str) -> Key {
         Key::new(&Builtin::ConfigMap.collection(), "default", name)

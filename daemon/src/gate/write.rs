@@ -78,6 +78,13 @@ impl Written {
         self
     }
 
+    /// With what there was to say before.
+    pub fn after(mut self, mut warnings: Vec<String>) -> Self {
+        warnings.append(&mut self.warnings);
+        self.warnings = warnings;
+        self
+    }
+
     fn at(mut self, revision: Option<u64>) -> Self {
         self.object = with_revision(self.object, revision);
         self
@@ -165,6 +172,7 @@ impl Gate {
         let change = self.of_definition(change, kind)?;
         let change = self.apply_policies(kind, key, &mut written.object, change)?;
         let change = self.take_address(kind, key, (None, &mut written.object), change)?;
+        let change = self.take_node_ports(kind, key, (None, &mut written.object), change)?;
         let decision = match options.dry_run {
             true => Decision::Keep(written),
             false => {
@@ -278,6 +286,7 @@ impl Gate {
         let change = Change::new(&user.name, &options.manager);
         let change = self.charge_update(kind, key, (&old, &new.object), change)?;
         let change = self.take_address(kind, key, (Some(&old), &mut new.object), change)?;
+        let change = self.take_node_ports(kind, key, (Some(&old), &mut new.object), change)?;
         if options.dry_run {
             return Ok(Decision::Keep(new.into_kind(kind)));
         }

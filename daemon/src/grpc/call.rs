@@ -34,6 +34,7 @@ pub async fn call(
     let user = sender.as_ref().cloned().unwrap_or_else(|_| User::anonymous());
     let path = request.uri().path().to_owned();
     let recorded = audit::Request {
+        id: &audit::id(request.headers()),
         headers: request.headers(),
         uri: request.uri(),
         address: peer.address,

@@ -18,6 +18,8 @@ use super::{Body, BoxError, body};
 
 /// Answers larger than this are compressed for clients that accept it: upstream's threshold.
 const COMPRESS_FROM_BYTES: usize = 128 * 1024;
+/// JSON that would be longer if it were indented is sent as it is: what is nested deep grows out of all proportion.
+const MAX_INDENTED_BYTES: usize = 64 << 20;
 /// A warning is cut after this.
 const MAX_WARNING_BYTES: usize = 1024;
 
@@ -81,8 +83,88 @@ pub async fn compressible(
     content_type: &'static str,
     body: Vec<u8>,
 ) -> Response<Body> {
-    if body.len() < COMPRESS_FROM_BYTES || !accepts_gzip(headers) {
-        return bytes(code, content_type, body);
+    let mut response = bytes(code, content_type, Vec::new());
+    fill(&mut response, accepts_gzip(headers), body).await;
+    response
+}
+
+/// The same answer, with its JSON laid out for people to read, and compressed if it is long and that is `zipped`.
+pub async fn indented(response: Response<Body>, zipped: bool) -> Response<Body> {
+    let (parts, body) = response.into_parts();
+    let is_json =
+        parts.headers.get(header::CONTENT_TYPE).is_some_and(|value| value.as_bytes().starts_with(JSON.as_bytes()));
+    // A stream has no length, and is not for people.
+    if !is_json || body.size_hint().exact().is_none_or(|size| size == 0) {
+        return Response::from_parts(parts, body);
+    }
+    let collected = match body.collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) => return failure(&Status::internal(error), &Details::default()),
+    };
+    let laid_out = match collected.len() < COMPRESS_FROM_BYTES {
+        true => indent(&collected),
+        false => {
+            let compact = collected.clone();
+            tokio::task::spawn_blocking(move || indent(&compact)).await.unwrap_or_default()
+        }
+    };
+    let mut response = Response::from_parts(parts, full(Bytes::new()));
+    fill(&mut response, zipped, laid_out.unwrap_or_else(|| collected.to_vec())).await;
+    response
+}
+
+/// JSON as Go indents it; `None` if that would be too long.
+fn indent(json: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(json.len() * 2);
+    let (mut depth, mut in_text, mut is_escaped) = (0, false, false);
+    let new_line = |out: &mut Vec<u8>, depth: usize| {
+        out.push(b'\n');
+        out.resize(out.len() + 2 * depth, b' ');
+    };
+    for (index, byte) in json.iter().copied().enumerate() {
+        if in_text {
+            out.push(byte);
+            (in_text, is_escaped) = (is_escaped || byte != b'"', !is_escaped && byte == b'\\');
+            continue;
+        }
+        match byte {
+            b'{' | b'[' => {
+                out.push(byte);
+                depth += 1;
+                if !matches!(json.get(index + 1), Some(b'}' | b']')) {
+                    new_line(&mut out, depth);
+                }
+            }
+            b'}' | b']' => {
+                depth = depth.saturating_sub(1);
+                if !matches!(out.last(), Some(b'{' | b'[')) {
+                    new_line(&mut out, depth);
+                }
+                out.push(byte);
+            }
+            b',' => {
+                out.push(byte);
+                new_line(&mut out, depth);
+            }
+            b':' => out.extend_from_slice(b": "),
+            byte if byte.is_ascii_whitespace() => {}
+            byte => {
+                in_text = byte == b'"';
+                out.push(byte);
+            }
+        }
+        if out.len() > MAX_INDENTED_BYTES {
+            return None;
+        }
+    }
+    Some(out)
+}
+
+/// Gives an answer its body, compressed if that is long and to be `zipped`.
+async fn fill(response: &mut Response<Body>, zipped: bool, body: Vec<u8>) {
+    if body.len() < COMPRESS_FROM_BYTES || !zipped {
+        *response.body_mut() = full(body);
+        return;
     }
     // Megabytes take longer than a worker may be kept from its other connections.
     let compressed = tokio::task::spawn_blocking(move || match gzip(&body) {
@@ -92,14 +174,16 @@ pub async fn compressible(
     let (compressed, body) = match compressed.await {
         Ok(Ok(compressed)) => (true, compressed),
         Ok(Err(body)) => (false, body),
-        Err(_) => return failure(&Status::internal("the answer could not be compressed"), &Details::default()),
+        Err(_) => {
+            *response = failure(&Status::internal("the answer could not be compressed"), &Details::default());
+            return;
+        }
     };
-    let mut response = bytes(code, content_type, body);
+    *response.body_mut() = full(body);
     if compressed {
         response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
     }
-    response
 }
 
 pub(super) fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
@@ -300,6 +384,22 @@ mod tests {
         assert_eq!(of(Reason::BadRequest, "name must be provided"), None);
         assert_eq!(of(Reason::Invalid, "the server rejected our request"), Some(json!({})));
         assert_eq!(of(Reason::MethodNotAllowed, "the server does not allow this"), Some(json!({})));
+    }
+
+    #[tokio::test]
+    async fn people_get_json_that_they_can_read() {
+        let value = json!({"a": {"b": [1, "x\\\"{,:"], "c": {}, "d": []}, "e": null});
+        let response = bytes(StatusCode::CREATED, JSON, value.to_string());
+        let response = indented(response, true).await;
+        assert_eq!(response.status(), StatusCode::CREATED);
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(String::from_utf8(body.to_vec()).unwrap(), serde_json::to_string_pretty(&value).unwrap());
+        let plain = indented(text(StatusCode::OK, "{}"), true).await.into_body().collect().await.unwrap().to_bytes();
+        assert_eq!(plain, "{}");
+        let long = bytes(StatusCode::OK, JSON, json!(vec![0; 100_000]).to_string());
+        assert_eq!(indented(long, true).await.headers()[header::CONTENT_ENCODING], "gzip");
+        let deep = [vec![b'['; 100], b"1,".repeat(1 << 20), b"1".to_vec(), vec![b']'; 100]].concat();
+        assert_eq!(indent(&deep), None);
     }
 
     #[tokio::test]

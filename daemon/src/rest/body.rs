@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
+use flotilla_api::admit::repeated::{self, Loose};
 use flotilla_api::admit::{self, UnknownFields};
 use flotilla_api::field::{Errors, Path};
 use flotilla_api::patch::PatchType;
@@ -82,7 +83,7 @@ pub fn shown(headers: &HeaderMap, bytes: &[u8]) -> Option<Value> {
     if is_protobuf(headers) {
         return protobuf::decode(bytes).ok();
     }
-    serde_json::from_slice(bytes).ok().or_else(|| yaml(bytes).ok())
+    serde_json::from_slice(bytes).ok().or_else(|| repeated::yaml(bytes).ok().map(|read| read.value))
 }
 
 /// What a content type says of the bytes.
@@ -99,32 +100,36 @@ fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
     }
 }
 
-/// One object or options, as JSON. Of a key that stands twice in JSON, the last counts unless `strict`.
+/// One object or options. Of a field that stands there twice, the last counts.
 ///
 /// # Errors
 /// `BadRequest` with the place of what cannot be read, or `UnsupportedMediaType`.
-pub fn value(headers: &HeaderMap, bytes: &[u8], strict: bool) -> Result<Value, Status> {
+pub fn value(headers: &HeaderMap, bytes: &[u8]) -> Result<Loose, Status> {
     if is_protobuf(headers) {
-        return protobuf::decode(bytes);
+        return Ok(Loose { value: protobuf::decode(bytes)?, repeated: Vec::new() });
     }
-    if !is_yaml(headers)? && !strict {
-        return serde_json::from_slice(bytes)
-            .map_err(|error| Status::bad_request(format!("the body of the request is not valid JSON: {error}")));
+    if is_yaml(headers)? {
+        return repeated::yaml(bytes);
     }
-    yaml(bytes)
+    repeated::json(bytes)
+        .map_err(|error| Status::bad_request(format!("the body of the request is not valid JSON: {error}")))
 }
 
-/// One value, in YAML or JSON.
+/// An object of `kind` that was sent, and what the client is to be warned of: fields that stand there twice.
 ///
 /// # Errors
-/// `BadRequest` with the place of what cannot be read.
-pub fn yaml(bytes: &[u8]) -> Result<Value, Status> {
-    let mut documents = admit::documents(bytes)?;
-    match documents.len() {
-        1 => Ok(documents.remove(0)),
-        0 => Err(Status::bad_request("the body of the request is empty")),
-        many => Err(Status::bad_request(format!("the body of the request holds {many} documents instead of one"))),
+/// `BadRequest` for such fields if they are to be refused.
+pub fn taken(kind: &Kind, sent: Loose, unknown_fields: UnknownFields) -> Result<(Value, Vec<String>), Status> {
+    let mut complaints: Vec<String> = sent.complaints().collect();
+    match unknown_fields {
+        UnknownFields::Drop => complaints.clear(),
+        UnknownFields::Refuse if !complaints.is_empty() => {
+            complaints.extend(admit::unknown_fields(kind, sent.value));
+            return Err(admit::refuse_strictly(kind, &complaints));
+        }
+        UnknownFields::Refuse | UnknownFields::Warn => {}
     }
+    Ok((sent.value, complaints))
 }
 
 /// An object of `kind` as it is to be written at `target`: what the path says need not be repeated in it, but for the type of

@@ -127,7 +127,7 @@ async fn options(call: &Call, body: Sent) -> Result<Options, Status> {
     let bytes = body::read(body).await?;
     match bytes.is_empty() {
         true => from_query(call),
-        false => Options::of(body::value(&call.head.headers, &bytes, false)?),
+        false => Options::of(body::value(&call.head.headers, &bytes)?.value),
     }
 }
 

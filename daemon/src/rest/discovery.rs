@@ -220,14 +220,14 @@ fn kinds<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl I
     served(registry).filter(move |kind| kind.group == group && kind.version == version)
 }
 
-/// The kinds that are kept, and those that are only asked.
+/// The kinds that are kept, and those that are not.
 fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
     registry.iter().chain(questions::all())
 }
 
 fn verbs(kind: &Kind) -> &'static [&'static str] {
-    match questions::find(&kind.group, &kind.version, &kind.plural) {
-        Some(_) => &["create"],
+    match questions::verbs(kind) {
+        Some(verbs) => verbs,
         None if kind.builtin == Some(Builtin::Namespace) => VERBS_OF_NAMESPACES,
         None => VERBS,
     }

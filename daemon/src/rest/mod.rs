@@ -11,6 +11,7 @@ mod answer;
 mod asked;
 mod authn;
 mod body;
+mod components;
 mod connect;
 mod delete;
 mod discovery;
@@ -43,7 +44,7 @@ use bytes::Bytes;
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Kind, Reason, Status, questions};
 use http::request::Parts;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, header};
 use http_body_util::combinators::UnsyncBoxBody;
 use hyper::body::{Body as _, Incoming};
 
@@ -124,7 +125,8 @@ impl Rest {
 
     /// Answers one request; what goes wrong is an answer too.
     pub async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        let id = audit::id(&head.headers);
         let is_head = head.method == Method::HEAD;
         let query = Query::parse(head.uri.query().unwrap_or_default());
         let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
@@ -136,6 +138,7 @@ impl Rest {
         };
         let (sender, user) = self.identify(&peer, &head).await;
         let recorded = audit::Request {
+            id: &id,
             headers: &head.headers,
             uri: &head.uri,
             address: peer.address,
@@ -149,6 +152,7 @@ impl Rest {
         let seen = entry.map(|entry| Seen::new(entry, &head));
         let body = Sent::new(body, seen.as_ref().and_then(|seen| seen.sent.clone()));
         let is_long = asked.is_long;
+        let layout = Layout::of(&asked, &query, &mut head.headers);
         let turn = match user {
             Ok(user) => self.turn(&asked, user).await.inspect_err(|_| counted.terminated()),
             Err(status) => Err(status),
@@ -157,7 +161,14 @@ impl Rest {
         let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> =
             Box::pin(self.handle(turn, asked, kind, head, query, body));
         let response = handled.await.unwrap_or_else(|status| answer::failure(&status, &details));
-        let response = if is_head { answer::bodiless(response) } else { response };
+        let response = match layout {
+            Layout::Indented { zipped } => answer::indented(response, zipped).await,
+            Layout::AsMade => response,
+        };
+        let mut response = if is_head { answer::bodiless(response) } else { response };
+        if let Ok(id) = HeaderValue::from_str(&id) {
+            response.headers_mut().insert(audit::ID_HEADER, id);
+        }
         counted.answered(response.status());
         let goes_on = is_long && !response.status().is_client_error() && !response.status().is_server_error();
         let response = if goes_on { answer::with(response, counted) } else { response };
@@ -242,6 +253,12 @@ impl Rest {
 
     async fn resource(&self, call: &Call, body: Sent) -> Answer {
         let (kind, target) = (&call.kind, &call.target);
+        if questions::is_binding(kind) {
+            return self.bind_named(call, body).await;
+        }
+        if questions::is_component(kind) {
+            return self.components(call).await;
+        }
         if questions::is_one(kind) {
             return self.review(call, body, kind, target).await;
         }
@@ -272,6 +289,31 @@ impl Rest {
     }
 }
 
+/// How the JSON of an answer is laid out.
+enum Layout {
+    AsMade,
+    /// For people to read, and compressed only then.
+    Indented {
+        zipped: bool,
+    },
+}
+
+impl Layout {
+    /// What is somebody else's answer is left as it is, and so is what no person reads.
+    fn of(asked: &Asked, query: &Query, headers: &mut HeaderMap) -> Self {
+        let is_ours = match &asked.route {
+            Route::Path(path) => path.starts_with("/api"),
+            Route::Resource(target) => target.subresource.as_deref() != Some("proxy"),
+        };
+        if !is_ours || !negotiate::is_for_people(query, headers) {
+            return Self::AsMade;
+        }
+        let zipped = answer::accepts_gzip(headers);
+        headers.remove(header::ACCEPT_ENCODING);
+        Self::Indented { zipped }
+    }
+}
+
 /// A request that is recorded.
 struct Seen {
     entry: audit::Entry,
@@ -292,9 +334,6 @@ impl Seen {
 
     /// Records how it ended, or that its answer goes on until its body ends.
     async fn conclude(mut self, mut response: Response<Body>, goes_on: bool) -> Response<Body> {
-        if let Some(id) = self.entry.id() {
-            response.headers_mut().insert(audit::ID_HEADER, id);
-        }
         // What was refused before it was understood may be anything, a Secret too.
         let understood = !matches!(response.status().as_u16(), 400 | 413 | 415);
         let sent = self.sent.as_ref().and_then(|sent| sent.get());

@@ -5,6 +5,8 @@
 use flotilla_api::{Reason, Status};
 use http::{HeaderMap, header};
 
+use super::query::Query;
+
 /// The first form that the client names and that is served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepts {
@@ -79,6 +81,17 @@ fn one(range: &str) -> Option<Accepts> {
     Some(Accepts { form, view })
 }
 
+/// Whether a person is to read the answer: the query says so or not, or the client is one that people look at.
+pub fn is_for_people(query: &Query, headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let asked = text(header::ACCEPT).split([',', ';']).any(|part| part.trim() == "pretty=1");
+    asked
+        || match query.get("pretty") {
+            "" => ["curl", "Wget", "Mozilla/5.0"].iter().any(|agent| text(header::USER_AGENT).starts_with(agent)),
+            said => matches!(said, "1" | "t" | "T" | "true" | "TRUE" | "True"),
+        }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,5 +123,24 @@ mod tests {
             assert_eq!(accepts(value).unwrap(), wanted, "{value}");
         }
         assert_eq!(accepts("application/vnd.kubernetes.protobuf").unwrap_err().reason, Reason::NotAcceptable);
+    }
+
+    #[test]
+    fn people_are_known_by_their_clients_unless_they_say_otherwise() {
+        let table = [
+            ("curl/8.5.0", "", "", true),
+            ("Mozilla/5.0 (X11)", "", "", true),
+            ("kubectl/v1.37.0", "", "", false),
+            ("kubectl/v1.37.0", "pretty=true", "", true),
+            ("curl/8.5.0", "pretty=false", "", false),
+            ("curl/8.5.0", "pretty=yes", "", false),
+            ("kubectl/v1.37.0", "", "application/json;pretty=1", true),
+        ];
+        for (agent, query, accept, wanted) in table {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::USER_AGENT, agent.parse().unwrap());
+            headers.insert(header::ACCEPT, accept.parse().unwrap());
+            assert_eq!(is_for_people(&Query::parse(query), &headers), wanted, "{agent} {query} {accept}");
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! Patch: of an object, or of what a subresource shows of it.
 
+use flotilla_api::admit::repeated::{self, Loose};
+use flotilla_api::admit::{self, UnknownFields};
 use flotilla_api::patch::{Patch, PatchType};
 use flotilla_api::{Reason, Status};
 use http::{StatusCode, header};
@@ -21,22 +23,46 @@ impl Rest {
         let (place, options) = (call.place()?, body::write_options(call)?);
         let sent = body::read(body).await?;
         if patch_type == PatchType::Apply {
-            return self.apply(call, body::yaml(&sent)?, part, &options).await;
+            return self.apply(call, repeated::yaml(&sent)?, part, &options).await;
         }
-        let patch = Patch::parse(patch_type, &sent)?;
+        let (patch, mut complaints) = Patch::parse(patch_type, &sent)?;
+        if options.unknown_fields == UnknownFields::Drop {
+            complaints.clear();
+        }
         let edit = |object: &mut Value| {
             let patched = patch.apply(part.facts(kind), &part.shown(kind, object))?;
+            if options.unknown_fields == UnknownFields::Refuse {
+                let unknown =
+                    if part == Part::Scale { Vec::new() } else { admit::unknown_fields(kind, patched.clone()) };
+                let all: Vec<String> = complaints.iter().cloned().chain(unknown).collect();
+                if !all.is_empty() {
+                    return Err(patch.refuse_strictly(&patched, &all));
+                }
+            }
             body::check_name(&call.target, &patched)?;
             part.write(kind, object, &patched)
         };
-        let written = self.gate().edit(&call.user, kind, place, part.how(Verb::Patch), &options, edit).await?;
-        self.written(call, part, StatusCode::OK, &written).await
+        let edited = self.gate().edit(&call.user, kind, place, part.how(Verb::Patch), &options, edit).await;
+        let written = edited.map_err(|status| match status.reason {
+            // It was read: what does not decode is what it has made.
+            Reason::BadRequest if !status.causes.is_empty() => Status { reason: Reason::Invalid, ..status },
+            _ => status,
+        })?;
+        self.written(call, part, StatusCode::OK, &written.after(complaints)).await
     }
 
     /// Server-side apply: makes the object, or brings it to what its manager wants.
-    async fn apply(&self, call: &Call, sent: Value, part: Part, options: &WriteOptions) -> Answer {
+    async fn apply(&self, call: &Call, sent: Loose, part: Part, options: &WriteOptions) -> Answer {
         let kind = &call.kind;
-        let config = part.config(kind, sent)?;
+        let mut complaints: Vec<String> = sent.complaints().collect();
+        match options.unknown_fields {
+            UnknownFields::Refuse if !complaints.is_empty() => {
+                return Err(Status::bad_request(format!("error strict decoding YAML: {}", complaints.join(", "))));
+            }
+            UnknownFields::Drop => complaints.clear(),
+            UnknownFields::Refuse | UnknownFields::Warn => {}
+        }
+        let config = part.config(kind, sent.value)?;
         let config = match part {
             Part::Scale => body::object(kind, &call.target, config)?,
             _ => body::intent(kind, &call.target, config)?,
@@ -45,7 +71,7 @@ impl Rest {
         let (written, created) =
             self.gate().own(&call.user, kind, call.place()?, part.how(Verb::Patch), asked, options).await?;
         let code = if created { StatusCode::CREATED } else { StatusCode::OK };
-        self.written(call, part, code, &written).await
+        self.written(call, part, code, &written.after(complaints)).await
     }
 }
 

@@ -26,7 +26,7 @@ impl Rest {
         let parts: Vec<&str> = path.trim_matches('/').split('/').collect();
         let body = match parts.as_slice() {
             ["healthz" | "livez" | "readyz", rest @ ..] => return self.health(parts[0], rest, query).await,
-            ["version"] => Some(version()),
+            ["version"] => return always_indented(&version()),
             ["metrics"] => return self.metrics(head).await,
             [".well-known", "openid-configuration"] => {
                 Some(accounts::openid_configuration(&self.node.local.api_address()))
@@ -51,7 +51,7 @@ impl Rest {
             ["openapi", "v3", path @ ..] => {
                 return self.openapi_v3(head, query, registry, &path.join("/")).await;
             }
-            [""] => Some(paths(&registry)),
+            [""] => return always_indented(&paths(&registry)),
             _ => None,
         };
         match body {
@@ -90,6 +90,11 @@ impl Rest {
         text.push_str(&format!("{which} check {end}\n"));
         Ok(answer::text(code, text))
     }
+}
+
+/// JSON that upstream indents, whoever asks.
+fn always_indented(body: &Value) -> Answer {
+    Ok(answer::bytes(StatusCode::OK, answer::JSON, serde_json::to_vec_pretty(body).map_err(Status::internal)?))
 }
 
 /// JSON that clients keep: they ask with the tag of what they have.

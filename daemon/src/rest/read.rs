@@ -76,6 +76,18 @@ impl Rest {
     }
 }
 
+/// Answers with a Scale, in the form that the client accepts.
+pub(super) async fn show_scale(call: &Call, code: StatusCode, scale: &Value) -> Answer {
+    match call.accepts.view {
+        View::Table(version) => {
+            let include = Include::parse(call.query.get("includeObject"))?;
+            write(call, code, &table::of_scale(version, scale, include)).await
+        }
+        View::Metadata(version) => write(call, code, &table::partial(version, scale)).await,
+        View::Whole | View::AllGroups(_) => write(call, code, scale).await,
+    }
+}
+
 /// Answers with JSON, or the same as YAML.
 pub(super) async fn write(call: &Call, code: StatusCode, body: &Value) -> Answer {
     match call.accepts.form {

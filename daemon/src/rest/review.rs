@@ -28,9 +28,11 @@ impl Rest {
         }
         self.gate().require(&call.user, &call.asked.action(), None).await?;
         let options = body::write_options(call)?;
-        let sent = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let sent = body::value(&call.head.headers, &body::read(body).await?)?;
+        let (sent, mut warnings) = body::taken(kind, sent, options.unknown_fields)?;
         let sent = body::object(kind, target, sent)?;
-        let (mut object, warnings) = admit::prepare_question(kind, sent, options.unknown_fields)?;
+        let (mut object, more) = admit::prepare_question(kind, sent, options.unknown_fields)?;
+        warnings.extend(more);
         object["status"] = match kind.kind.as_str() {
             "SelfSubjectReview" => json!({"userInfo": call.user.info()}),
             "TokenReview" => self.review_token(&object).await?,

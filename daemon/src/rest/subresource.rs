@@ -1,17 +1,17 @@
 //! Subresources: those that every kind may have, and those of single kinds.
 
 use flotilla_api::admit::Subresource;
-use flotilla_api::{Builtin, Reason, Status};
+use flotilla_api::{Builtin, Kind, Reason, Status};
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::body::Sent;
 use super::part::Part;
-use super::read::write;
+use super::read::{show_scale, write};
 use super::scale::SCALE;
 use super::signing::APPROVAL;
-use super::{Answer, Call, Rest, answer, body, delete, no_such_resource, not_allowed};
-use crate::gate::{How, Verb};
+use super::{Answer, Call, Rest, answer, at_namespace, body, delete, no_such_resource, not_allowed};
+use crate::gate::{How, Verb, WriteOptions};
 
 impl Rest {
     pub(super) async fn subresource(&self, call: &Call, body: Sent, name: &str, subresource: &str) -> Answer {
@@ -46,17 +46,49 @@ impl Rest {
     async fn get_part(&self, call: &Call, part: Part, subresource: &str) -> Answer {
         let object = self.gate().get_for(&call.user, &call.kind, call.place()?, subresource).await?;
         match part {
-            Part::Scale => write(call, StatusCode::OK, &part.shown(&call.kind, &object)).await,
+            Part::Scale => show_scale(call, StatusCode::OK, &part.shown(&call.kind, &object)).await,
             _ => self.show(call, &call.kind, StatusCode::OK, &object).await,
         }
     }
 
     /// Assigns a pod to a node: what a scheduler of somebody else's does.
     async fn bind(&self, call: &Call, body: Sent) -> Answer {
-        let (kind, place) = (&call.kind, call.place()?);
-        let name = place.1;
         let options = body::write_options(call)?;
-        let binding = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let binding = body::value(&call.head.headers, &body::read(body).await?)?.value;
+        self.bind_pod(call, &call.kind, call.place()?, (&binding, &options)).await
+    }
+
+    /// The old way to say the same: the Binding names the pod.
+    pub(super) async fn bind_named(&self, call: &Call, body: Sent) -> Answer {
+        if call.target.name.is_some() {
+            return Err(no_such_resource());
+        }
+        if call.head.method != Method::POST {
+            return Err(not_allowed());
+        }
+        self.gate().require(&call.user, &call.asked.action(), None).await?;
+        let options = body::write_options(call)?;
+        let sent = body::value(&call.head.headers, &body::read(body).await?)?;
+        let (sent, warnings) = body::taken(&call.kind, sent, options.unknown_fields)?;
+        let binding = body::object(&call.kind, &call.target, sent)?;
+        let name = binding["metadata"]["name"].as_str().unwrap_or_default();
+        if name.is_empty() {
+            return Err(Status::bad_request("name must be provided"));
+        }
+        let (pods, namespace) = (self.gate().built_in(Builtin::Pod)?, at_namespace(&call.target)?);
+        let mut response = self.bind_pod(call, &pods, (namespace, name), (&binding, &options)).await?;
+        answer::warn(&mut response, &warnings);
+        Ok(response)
+    }
+
+    async fn bind_pod(
+        &self,
+        call: &Call,
+        kind: &Kind,
+        place: (&str, &str),
+        (binding, options): (&Value, &WriteOptions),
+    ) -> Answer {
+        let name = place.1;
         let text = |pointer: &str| binding.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (to, uid) = (text("/target/name"), text("/metadata/uid"));
         if !matches!(text("/target/kind"), "" | "Node") || to.is_empty() {
@@ -72,7 +104,7 @@ impl Rest {
             if !uid.is_empty() && pod["metadata"]["uid"] != uid {
                 return refuse(format!(
                     "Precondition failed: UID in precondition: {uid}, UID in object meta: {}",
-                    pod["metadata"]["uid"]
+                    pod["metadata"]["uid"].as_str().unwrap_or_default()
                 ));
             }
             if pod["metadata"].get("deletionTimestamp").is_some() {
@@ -85,14 +117,14 @@ impl Rest {
             Ok(())
         };
         let how = How { part: Subresource::Binding, ..How::through(Verb::Create, "binding") };
-        self.gate().edit(&call.user, kind, place, how, &options, edit).await?;
+        self.gate().edit(&call.user, kind, place, how, options, edit).await?;
         write(call, StatusCode::CREATED, &answer::success(json!({}))).await
     }
 
     /// Deletes a pod if its budget allows that.
     async fn evict(&self, call: &Call, body: Sent) -> Answer {
         let place = call.place()?;
-        let eviction = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let eviction = body::value(&call.head.headers, &body::read(body).await?)?.value;
         let text = |pointer: &str| eviction.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let known = matches!(text("/apiVersion"), "" | "policy/v1" | "policy/v1beta1");
         if !known || !matches!(text("/kind"), "" | "Eviction") {

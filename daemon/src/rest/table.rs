@@ -1,8 +1,11 @@
 //! Objects as people read them: `Table`, and `PartialObjectMetadata`.
 
+use flotilla_api::columns;
+use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::kinds::Column;
 use flotilla_api::{Kind, Status};
 use jiff::Timestamp;
+use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// Which part of each object a row carries beside its cells.
@@ -36,7 +39,26 @@ impl Include {
 pub fn table(kind: &Kind, version: &str, objects: &[Value], metadata: Value, include: Include, headed: bool) -> Value {
     let columns = kind.columns();
     let now = Timestamp::now();
-    let rows: Vec<Value> = objects.iter().map(|object| row(kind, version, &columns, object, include, now)).collect();
+    let rows = objects.iter().map(|object| row(kind, version, &columns, object, include, now)).collect();
+    with_rows(version, &columns, rows, metadata, headed)
+}
+
+/// The same of a Scale, which is of no kind that is stored.
+pub fn of_scale(version: &str, scale: &Value, include: Include) -> Value {
+    let columns = [columns::NAME, Column::number("Desired"), Column::number("Available"), columns::AGE];
+    let meta = ObjectMeta::deserialize(&scale["metadata"]).unwrap_or_default();
+    let cells = json!([
+        scale["metadata"]["name"],
+        scale["spec"]["replicas"],
+        scale["status"]["replicas"],
+        columns::age(&meta, Timestamp::now())
+    ]);
+    let row = json!({"cells": cells, "object": carried(version, scale, include)});
+    let metadata = json!({"resourceVersion": scale["metadata"]["resourceVersion"]});
+    with_rows(version, &columns, vec![row], metadata, true)
+}
+
+fn with_rows(version: &str, columns: &[Column], rows: Vec<Value>, metadata: Value, headed: bool) -> Value {
     let definitions: Vec<Value> = match headed {
         true => columns.iter().map(definition).collect(),
         false => Vec::new(),
@@ -73,12 +95,15 @@ fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, include: 
             _ => Value::String(cell),
         })
         .collect();
-    let object = match include {
+    json!({"cells": cells, "object": carried(version, object, include)})
+}
+
+fn carried(version: &str, object: &Value, include: Include) -> Value {
+    match include {
         Include::Metadata => partial(version, object),
         Include::Object => object.clone(),
         Include::None => Value::Null,
-    };
-    json!({"cells": cells, "object": object})
+    }
 }
 
 /// An object's metadata, and nothing else of it.
@@ -88,4 +113,22 @@ pub fn partial(version: &str, object: &Value) -> Value {
         "apiVersion": format!("meta.k8s.io/{version}"),
         "metadata": object.get("metadata").cloned().unwrap_or(Value::Null),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_scale_has_upstreams_columns() {
+        let metadata = json!({"name": "web", "resourceVersion": "7"});
+        let scale = json!({"metadata": metadata, "spec": {"replicas": 3}, "status": {"replicas": 2}});
+        let table = of_scale("v1", &scale, Include::Metadata);
+        let names: Vec<&Value> =
+            table["columnDefinitions"].as_array().unwrap().iter().map(|one| &one["name"]).collect();
+        assert_eq!(names, ["Name", "Desired", "Available", "Age"]);
+        assert_eq!(table["rows"][0]["cells"], json!(["web", 3, 2, "<unknown>"]));
+        assert_eq!(table["rows"][0]["object"]["metadata"]["name"], "web");
+        assert_eq!(table["metadata"]["resourceVersion"], "7");
+    }
 }

@@ -19,7 +19,7 @@ impl Rest {
         let namespace = target.namespace.as_deref().ok_or_else(no_such_resource)?;
         let kind = questions::token_request();
         let options = body::write_options(call)?;
-        let sent = body::value(&call.head.headers, &body::read(body).await?, false)?;
+        let sent = body::value(&call.head.headers, &body::read(body).await?)?.value;
         let sent = body::object(kind, target, sent)?;
         let (object, warnings) = admit::prepare_question(kind, sent, options.unknown_fields)?;
         let request = TokenRequest::deserialize(&object).map_err(Status::bad_request)?;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::body::Sent;
 use super::part::Part;
-use super::read::write;
+use super::read::show_scale;
 use super::{Answer, Call, Rest, answer, body, not_allowed};
 use crate::gate::{Verb, Written};
 
@@ -17,17 +17,17 @@ impl Rest {
             return Err(not_allowed());
         }
         let options = body::write_options(call)?;
-        let sent = read_value(call, body, options.unknown_fields).await?;
+        let (sent, warnings) = read_value(call, body, options.unknown_fields).await?;
         let object = body::object(&call.kind, &call.target, sent)?;
         let written = self.gate().create(&call.user, &call.kind, object, &options).await?;
-        self.written(call, Part::Object(Subresource::None), StatusCode::CREATED, &written).await
+        self.written(call, Part::Object(Subresource::None), StatusCode::CREATED, &written.after(warnings)).await
     }
 
     /// Replaces an object, or what a subresource shows of it, by what was sent. Some kinds are made this way, too.
     pub(super) async fn replace(&self, call: &Call, body: Sent, part: Part) -> Answer {
         let kind = &call.kind;
         let (place, options) = (call.place()?, body::write_options(call)?);
-        let sent = read_value(call, body, options.unknown_fields).await?;
+        let (sent, warnings) = read_value(call, body, options.unknown_fields).await?;
         body::check_name(&call.target, &sent)?;
         let sent = if part == Part::Scale { sent } else { body::object(kind, &call.target, sent)? };
         let edit = |stored: &mut Value| part.write(kind, stored, &sent);
@@ -38,13 +38,13 @@ impl Rest {
             }
             replaced => (StatusCode::OK, replaced?),
         };
-        self.written(call, part, code, &written).await
+        self.written(call, part, code, &written.after(warnings)).await
     }
 
     /// Answers with what was written, and what there was to say about it.
     pub(super) async fn written(&self, call: &Call, part: Part, code: StatusCode, written: &Written) -> Answer {
         let mut response = match part {
-            Part::Scale => write(call, code, &part.shown(&call.kind, &written.object)).await?,
+            Part::Scale => show_scale(call, code, &part.shown(&call.kind, &written.object)).await?,
             _ => self.show(call, &call.kind, code, &written.object).await?,
         };
         answer::warn(&mut response, &written.warnings);
@@ -57,6 +57,7 @@ fn is_made_by(call: &Call, part: Part) -> bool {
     part == Part::Object(Subresource::None) && call.kind.create_on_update
 }
 
-async fn read_value(call: &Call, body: Sent, unknown_fields: UnknownFields) -> Result<Value, Status> {
-    body::value(&call.head.headers, &body::read(body).await?, unknown_fields == UnknownFields::Refuse)
+async fn read_value(call: &Call, body: Sent, unknown_fields: UnknownFields) -> Result<(Value, Vec<String>), Status> {
+    let sent = body::value(&call.head.headers, &body::read(body).await?)?;
+    body::taken(&call.kind, sent, unknown_fields)
 }
