@@ -11,11 +11,9 @@
 mod account;
 mod addresses;
 #[cfg(test)]
-mod alone;
+pub(crate) mod alone;
 mod apply;
 mod authorize;
-#[cfg(test)]
-pub(crate) mod bench;
 mod delete;
 mod escalate;
 mod evict;

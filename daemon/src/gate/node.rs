@@ -340,7 +340,7 @@ mod tests {
     use flotilla_api::admit::Subresource;
 
     use super::*;
-    use crate::gate::{WriteOptions, bench};
+    use crate::gate::{WriteOptions, alone};
 
     #[test]
     fn a_reference_is_found_wherever_a_pod_may_hold_one() {
@@ -398,7 +398,8 @@ mod tests {
 
     #[tokio::test]
     async fn no_two_nodes_are_one_machine() {
-        let (gate, _dir) = bench::alone().await;
+        let dir = tempfile::tempdir().unwrap();
+        let gate = alone::gate(&dir).await;
         let (kind, root) = (gate.built_in(Builtin::Node).unwrap(), User::root());
         let options = WriteOptions::by("test");
         let node = |name: &str, annotations: Value| json!({"apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "annotations": annotations}});

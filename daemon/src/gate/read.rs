@@ -506,11 +506,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::gate::{WriteOptions, bench};
+    use crate::gate::{WriteOptions, alone};
 
     #[tokio::test]
     async fn a_quiet_watcher_is_past_what_is_forgotten_and_what_waits_to_be_told_is_not_seen() {
-        let (gate, _dir) = bench::alone().await;
+        let dir = tempfile::tempdir().unwrap();
+        let gate = alone::gate(&dir).await;
         let (root, options) = (User::root(), WriteOptions::by("test"));
         let create = async |kind: Builtin, object: Value| {
             let kind = gate.built_in(kind).unwrap();

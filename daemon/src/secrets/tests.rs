@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
-use crate::gate::{Happened, ListQuery, ObjectEvent, bench};
+use crate::gate::{Happened, ListQuery, ObjectEvent, alone};
 
 /// In base64 as manifests have it, and what that stands for.
 const ENCODED: &str = "aHVudGVyMi1pcy1ub3QtYS1nb29kLXBhc3N3b3Jk";
@@ -22,7 +22,8 @@ struct Bench {
 
 impl Bench {
     async fn new() -> Self {
-        let (gate, dir) = bench::alone().await;
+        let dir = tempfile::tempdir().unwrap();
+        let gate = alone::gate(&dir).await;
         let bench = Self { secrets: gate.built_in(Builtin::Secret).unwrap(), gate, dir };
         let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
         bench.create(Builtin::Namespace, namespace).await;
