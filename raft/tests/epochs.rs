@@ -250,8 +250,8 @@ async fn what_only_the_log_has_is_kept_and_an_empty_replica_cannot_recover() {
     until("all have it", || THREE.iter().all(|id| cluster.store(*id).revision() >= revision)).await;
     cluster.net.isolate(leader, &THREE);
     let store = cluster.store(leader);
-    let uncommitted = tokio::spawn(async move { store.propose(put("b", "1")).await });
     let logged = cluster.status(leader).last_log_index;
+    let uncommitted = tokio::spawn(async move { store.propose(put("b", "1")).await });
     until("it is in the log", || cluster.status(leader).last_log_index > logged).await;
     cluster.stop_all().await;
     let _ = uncommitted.await.unwrap();
