@@ -123,6 +123,26 @@ fn a_service_keeps_its_ports_by_their_names() {
 }
 
 #[test]
+fn a_service_that_becomes_another_name_has_no_address() {
+    let spec = json!({"type": "NodePort", "clusterIP": "10.96.0.7", "ports": [{"port": 80, "nodePort": 30080}]});
+    let old = stored(&json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "a"}, "spec": spec}));
+    for clears in [false, true] {
+        let named = update(&old, |service| {
+            service["spec"]["type"] = json!("ExternalName");
+            service["spec"]["externalName"] = json!("example.com");
+            if clears {
+                service["spec"].as_object_mut().unwrap().remove("clusterIP");
+            }
+        });
+        let spec = named.unwrap()["spec"].clone();
+        for field in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy", "internalTrafficPolicy"] {
+            assert_eq!(spec.get(field), None, "{field} {clears}");
+        }
+        assert_eq!(spec["ports"][0].get("nodePort"), None);
+    }
+}
+
+#[test]
 fn a_service_changes_its_type_and_keeps_nothing_of_the_old_one() {
     let service = |spec: Value| {
         let mut spec = spec;

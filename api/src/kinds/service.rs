@@ -81,8 +81,8 @@ impl BuiltIn for Service {
     /// What was allocated stays for a writer who says nothing of it.
     fn update(old: &core::Service, new: &mut core::Service) {
         let (Some(before), Some(after)) = (&old.spec, &mut new.spec) else { return };
-        if needs_cluster_ip(before) && !needs_cluster_ip(after) && before.cluster_ip == after.cluster_ip {
-            forget_addresses(after);
+        if needs_cluster_ip(before) && !needs_cluster_ip(after) {
+            forget_addresses(before, after);
         }
         forget_what_the_type_has_no_use_for(before, after);
         let address = after.cluster_ip.clone().filter(|address| !address.is_empty());
@@ -168,13 +168,21 @@ fn default_addresses(spec: &mut ServiceSpec) {
     }
 }
 
-/// A Service that is another name only has no address any more.
-fn forget_addresses(spec: &mut ServiceSpec) {
-    spec.cluster_ip = None;
-    spec.cluster_ips = None;
-    spec.ip_families = None;
-    spec.ip_family_policy = None;
-    spec.internal_traffic_policy = None;
+/// A Service that is another name only has no address any more, unless the writer has changed it.
+fn forget_addresses(before: &ServiceSpec, after: &mut ServiceSpec) {
+    if (&before.cluster_ip, &before.cluster_ips) == (&after.cluster_ip, &after.cluster_ips) {
+        after.cluster_ip = None;
+        after.cluster_ips = None;
+    }
+    if before.ip_families == after.ip_families {
+        after.ip_families = None;
+    }
+    if before.ip_family_policy == after.ip_family_policy {
+        after.ip_family_policy = None;
+    }
+    if before.internal_traffic_policy == after.internal_traffic_policy {
+        after.internal_traffic_policy = None;
+    }
 }
 
 /// What the old type needed and the new one has no use for goes, unless the writer has changed it.
