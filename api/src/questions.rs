@@ -157,8 +157,8 @@ impl Behaviour for Component {
     }
 
     fn row(&self, object: &Value, _: Timestamp) -> Vec<String> {
-        let conditions = object["conditions"].as_array().into_iter().flatten();
-        let healthy = conditions.filter(|condition| condition["type"] == "Healthy").last();
+        let mut conditions = object["conditions"].as_array().into_iter().flatten();
+        let healthy = conditions.rfind(|condition| condition["type"] == "Healthy");
         let text = |field: &str| healthy.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
         let status = match text("status").as_str() {
             "" => "Unknown",
