@@ -370,7 +370,7 @@ mod tests {
     fn a_flipped_bit_is_damage_wherever_it_was_acknowledged() {
         let whole = [file(&[(LIFE, 0, b"a"), (LIFE, 1, b"b")]), file(&[(LIFE, 2, &[9; 1000])])];
         for (number, sectors) in [(0, 0..2), (1, 0..3)] {
-            for bit in 0..sectors.end * SECTOR_BYTES * 8 {
+            for bit in (0..sectors.end * SECTOR_BYTES * 8).step_by(7) {
                 let mut damaged = whole.clone();
                 damaged[number][bit / 8] ^= 1 << (bit % 8);
                 assert!(found(&damaged, 0).is_err(), "file {number}, bit {bit}");

@@ -26,16 +26,17 @@ fn key(name: u8) -> Key {
 }
 
 struct Bench {
-    _dir: TempDir,
     state: State,
     index: u64,
+    /// Goes after what is in it.
+    _dir: TempDir,
 }
 
 impl Bench {
     fn new() -> Self {
         let dir = TempDir::new().unwrap();
         let state = State::open(&dir.path().join("s"), "c", &Disk::default()).unwrap();
-        Self { _dir: dir, state, index: 0 }
+        Self { state, index: 0, _dir: dir }
     }
 
     fn batch(&mut self, batch: &Batch) -> AppliedEntry {
