@@ -4,6 +4,8 @@
 //! out the effects. Nothing is remembered that could not be observed again, but for a few facts beside the pod's logs.
 //!
 //! Invariant: one worker a pod uid, so that no two decide about the same sandbox.
+//! Invariant: no pod is begun that a quorum does not know any more, unless none can be asked: a store that was killed begins
+//! with an earlier state than it had.
 //! Invariant: a sandbox without a Pod is taken down only after this node has heard from a quorum since it started; a
 //! node that is cut off keeps serving.
 
@@ -33,6 +35,7 @@ use flotilla_raft::{Event, Range, ReadError, WatchItem};
 use futures::FutureExt;
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 pub use local::Local;
@@ -43,6 +46,8 @@ use worker::Worker;
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
+/// How long pods wait at the start for a quorum to say what is wanted.
+const CATCH_UP: Duration = Duration::from_secs(3);
 
 /// Runs the agent until the daemon stops. Containers go on running.
 pub async fn run(node: Node) {
@@ -67,6 +72,8 @@ pub async fn run(node: Node) {
 }
 
 async fn supervise(node: &Node) {
+    // Containers that run go on meanwhile.
+    let _ = timeout(CATCH_UP, node.gate.store().barrier()).await;
     let mut supervisor = Supervisor { node, workers: HashMap::new(), tasks: JoinSet::new() };
     loop {
         if let Err(error) = supervisor.run().await {
