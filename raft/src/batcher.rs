@@ -78,7 +78,8 @@ impl Batcher {
     async fn hear<T>(&self, answer: oneshot::Receiver<Result<T, Refusal>>) -> Result<T, Refusal> {
         match self.closing.run_until_cancelled(answer).await {
             Some(Ok(answer)) => answer,
-            _ => Err(Refusal::Unknown("the store is shutting down".into())),
+            Some(Err(_)) => Err(Refusal::Unknown("Raft has stopped".into())),
+            None => Err(Refusal::Unknown("the store is shutting down".into())),
         }
     }
 

@@ -15,13 +15,13 @@ use tokio_util::sync::CancellationToken;
 use crate::disk::{Disk, DiskError};
 use crate::runtime;
 use crate::snapshot::{self, SnapshotData, SnapshotDir};
-use crate::state::{AppliedEntry, State};
+use crate::state::State;
 use crate::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::watch::Hub;
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 
-/// Entries that are applied in one go, before anyone hears of them.
+/// Entries that are applied in one go, before anyone is answered.
 const APPLIED_TOGETHER: usize = 64;
 
 /// The state with what hangs on it. Shared by openraft, readers and watchers.
@@ -101,23 +101,16 @@ impl Machine {
         Ok(Snapshot { meta, snapshot: SnapshotData::Copied(dir) })
     }
 
-    fn apply_all(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<Vec<Done>> {
+    /// Applies entries and announces what they did; who asked for them is to be answered.
+    fn apply_all(&self, entries: Vec<EntryResponder<Types>>) -> io::Result<Vec<(ApplyResponder<Types>, Answer)>> {
         let state = self.state();
-        let apply = |(entry, responder)| {
+        let mut answers = Vec::new();
+        for (entry, responder) in entries {
             let applied = state.apply(&entry)?;
-            Ok(Done { applied, revision: state.header().revision, responder })
-        };
-        entries.into_iter().map(apply).collect()
-    }
-
-    /// Announces what entries did, and answers those who asked for it.
-    fn tell(&self, done: Vec<Done>) {
-        for Done { applied, revision, responder } in done {
-            self.hub.publish(revision, applied.events);
-            if let Some(responder) = responder {
-                responder.send(Answer(applied.outcomes));
-            }
+            self.hub.publish(state.header().revision, applied.events);
+            answers.extend(responder.map(|responder| (responder, Answer(applied.outcomes))));
         }
+        Ok(answers)
     }
 
     fn install(&self, meta: &SnapshotMeta, snapshot: SnapshotData) -> Result<(), DiskError> {
@@ -133,14 +126,6 @@ impl Machine {
         self.hub.jump(revision);
         Ok(())
     }
-}
-
-/// An entry that is in the state.
-struct Done {
-    applied: AppliedEntry,
-    /// That of the state after it.
-    revision: u64,
-    responder: Option<ApplyResponder<Types>>,
 }
 
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, DiskError> + Send + 'static) -> io::Result<T> {
@@ -162,7 +147,8 @@ impl RaftStateMachine<Types> for Arc<Machine> {
         let mut chunks = entries.try_ready_chunks(APPLIED_TOGETHER);
         while let Some(chunk) = chunks.try_next().await.map_err(|e| e.1)? {
             // A stalled disk must not hold up what others do.
-            self.tell(runtime::in_place(|| self.apply_all(chunk)).await?);
+            let answers = runtime::in_place(|| self.apply_all(chunk)).await?;
+            answers.into_iter().for_each(|(responder, answer)| responder.send(answer));
         }
         Ok(())
     }

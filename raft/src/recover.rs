@@ -21,13 +21,13 @@ use crate::types::{LogId, Membership, NodeId, StoredMembership, term_of};
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Remains {
     pub epoch: EpochId,
-    /// The last revision applied.
+    /// The last revision that the state or the log has.
     pub revision: u64,
     pub voters: BTreeSet<NodeId>,
     pub learners: BTreeSet<NodeId>,
     /// When the last entry that was applied here was proposed, in milliseconds since 1970.
     pub last_write_ms: u64,
-    /// Entries of the log that were not applied before.
+    /// Entries of the log that the state did not have.
     pub unapplied: u64,
 }
 
@@ -46,7 +46,9 @@ pub enum RecoverError {
 /// # Errors
 /// If it is damaged or empty.
 pub fn inspect(dir: &Path, cluster: &str, id: NodeId) -> Result<Remains, RecoverError> {
-    Stopped::open(dir, cluster, id).map(|stopped| stopped.remains())
+    let stopped = Stopped::open(dir, cluster, id)?;
+    let (_copy, state, unapplied) = stopped.copy()?;
+    Ok(Remains { unapplied, ..remains(&state) })
 }
 
 /// Makes the replica in `dir`, which no process may have open, the sole voter of a new epoch, and tells what that epoch
@@ -56,9 +58,7 @@ pub fn inspect(dir: &Path, cluster: &str, id: NodeId) -> Result<Remains, Recover
 /// If it is damaged or empty, or cannot be written; it is then as it was.
 pub fn recover(dir: &Path, cluster: &str, id: NodeId) -> Result<Remains, RecoverError> {
     let stopped = Stopped::open(dir, cluster, id)?;
-    let unapplied = stopped.apply_rest()?;
-    let remains = stopped.begin_epoch()?;
-    Ok(Remains { unapplied, ..remains })
+    stopped.begin_epoch()
 }
 
 struct Stopped<'a> {
@@ -86,38 +86,26 @@ impl<'a> Stopped<'a> {
         Ok(Self { dir, cluster, id, disk, log, state })
     }
 
-    fn remains(&self) -> Remains {
-        let header = self.state.header();
-        let membership = StoredMembership::from(header.membership.clone());
-        let membership: &Membership = membership.membership();
-        let applied = header.applied.map_or(0, |id| id.index);
-        Remains {
-            epoch: self.state.epoch(),
-            revision: header.revision,
-            voters: membership.voter_ids().collect(),
-            learners: membership.learner_ids().collect(),
-            last_write_ms: header.now_ms,
-            unapplied: self.log.last().map_or(0, |last| last.index().saturating_sub(applied)),
-        }
-    }
-
-    /// Applies what the log holds beyond the state; how many entries that was.
-    fn apply_rest(&self) -> Result<u64, RecoverError> {
-        let begin = self.state.header().applied.map_or(0, |id| id.index + 1);
+    /// A copy of the state with everything that the log holds beyond it; how many entries that was.
+    fn copy(&self) -> Result<(SnapshotDir, State, u64), RecoverError> {
+        let copy = SnapshotDir::checkpoint(self.dir, &self.state, &self.disk)?;
+        let state = State::open(copy.path(), self.cluster, &self.disk)?;
+        let begin = state.header().applied.map_or(0, |id| id.index + 1);
         let mut next = begin;
         loop {
             let entries = self.log.entries(next).map_err(RecoverError::Apply)?;
-            let Some(last) = entries.last() else { return Ok(next - begin) };
+            let Some(last) = entries.last() else { return Ok((copy, state, next - begin)) };
             next = last.index() + 1;
             for entry in &entries {
-                self.state.apply(entry).map_err(|e| RecoverError::Apply(e.into()))?;
+                state.apply(entry).map_err(|e| RecoverError::Apply(e.into()))?;
             }
         }
     }
 
     /// Prepares a state and a log of the next epoch beside the present ones and changes over.
     fn begin_epoch(self) -> Result<Remains, RecoverError> {
-        let header = self.state.header();
+        let (copy, state, unapplied) = self.copy()?;
+        let header = state.header();
         let last = || DiskError::damaged(self.dir, format!("its epoch, {}, cannot be", self.state.epoch()));
         let epoch = self.state.epoch().next().ok_or_else(last)?;
         let at: LogId = self.log.last().max(header.applied.map(LogId::from)).ok_or(RecoverError::Empty)?;
@@ -125,8 +113,6 @@ impl<'a> Stopped<'a> {
         let vote = VoteForm { term: given.max(term_of(&at)) + 1, node: self.id, committed: false };
         let at = LogIdForm::from(&at);
 
-        let copy = SnapshotDir::checkpoint(self.dir, &self.state, &self.disk)?;
-        let state = State::open(copy.path(), self.cluster, &self.disk)?;
         let revision = header.revision.saturating_add(REVISION_JUMP);
         state.begin_epoch(epoch, at, self.id, revision, header.now_ms)?;
         drop(state);
@@ -142,8 +128,22 @@ impl<'a> Stopped<'a> {
             voters: [self.id].into(),
             learners: BTreeSet::new(),
             last_write_ms: header.now_ms,
-            unapplied: 0,
+            unapplied,
         })
+    }
+}
+
+fn remains(state: &State) -> Remains {
+    let header = state.header();
+    let membership = StoredMembership::from(header.membership.clone());
+    let membership: &Membership = membership.membership();
+    Remains {
+        epoch: state.epoch(),
+        revision: header.revision,
+        voters: membership.voter_ids().collect(),
+        learners: membership.learner_ids().collect(),
+        last_write_ms: header.now_ms,
+        unapplied: 0,
     }
 }
 
@@ -191,7 +191,7 @@ mod tests {
     async fn an_empty_state_takes_all_from_the_log() {
         let dir = with_empty_state(3).await;
         let before = inspect(dir.path(), "c", ID).unwrap();
-        assert_eq!((before.epoch, before.revision), (EpochId::FIRST, 0));
+        assert_eq!((before.epoch, before.revision), (EpochId::FIRST, 3));
         let begun = recover(dir.path(), "c", ID).unwrap();
         assert_eq!((begun.unapplied, begun.revision, begun.epoch.life()), (3, 3 + REVISION_JUMP, 2));
         let disk = Disk::default();

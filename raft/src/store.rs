@@ -229,6 +229,12 @@ impl Store {
             let wait = self.inner.raft.wait(Some(timeout));
             wait.applied_index_at_least(Some(index), "barrier").await.map_err(|_| ReadError::NoLeader(timeout))?;
         }
+        // What is in the state is announced a moment later; what is said of a revision goes by what was announced.
+        let revision = self.inner.machine.state().header().revision;
+        let mut announced = self.inner.machine.hub().subscribe();
+        let until = announced.wait_for(|announced| *announced >= revision);
+        let seen = tokio::time::timeout(timeout, until).await.map_err(|_| ReadError::NoLeader(timeout))?.map(drop);
+        seen.map_err(|_| ReadError::Closed)?;
         Ok(self.own_revision())
     }
 

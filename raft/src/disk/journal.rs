@@ -73,16 +73,18 @@ impl Journal {
     /// Begins a life on the files that there are, which the database no longer needs; makes one if there is none.
     pub fn begin(dir: &Path, life: u64) -> io::Result<Self> {
         fs::create_dir_all(dir)?;
+        sync_dir(dir.parent().unwrap_or(dir))?;
         let mut files = Vec::new();
         for path in paths(dir)? {
             let file = OpenOptions::new().write(true).open(path)?;
             let length_bytes = file.metadata()?.len();
-            // One that was not made whole is made again under its name.
-            if length_bytes >= FILE_BYTES {
-                files.push(Slot { file, length_bytes, end: 0 });
-            } else {
-                files.push(make(dir, files.len())?);
+            // One that was not made whole is made again when it is needed.
+            if length_bytes < FILE_BYTES {
+                break;
             }
+            // What a process that was killed wrote may still be on its way: it must not meet what is written next.
+            file.sync_data()?;
+            files.push(Slot { file, length_bytes, end: 0 });
         }
         if files.is_empty() {
             files.push(make(dir, 0)?);
@@ -107,10 +109,17 @@ impl Journal {
         let free = self.files.iter().enumerate().find(|(number, slot)| *number != self.current && done(slot));
         let next = match free {
             Some((number, _)) => number,
-            None if self.files.len() < MAX_FILES => {
-                self.files.push(make(&self.dir, self.files.len())?);
-                self.files.len() - 1
-            }
+            None if self.files.len() < MAX_FILES => match make(&self.dir, self.files.len()) {
+                Ok(slot) => {
+                    self.files.push(slot);
+                    self.files.len() - 1
+                }
+                // On a full disk there are those that the database will have done with.
+                Err(error) => {
+                    tracing::warn!(%error, "no other file for the log's journal");
+                    return Ok(false);
+                }
+            },
             None => return Ok(false),
         };
         (self.current, self.offset_bytes) = (next, 0);
@@ -134,14 +143,22 @@ impl Journal {
 
 /// A file whose length and place on the disk do not change when it is written over.
 fn make(dir: &Path, number: usize) -> io::Result<Slot> {
-    const ZEROS: [u8; 64 << 10] = [0; 64 << 10];
-    let mut file = File::create(dir.join(number.to_string()))?;
+    let path = dir.join(number.to_string());
+    let file = File::create(&path)?;
+    fill(&file).and_then(|()| sync_dir(dir)).inspect_err(|_| drop(fs::remove_file(&path)))?;
+    Ok(Slot { file, length_bytes: FILE_BYTES, end: 0 })
+}
+
+fn fill(mut file: &File) -> io::Result<()> {
+    static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
     for _ in 0..FILE_BYTES / ZEROS.len() as u64 {
         file.write_all(&ZEROS)?;
     }
-    file.sync_all()?;
-    File::open(dir)?.sync_all()?;
-    Ok(Slot { file, length_bytes: FILE_BYTES, end: 0 })
+    file.sync_all()
+}
+
+fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
 }
 
 /// The files of a journal, in the order of their numbers; none if there is no journal.

@@ -4,7 +4,7 @@
 //! tears, stalls and fails.
 //!
 //! Invariant: a database that belongs to another cluster, another node or another format version is
-//! refused before anything in it is read.
+//! refused before anything in it is used.
 //! Invariant: after a write to a database has failed, nothing more is written to it until it is opened again.
 
 mod batch;
@@ -139,7 +139,7 @@ pub(crate) trait Database: Read + Send + Sync {
     /// The database as it is now, whatever is written after.
     fn view(&self) -> Box<dyn Read + '_>;
 
-    /// Writes to memory; what follows from it must be flushed before it counts.
+    /// Writes to memory, unless the database is durable with each commit; it counts when it is flushed.
     fn write(&self, batch: WriteBatch) -> Result<(), DbError>;
 
     /// Writes, and waits until it is on disk. May hold up its thread: only for a thread of its own.

@@ -70,7 +70,8 @@ fn options(durability: Durability) -> Options {
     options.set_block_based_table_factory(&table);
     options.set_write_buffer_manager(buffers);
     options.set_write_buffer_size(WRITE_BUFFER_BYTES);
-    options.set_max_write_buffer_number(2);
+    // So that a flush that goes on beside the log's writes is not waited for.
+    options.set_max_write_buffer_number(if durability == Durability::Commit { 4 } else { 2 });
     options.set_max_open_files(MAX_OPEN_FILES);
     options.set_max_background_jobs(2);
     options.set_keep_log_file_num(2);
@@ -262,12 +263,18 @@ impl RocksDb {
     }
 
     /// Goes on in another file of the journal. The flush that frees those before it goes on beside the writes; it is
-    /// waited for only if no file is free.
+    /// waited for if no file is free, or if the database has too much to flush already.
+    ///
+    /// That a flush which was waited for is seen at once rests on there being one thread for flushes.
     fn turn(&self, journal: &mut Journal) -> Result<(), DbError> {
         self.db.put_opt(MARK_KEY, journal.mark().encode(), &unlogged())?;
         let mut beside = FlushOptions::default();
         beside.set_wait(false);
-        self.db.flush_opt(&beside)?;
+        match self.db.flush_opt(&beside) {
+            // It cannot begin just now.
+            Err(error) if error.kind() == ErrorKind::TryAgain => {}
+            begun => begun?,
+        }
         let persisted = || mark(&self.db, ReadTier::Persisted).map(Option::unwrap_or_default);
         if journal.turn(persisted()?)? {
             return Ok(());
@@ -286,15 +293,15 @@ impl Database for RocksDb {
     }
 
     fn write(&self, batch: WriteBatch) -> Result<(), DbError> {
-        Ok(self.db.write_opt(native(batch), &unlogged())?)
+        match &self.journal {
+            Some(journal) => self.append(journal, native(batch)),
+            None => Ok(self.db.write_opt(native(batch), &unlogged())?),
+        }
     }
 
     fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>> {
-        let committed = match &self.journal {
-            Some(journal) => self.append(journal, native(batch)),
-            None => self.write(batch).and_then(|()| self.flush()),
-        };
-        ready(committed).boxed()
+        let flushed = || if self.journal.is_some() { Ok(()) } else { self.flush() };
+        ready(self.write(batch).and_then(|()| flushed())).boxed()
     }
 
     fn flush(&self) -> Result<(), DbError> {

@@ -5,8 +5,8 @@
 //!
 //! Invariant: an entry's effects, its revisions and the applied log id are written in one batch, so that
 //! a crash leaves a state that some prefix of the log made.
-//! Invariant: the write-ahead log is not synced, since the Raft log has every entry that is not yet
-//! flushed; it is flushed before the Raft log is purged.
+//! Invariant: there is no write-ahead log, since the Raft log has every entry that is not yet flushed; the state is flushed
+//! before the Raft log is purged.
 
 mod apply;
 mod dump;
@@ -27,7 +27,8 @@ use crate::disk;
 use crate::disk::{Db, DbError, Disk, DiskError, Durability, StoreMeta};
 use crate::epoch::EpochId;
 
-pub(crate) use apply::AppliedEntry;
+#[cfg(test)]
+use apply::AppliedEntry;
 pub(crate) use dump::Record;
 pub use history::HistoryBounds;
 pub use read::ReadError;
