@@ -3,10 +3,11 @@
 //! To look for them costs next to nothing while there are none: what inserting into a map gives back says so. Only then the
 //! bytes are read once more, for the paths.
 //!
-//! Invariant: at most [`MAX_TOLD`] fields are told of, each once.
+//! Invariant: at most [`MAX_TOLD`] fields are told of, each once, by at most [`MAX_PATH_BYTES`] of its path. What a field costs
+//! does not grow with how deep it is, how long names are, or how often it stands there.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
@@ -17,6 +18,8 @@ use crate::error::Status;
 
 /// Upstream's bound.
 const MAX_TOLD: usize = 100;
+/// Of longer paths the beginning is told.
+pub(crate) const MAX_PATH_BYTES: usize = 256;
 
 /// A value, and what of it stood there more than once: `spec.containers[0].image`.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,7 +48,7 @@ pub fn json(input: &[u8]) -> Result<Loose, serde_json::Error> {
     if any.get() {
         (&search).deserialize(&mut serde_json::Deserializer::from_slice(input))?;
     }
-    Ok(Loose { value, repeated: search.found.into_inner() })
+    Ok(Loose { value, repeated: search.into_found() })
 }
 
 /// Reads YAML of one document, or JSON.
@@ -64,24 +67,30 @@ pub fn yaml(input: &[u8]) -> Result<Loose, Status> {
     if any.get() {
         document(input, &search)?;
     }
-    Ok(Loose { value, repeated: search.found.into_inner() })
+    Ok(Loose { value, repeated: search.into_found() })
 }
 
 /// Goes through a value in search of what stands there more than once.
 #[derive(Default)]
 struct Search {
+    /// Where it is; the beginning, if that is longer than what is told.
     path: RefCell<String>,
     found: RefCell<Vec<String>>,
+    told: RefCell<BTreeSet<String>>,
 }
 
 impl Search {
     /// Goes on below the place where it is.
     fn below<T>(&self, step: &str, go: impl FnOnce() -> T) -> T {
         let length = self.path.borrow().len();
-        if length > 0 && !step.starts_with('[') {
-            self.path.borrow_mut().push('.');
+        {
+            let mut path = self.path.borrow_mut();
+            if length > 0 && !step.starts_with('[') {
+                path.push('.');
+            }
+            let room = MAX_PATH_BYTES.saturating_sub(path.len());
+            path.push_str(&step[..step.floor_char_boundary(room)]);
         }
-        self.path.borrow_mut().push_str(step);
         let gone = go();
         self.path.borrow_mut().truncate(length);
         gone
@@ -89,9 +98,13 @@ impl Search {
 
     fn note(&self) {
         let (path, mut found) = (self.path.borrow(), self.found.borrow_mut());
-        if found.len() < MAX_TOLD && !found.contains(&path) {
+        if found.len() < MAX_TOLD && self.told.borrow_mut().insert(path.clone()) {
             found.push(path.clone());
         }
+    }
+
+    fn into_found(self) -> Vec<String> {
+        self.found.into_inner()
     }
 }
 
@@ -152,15 +165,18 @@ impl<'de> Visitor<'de> for &Search {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<(), A::Error> {
-        let mut seen = HashSet::new();
+        // Whether a key was told of.
+        let mut seen: HashMap<String, bool> = HashMap::new();
         while let Some(key) = entries.next_key::<String>()? {
             self.below(&key, || {
-                if seen.contains(&key) {
+                if let Some(told) = seen.get_mut(&key)
+                    && !std::mem::replace(told, true)
+                {
                     self.note();
                 }
                 entries.next_value_seed(self)
             })?;
-            seen.insert(key);
+            seen.entry(key).or_default();
         }
         Ok(())
     }
@@ -183,6 +199,17 @@ mod tests {
         let plain = json(br#"[1, -1, true, null, "x", {"a": {"a": {}}}]"#).unwrap();
         assert_eq!(plain, Loose { value: json!([1, -1, true, null, "x", {"a": {"a": {}}}]), repeated: vec![] });
         assert!(json(b"{} {}").is_err() && json(b"{\"a\":").is_err());
+    }
+
+    #[test]
+    fn what_is_told_is_bounded_whatever_stands_there() {
+        let long = "x".repeat(1 << 20);
+        let many: String = (0..200).flat_map(|n| [n, n]).map(|n| format!(",\"{n}\":0")).collect();
+        let often = ",\"z\":0".repeat(100_000);
+        let read = json(format!("{{\"{long}\":{{\"a\":0{often}{many}}}}}").as_bytes()).unwrap();
+        assert_eq!(read.repeated, [&long[..MAX_PATH_BYTES]].map(|path| format!("{path}.")));
+        let read = json(format!("{{\"a\":0{often}{many}}}").as_bytes()).unwrap();
+        assert_eq!((read.repeated.len(), read.repeated[0].as_str()), (MAX_TOLD, "z"));
     }
 
     #[test]

@@ -11,6 +11,8 @@ use crate::error::{Reason, Status};
 const FIELDS: [&str; 4] = ["op", "path", "from", "value"];
 /// Upstream's bound.
 const MAX_OPERATIONS: usize = 10_000;
+/// Fields that no operation has and that are told.
+const MAX_TOLD: usize = 100;
 /// What the operations of one patch may copy and move: upstream's bound for copies.
 const MAX_CARRIED_BYTES: usize = 3 * 1024 * 1024;
 
@@ -36,7 +38,7 @@ pub fn unknown_fields(operations: &Value) -> Vec<String> {
         let fields = operation.as_object().into_iter().flat_map(|map| map.keys());
         fields.filter(|field| !FIELDS.contains(&field.as_str())).map(move |field| (index, field))
     });
-    fields.map(|(index, field)| format!("unknown field \"[{index}].{field}\"")).collect()
+    fields.take(MAX_TOLD).map(|(index, field)| format!("unknown field \"[{index}].{field}\"")).collect()
 }
 
 pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {

@@ -216,7 +216,7 @@ impl Gate {
 
 impl Gate {
     /// Another Node that is the machine with this id.
-    fn other_node(&self, key: &Key, id: &Value) -> Result<Option<String>, Status> {
+    pub(crate) fn other_node(&self, key: &Key, id: &Value) -> Result<Option<String>, Status> {
         let nodes = self.store().range(Range::prefix(key.collection().prefix())).map_err(read_status)?;
         let is_it = |kv: &&KeyValue| {
             let node = serde_json::from_slice::<Value>(&kv.value).ok();

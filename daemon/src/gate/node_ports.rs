@@ -7,7 +7,7 @@
 //! Invariant: a Service that comes to have a port is recorded as the last that took it.
 //! Invariant: there is one record at most for each port of the range.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::ops::RangeInclusive;
 
 use bytes::Bytes;
@@ -43,7 +43,7 @@ impl Gate {
         }
         let before = old.map(|old| ServiceSpec::deserialize(&old["spec"])).transpose().map_err(Status::internal)?;
         let mut after = ServiceSpec::deserialize(&new["spec"]).map_err(Status::internal)?;
-        let mut taking = Taking { gate: self, service: key, taken: BTreeSet::new(), change };
+        let mut taking = Taking { gate: self, service: key, taken: BTreeSet::new(), held: HashMap::new(), change };
         if opens_node_ports(&after) {
             match &before {
                 None => taking.all(&mut after)?,
@@ -62,7 +62,10 @@ impl Gate {
 struct Taking<'a> {
     gate: &'a Gate,
     service: &'a Key,
+    /// What it has or is given here.
     taken: BTreeSet<i32>,
+    /// What Services have that took a port which was looked at.
+    held: HashMap<Key, BTreeSet<i32>>,
     change: Change,
 }
 
@@ -72,38 +75,43 @@ impl Taking<'_> {
         let gives = gives_ports(spec);
         let ports = spec.ports.as_deref_mut().unwrap_or_default();
         let mut given: Vec<(i32, i32)> = Vec::new();
-        for index in 0..ports.len() {
-            let (number, asked) = (ports[index].port, wanted(&ports[index]));
-            if asked.is_none() && !gives {
-                continue;
+        // Those that are asked for come first, so that none of them is drawn for another.
+        for (index, port) in ports.iter().enumerate() {
+            let Some(asked) = wanted(port) else { continue };
+            if !given.contains(&(port.port, asked)) {
+                self.ask(index, asked)?;
+                given.push((port.port, asked));
             }
-            match given.iter().find(|(port, _)| *port == number).map(|(_, node_port)| *node_port) {
-                Some(shared) if asked.is_none_or(|asked| asked == shared) => ports[index].node_port = Some(shared),
-                Some(_) => self.ask(index, asked.unwrap_or_default())?,
-                None => {
-                    let asked = ports.iter().filter(|port| port.port == number).find_map(wanted);
-                    let node_port = match asked {
-                        Some(asked) => self.ask(index, asked).map(|()| asked)?,
-                        None => self.any("a nodePort")?,
-                    };
-                    ports[index].node_port = Some(node_port);
-                    given.push((number, node_port));
-                }
-            }
+        }
+        for port in ports.iter_mut().filter(|port| gives && wanted(port).is_none()) {
+            let shared = given.iter().find(|(number, _)| *number == port.port).map(|(_, node_port)| *node_port);
+            let node_port = match shared {
+                Some(shared) => shared,
+                None => self.any("a nodePort")?,
+            };
+            port.node_port = Some(node_port);
+            given.push((port.port, node_port));
         }
         Ok(())
     }
 
     /// The ports that a Service did not have before.
     fn others(&mut self, before: &ServiceSpec, spec: &mut ServiceSpec) -> Result<(), Status> {
-        let had: BTreeSet<i32> = before.ports.iter().flatten().filter_map(wanted).collect();
-        let gives = gives_ports(spec);
-        for (index, port) in spec.ports.iter_mut().flatten().enumerate() {
-            match wanted(port) {
-                Some(asked) if had.contains(&asked) || self.taken.contains(&asked) => {}
-                Some(asked) => self.ask(index, asked)?,
-                None if gives => port.node_port = Some(self.any("a nodePort")?),
-                None => {}
+        let mut own = held_ports(before);
+        let asked: Vec<Option<i32>> = spec.ports.iter().flatten().map(wanted).collect();
+        // Those that it keeps come first, so that none of them is taken for a free one.
+        self.taken.extend(asked.iter().flatten().filter(|port| own.contains(*port)));
+        self.taken.extend(before.health_check_node_port.filter(|port| *port != 0));
+        for (index, port) in asked.into_iter().enumerate() {
+            if let Some(port) = port
+                && own.insert(port)
+            {
+                self.ask(index, port)?;
+            }
+        }
+        if gives_ports(spec) {
+            for port in spec.ports.iter_mut().flatten().filter(|port| wanted(port).is_none()) {
+                port.node_port = Some(self.any("a nodePort")?);
             }
         }
         Ok(())
@@ -178,12 +186,19 @@ impl Taking<'_> {
     }
 
     /// Whether a Service has a port, in one way or the other.
-    fn has(&self, service: &Key, port: i32) -> Result<bool, Status> {
-        let Some(stored) = self.gate.load(service)? else { return Ok(false) };
-        let service = object(&stored)?;
-        let ports = service.pointer("/spec/ports").and_then(Value::as_array);
-        let mut held = ports.into_iter().flatten().filter_map(|one| one.get("nodePort"));
-        Ok(held.any(|held| *held == port) || service["spec"]["healthCheckNodePort"] == port)
+    fn has(&mut self, service: &Key, port: i32) -> Result<bool, Status> {
+        if let Some(held) = self.held.get(service) {
+            return Ok(held.contains(&port));
+        }
+        let mut held = BTreeSet::new();
+        if let Some(stored) = self.gate.load(service)? {
+            let spec = ServiceSpec::deserialize(&object(&stored)?["spec"]).map_err(Status::internal)?;
+            held = held_ports(&spec);
+            held.extend(spec.health_check_node_port);
+        }
+        let has = held.contains(&port);
+        self.held.insert(service.clone(), held);
+        Ok(has)
     }
 }
 
@@ -213,6 +228,12 @@ impl Record {
 /// Among the core group's collections, which no custom kind can join, and of no kind: nobody but the gate gets at it.
 fn record_key(port: i32) -> Key {
     Key::new(&GroupResource::new("", "servicenodeports"), "", &port.to_string())
+}
+
+/// The node ports of a Service; one that opens none has none, whatever it says.
+fn held_ports(spec: &ServiceSpec) -> BTreeSet<i32> {
+    let ports = spec.ports.iter().flatten().filter(|_| opens_node_ports(spec));
+    ports.filter_map(wanted).collect()
 }
 
 /// Whether a Service is given the ports that it does not ask for.
@@ -345,6 +366,29 @@ mod tests {
         assert!(refused.message.starts_with(words), "{refused}");
         let cluster = update(&gate, "lb", balancer(true, "Cluster")).await.unwrap();
         assert_eq!(cluster.get("healthCheckNodePort"), None);
+        gate.store().clone().shutdown().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn no_service_is_given_a_port_that_it_has_and_one_that_opens_none_has_none() {
+        const PORTS: usize = 300;
+        let dir = tempfile::tempdir().unwrap();
+        let gate = with_namespace(&dir).await;
+        let named = |count: usize| -> Vec<Value> {
+            (0..count).map(|n| json!({"name": format!("p{n}"), "port": 1000 + n})).collect()
+        };
+        create(&gate, "many", json!({"type": "NodePort", "ports": named(PORTS)})).await.unwrap();
+        let more = update(&gate, "many", json!({"type": "NodePort", "ports": named(2 * PORTS)})).await.unwrap();
+        let ports: BTreeSet<i64> =
+            more["ports"].as_array().unwrap().iter().map(|port| port["nodePort"].as_i64().unwrap()).collect();
+        assert_eq!(ports.len(), 2 * PORTS);
+        let external =
+            json!({"type": "ExternalName", "externalName": "a.b", "ports": [{"port": 80, "nodePort": 30_001}]});
+        create(&gate, "outside", external).await.unwrap();
+        let asked = || node_port(json!({"port": 80, "nodePort": 30_001}));
+        create(&gate, "inside", asked()).await.unwrap();
+        let refused = update(&gate, "outside", asked()).await.unwrap_err();
+        assert!(refused.message.ends_with(TAKEN), "{refused}");
         gate.store().clone().shutdown().await;
     }
 

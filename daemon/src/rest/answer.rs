@@ -22,6 +22,7 @@ const COMPRESS_FROM_BYTES: usize = 128 * 1024;
 const MAX_INDENTED_BYTES: usize = 64 << 20;
 /// A warning is cut after this.
 const MAX_WARNING_BYTES: usize = 1024;
+const MAX_WARNINGS: usize = 100;
 
 pub const JSON: &str = "application/json";
 
@@ -221,7 +222,7 @@ pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Bod
 
 /// Adds a `Warning` header for each sentence.
 pub fn warn(response: &mut Response<Body>, warnings: &[impl AsRef<str>]) {
-    for warning in warnings {
+    for warning in warnings.iter().take(MAX_WARNINGS) {
         let mut text: String = warning.as_ref().chars().filter(|c| !c.is_control()).collect();
         if text.len() > MAX_WARNING_BYTES {
             text = text.chars().take(MAX_WARNING_BYTES / 4).collect();

@@ -95,6 +95,14 @@ impl Trust {
         if let Some(why) = token.refusal(now) {
             return Err(never(format!("{why}; make a new one with 'flotilla token create'")));
         }
+        // Whoever may join is not let in as somebody who has: the members would take the one for the other.
+        let node_key = Key::new(&Builtin::Node.collection(), "", &request.name);
+        let other = self.gate.other_node(&node_key, &json!(request.id.to_string()));
+        if let Some(other) = other.map_err(|status| Denial::Later(status.message))? {
+            return Err(never(format!(
+                "node {other:?} is this machine already; wipe its data directory to join anew, under another identity"
+            )));
+        }
         let status = token.status.get_or_insert_default();
         status.uses += 1;
         status.last_node = Some(request.name.clone());
@@ -109,7 +117,7 @@ impl Trust {
             node["metadata"]["annotations"][TOKEN_LABELS_ANNOTATION] = json!(given.join(","));
         }
         let kind = self.gate.built_in(Builtin::Node).map_err(|status| never(status.message))?;
-        let (node_key, Written { object: node, .. }) =
+        let (_, Written { object: node, .. }) =
             gate::prepare(&kind, node, UnknownFields::Refuse).map_err(|status| never(status.message))?;
         let encode = |error: serde_json::Error| never(error.to_string());
         let change = Change::new(User::node(&request.name).name, MANAGER)
