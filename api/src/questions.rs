@@ -74,7 +74,7 @@ fn component() -> Kind {
             warning: "v1 ComponentStatus is deprecated in v1.19+".into(),
             removed_release: String::new(),
         }),
-        behaviour: Arc::new(Component),
+        behaviour: Arc::new(Unstored { columns: component_columns, row: component_row }),
         ..kind(COMPONENT)
     }
 }
@@ -111,12 +111,15 @@ fn kind((group, version, name, plural, scope): (&str, &str, &str, &str, Scope)) 
         name_rule: names::path_segment,
         builtin: None,
         stored_as: None,
-        behaviour: Arc::new(Unstored),
+        behaviour: Arc::new(Unstored { columns: Vec::new, row: |_| Vec::new() }),
     }
 }
 
-/// Nothing is done to what is never stored.
-struct Unstored;
+/// Nothing is done to what is never stored; some of it is shown.
+struct Unstored {
+    columns: fn() -> Vec<Column>,
+    row: fn(&Value) -> Vec<String>,
+}
 
 impl Behaviour for Unstored {
     fn create(&self, _: &mut Value, _: &mut Errors) {}
@@ -130,48 +133,30 @@ impl Behaviour for Unstored {
     }
 
     fn columns(&self) -> Vec<Column> {
-        Vec::new()
-    }
-
-    fn row(&self, _: &Value, _: Timestamp) -> Vec<String> {
-        Vec::new()
-    }
-}
-
-/// As upstream shows it.
-struct Component;
-
-impl Behaviour for Component {
-    fn create(&self, _: &mut Value, _: &mut Errors) {}
-
-    fn update(&self, _: &Value, _: &mut Value, _: &mut Errors) {}
-
-    fn update_status(&self, _: &Value, _: &mut Value, _: &mut Errors) {}
-
-    fn changed(&self, _: &Value, _: &Value) -> bool {
-        false
-    }
-
-    fn columns(&self) -> Vec<Column> {
-        vec![columns::NAME, Column::text("Status"), Column::text("Message"), Column::text("Error")]
+        (self.columns)()
     }
 
     fn row(&self, object: &Value, _: Timestamp) -> Vec<String> {
-        let mut conditions = object["conditions"].as_array().into_iter().flatten();
-        let healthy = conditions.rfind(|condition| condition["type"] == "Healthy");
-        let text = |field: &str| healthy.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
-        let status = match text("status").as_str() {
-            "" => "Unknown",
-            "True" => "Healthy",
-            _ => "Unhealthy",
-        };
-        vec![
-            object["metadata"]["name"].as_str().unwrap_or_default().to_owned(),
-            status.to_owned(),
-            text("message"),
-            text("error"),
-        ]
+        (self.row)(object)
     }
+}
+
+fn component_columns() -> Vec<Column> {
+    vec![columns::NAME, Column::text("Status"), Column::text("Message"), Column::text("Error")]
+}
+
+/// As upstream shows it.
+fn component_row(object: &Value) -> Vec<String> {
+    let mut conditions = object["conditions"].as_array().into_iter().flatten();
+    let healthy = conditions.rfind(|condition| condition["type"] == "Healthy");
+    let text = |field: &str| healthy.and_then(|found| found[field].as_str()).unwrap_or_default().to_owned();
+    let status = match text("status").as_str() {
+        "" => "Unknown",
+        "True" => "Healthy",
+        _ => "Unhealthy",
+    };
+    let name = object["metadata"]["name"].as_str().unwrap_or_default();
+    vec![name.to_owned(), status.to_owned(), text("message"), text("error")]
 }
 
 #[cfg(test)]

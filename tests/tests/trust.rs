@@ -173,6 +173,19 @@ async fn a_token_decides_on_labels_and_a_machine_that_died_while_it_joined_joins
     let text = made["token"].as_str().unwrap().to_owned();
     let token: Token = text.parse().unwrap();
 
+    // Whoever has a token is not let in as somebody who is a member, under whatever name, and has not used the token.
+    let member = cluster.node_summaries("node-1").await.unwrap()[0].id;
+    let posing = JoinParts {
+        name: "posing".into(),
+        id: member,
+        key: NodeKey::generate().unwrap(),
+        addresses: Vec::new(),
+        version: "0.1.0".into(),
+        replica: true,
+    };
+    let refused = flotilla_net::join(&token, &posing, JoinTimeouts::default(), SystemTime::now()).await.unwrap_err();
+    assert!(refused.to_string().contains("node \"node-1\" is this machine already"), "{refused}");
+
     // A machine is admitted, and dies before it has stored anything but what it asked for.
     let node = cluster.dev.add_node().unwrap();
     let key = NodeKey::generate().unwrap();

@@ -15,22 +15,12 @@ use super::body::Sent;
 use super::read::write;
 use super::route::Target;
 use super::{Answer, Call, Rest, answer, body, no_such_resource, not_allowed};
-use crate::gate::{User, resource_action};
+use crate::gate::{User, WriteOptions, resource_action};
 
 impl Rest {
     /// Answers a question, if this is one that is asked here.
     pub(super) async fn review(&self, call: &Call, body: Sent, kind: &Kind, target: &Target) -> Answer {
-        if target.name.is_some() || kind.is_namespaced() != target.namespace.is_some() {
-            return Err(no_such_resource());
-        }
-        if call.head.method != Method::POST {
-            return Err(not_allowed());
-        }
-        self.gate().require(&call.user, &call.asked.action(), None).await?;
-        let options = body::write_options(call)?;
-        let sent = body::value(&call.head.headers, &body::read(body).await?)?;
-        let (sent, mut warnings) = body::taken(kind, sent, options.unknown_fields)?;
-        let sent = body::object(kind, target, sent)?;
+        let (sent, mut warnings, options) = self.posted(call, body).await?;
         let (mut object, more) = admit::prepare_question(kind, sent, options.unknown_fields)?;
         warnings.extend(more);
         object["status"] = match kind.kind.as_str() {
@@ -50,6 +40,22 @@ impl Rest {
         let mut response = write(call, StatusCode::CREATED, &object).await?;
         answer::warn(&mut response, &warnings);
         Ok(response)
+    }
+
+    /// What was posted to the collection of a kind that is not kept, with what there is to warn of, and how it is meant.
+    pub(super) async fn posted(&self, call: &Call, body: Sent) -> Result<(Value, Vec<String>, WriteOptions), Status> {
+        let (kind, target) = (&call.kind, &call.target);
+        if target.name.is_some() || kind.is_namespaced() != target.namespace.is_some() {
+            return Err(no_such_resource());
+        }
+        if call.head.method != Method::POST {
+            return Err(not_allowed());
+        }
+        self.gate().require(&call.user, &call.asked.action(), None).await?;
+        let options = body::write_options(call)?;
+        let sent = body::value(&call.head.headers, &body::read(body).await?)?;
+        let (sent, warnings) = body::taken(kind, sent, options.unknown_fields)?;
+        Ok((body::object(kind, target, sent)?, warnings, options))
     }
 
     async fn access_of(&self, user: &User, spec: &SubjectAccessReviewSpec, kind: &Kind) -> Result<Value, Status> {

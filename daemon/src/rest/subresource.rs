@@ -60,17 +60,7 @@ impl Rest {
 
     /// The old way to say the same: the Binding names the pod.
     pub(super) async fn bind_named(&self, call: &Call, body: Sent) -> Answer {
-        if call.target.name.is_some() {
-            return Err(no_such_resource());
-        }
-        if call.head.method != Method::POST {
-            return Err(not_allowed());
-        }
-        self.gate().require(&call.user, &call.asked.action(), None).await?;
-        let options = body::write_options(call)?;
-        let sent = body::value(&call.head.headers, &body::read(body).await?)?;
-        let (sent, warnings) = body::taken(&call.kind, sent, options.unknown_fields)?;
-        let binding = body::object(&call.kind, &call.target, sent)?;
+        let (binding, warnings, options) = self.posted(call, body).await?;
         let name = binding["metadata"]["name"].as_str().unwrap_or_default();
         if name.is_empty() {
             return Err(Status::bad_request("name must be provided"));
