@@ -1,6 +1,7 @@
 //! Taking a node out of use: cordon, drain, leave.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use flotilla_api::admit::Subresource;
@@ -191,7 +192,16 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
         Err(status) if drain.force => tell(send, format!("going all the same: {status}"), 0, 0).await,
         drained => drained?,
     }
-    // From here on the others take this node out, even if it dies now.
+    // From here on the deletion of its Node is no news.
+    node.is_leaving.store(true, Ordering::Relaxed);
+    let left = depart(node, &drain, send).await;
+    node.is_leaving.store(left.is_ok(), Ordering::Relaxed);
+    left
+}
+
+/// Has the others take this node out, and ends it when they have.
+async fn depart(node: &Node, drain: &Drain, send: &Sender) -> Result<(), Status> {
+    // From here on they do, even if it dies now.
     let kind = node.gate.built_in(Builtin::Node)?;
     node.gate
         .update(&drain.user, &kind, ("", &drain.node), Subresource::None, &WriteOptions::by(MANAGER), |node| {
@@ -231,7 +241,8 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
 }
 
 /// Ends this node's pods and daemon when its Node was deleted and the others say that it is no member: its pods are made anew
-/// elsewhere, and must not run twice. That nobody answers says nothing. What the node knows stays on its disk.
+/// elsewhere, and must not run twice. That nobody answers says nothing. What the node knows stays on its disk. A node that
+/// leaves by itself ends by itself.
 pub async fn end_when_deleted(node: Node) {
     let own = node.members.own_id();
     let mut changes = node.members.changes();
@@ -240,7 +251,7 @@ pub async fn end_when_deleted(node: Node) {
     }
     warn!("this Node was deleted: it goes when the others have taken it out of the group");
     let mut refusals = 0;
-    while refusals < REFUSALS {
+    while refusals < REFUSALS || node.is_leaving.load(Ordering::Relaxed) {
         tokio::time::sleep(POLL).await;
         refusals = if members::is_let_in(&node.net).await { 0 } else { refusals + 1 };
     }

@@ -1,6 +1,7 @@
 //! What the faces of a node reach: the gate, the other nodes, and what runs here.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use flotilla_net::Net;
 use tokio_util::sync::CancellationToken;
@@ -36,6 +37,8 @@ pub struct Node {
     pub blobs: Option<BlobPeers>,
     /// What must end before the daemon does.
     pub tasks: TaskTracker,
+    /// It leaves by itself, and ends the daemon when it has.
+    pub is_leaving: Arc<AtomicBool>,
     /// Ends the daemon.
     pub stop: CancellationToken,
 }

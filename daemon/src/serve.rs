@@ -203,6 +203,7 @@ async fn start(
         trust: trust.clone(),
         blobs,
         tasks: tasks.clone(),
+        is_leaving: Arc::default(),
         stop: stop.clone(),
     };
 
