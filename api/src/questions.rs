@@ -37,6 +37,13 @@ pub fn token_request() -> &'static Kind {
     &TOKEN_REQUEST
 }
 
+/// What the `scale` subresource of every kind that has it shows and takes.
+static SCALE: LazyLock<Kind> = LazyLock::new(|| kind(("autoscaling", "v1", "Scale", "scales", Scope::Namespaced)));
+
+pub fn scale() -> &'static Kind {
+    &SCALE
+}
+
 /// The kinds that are not kept.
 pub fn all() -> &'static [Arc<Kind>] {
     &KINDS
@@ -166,7 +173,7 @@ mod tests {
 
     #[test]
     fn the_schema_knows_every_question() {
-        for kind in all() {
+        for kind in all().iter().map(AsRef::as_ref).chain([token_request(), scale()]) {
             let facts = schema::get(kind.schema.as_deref().unwrap()).unwrap();
             let [gvk] = facts.group_version_kinds.as_slice() else { panic!("{kind:?}") };
             assert_eq!((&gvk.group, &gvk.version, &gvk.kind), (&kind.group, &kind.version, &kind.kind));

@@ -45,5 +45,5 @@ mod work;
 pub use flotilla_api::k8s_openapi;
 pub use node::{readiness_of, taints_of};
 pub use plan::{Context, Liveness, NodeLiveness, Plan, Settings, plan};
-pub use view::{HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored, View};
+pub use view::{HostPort, NodeEntry, NodeFacts, NodeUse, PodEntry, PodFacts, Stored, View};
 pub use work::Work;

@@ -75,7 +75,7 @@ async fn mark(machine: &Arc<Machine>, detail: &str, epoch: EpochId) {
 pub(crate) async fn keep(inner: Arc<Inner>, asker: Asker) {
     let closing = inner.machine.closing().clone();
     let work = async {
-        tokio::join!(asker.run(&inner), watch_disk(&inner), chores(&inner));
+        tokio::join!(asker.run(&inner), watch_disk(&inner), chores(&inner), proposals(&inner));
     };
     tokio::select! {
         biased;
@@ -113,6 +113,14 @@ async fn chores(inner: &Inner) {
         tend_space(inner).await;
         inner.log.save_rest().await;
         bound_log(inner).await;
+    }
+}
+
+/// What the others have to agree to: apart from the chores, for that may take as long as they are away.
+async fn proposals(inner: &Inner) {
+    let mut ticks = ticks(CHORE_MS);
+    loop {
+        ticks.tick().await;
         bound_history(inner).await;
         versions::raise(inner).await;
     }

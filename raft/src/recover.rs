@@ -90,7 +90,11 @@ impl<'a> Stopped<'a> {
     fn copy(&self) -> Result<(SnapshotDir, State, u64), RecoverError> {
         let copy = SnapshotDir::checkpoint(self.dir, &self.state, &self.disk)?;
         let state = State::open(copy.path(), self.cluster, &self.disk)?;
-        let begin = state.header().applied.map_or(0, |id| id.index + 1);
+        let applied = state.header().applied.map(LogId::from);
+        if log::is_overtaken(self.log.last(), applied) {
+            return Ok((copy, state, 0));
+        }
+        let begin = applied.map_or(0, |id| id.index() + 1);
         let mut next = begin;
         loop {
             let entries = self.log.entries(next).map_err(RecoverError::Apply)?;
@@ -149,6 +153,10 @@ fn remains(state: &State) -> Remains {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use bytes::Bytes;
     use flotilla_api::{Change, GroupResource, Key};
     use openraft::EntryPayload;
     use openraft::storage::RaftLogStorageExt;
@@ -159,6 +167,7 @@ mod tests {
     use crate::epoch::EpochId;
     use crate::log::Log;
     use crate::types::{Entry, log_id};
+    use crate::{Options, Reader, Store, Transport, TransportError, Writer};
 
     const ID: NodeId = 1;
 
@@ -174,17 +183,59 @@ mod tests {
         State::open(&places.state, "c", &disk).unwrap().set_epoch(EpochId::FIRST).unwrap();
         let mut log = Log::open(&places.log, &StoreMeta::new("c", Some(ID)), &disk).unwrap();
         log.set_epoch(EpochId::FIRST).unwrap();
-        let entry = |index| {
-            let changes = vec![Change::new("u", "m").put(key(index), "x".into())];
-            let events = EventBounds { max_count: 1, max_age_ms: 1 };
-            let batch = Batch { version: 1, now_ms: index, events, compact: None, raise: None, changes };
-            Entry::new(log_id(1, index), EntryPayload::Normal(batch.encode().unwrap()))
-        };
         if count > 0 {
-            log.blocking_append((0..count).map(entry)).await.unwrap();
+            log.blocking_append((0..count).map(|index| entry(1, index))).await.unwrap();
         }
         log.close().await;
         dir
+    }
+
+    /// Writes one key, another one for each index.
+    fn entry(term: u64, index: u64) -> Entry {
+        let changes = vec![Change::new("u", "m").put(key(index), "x".into())];
+        let events = EventBounds { max_count: 1, max_age_ms: 1 };
+        let batch = Batch { version: 1, now_ms: index, events, compact: None, raise: None, changes };
+        Entry::new(log_id(term, index), EntryPayload::Normal(batch.encode().unwrap()))
+    }
+
+    /// A replica that was killed when the leader of the second term had replaced its third entry and the state was on disk,
+    /// but not the log.
+    async fn killed_before_its_log_was_written() -> TempDir {
+        let dir = with_empty_state(5).await;
+        let disk = Disk::default();
+        let state = State::open(&Places::find(dir.path(), &disk).unwrap().state, "c", &disk).unwrap();
+        for entry in [entry(1, 0), entry(1, 1), entry(2, 2)] {
+            state.apply(&entry).unwrap();
+        }
+        state.flush().unwrap();
+        dir
+    }
+
+    struct Nobody;
+
+    #[async_trait::async_trait]
+    impl Transport for Nobody {
+        async fn call(&self, _: NodeId, _: Bytes, _: Duration) -> Result<Bytes, TransportError> {
+            Err(TransportError::Unreachable("there is nobody".into()))
+        }
+
+        async fn open_stream(&self, _: NodeId) -> Result<(Reader, Writer), TransportError> {
+            Err(TransportError::Unreachable("there is nobody".into()))
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_was_replaced_before_a_crash_is_never_applied() {
+        let dir = killed_before_its_log_was_written().await;
+        let before = inspect(dir.path(), "c", ID).unwrap();
+        assert_eq!((before.revision, before.unapplied), (3, 0));
+        for _ in 0..2 {
+            let store = Store::open(Options::new(dir.path(), ID, "c"), Arc::new(Nobody)).await.unwrap();
+            assert_eq!(store.revision(), 3);
+            store.shutdown().await;
+        }
+        let begun = recover(dir.path(), "c", ID).unwrap();
+        assert_eq!((begun.unapplied, begun.revision), (0, 3 + REVISION_JUMP));
     }
 
     #[tokio::test]

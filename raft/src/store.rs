@@ -36,7 +36,7 @@ use crate::space::Space;
 use crate::state::ReadError;
 use crate::status::Status;
 use crate::transport::{Reader, Transport, Writer};
-use crate::types::{NodeId, Raft};
+use crate::types::{LogId, NodeId, Raft};
 use crate::versions::Versions;
 use crate::watch::Watch;
 use crate::wire::{Refusal, Reply, Request};
@@ -86,6 +86,8 @@ impl Store {
 
     async fn assemble(disk: Disk, options: Options, transport: Arc<dyn Transport>) -> Result<Self, OpenError> {
         let Opened { log, machine, space, epoch, behind } = open_disk(&options, disk).await?;
+        let applied = machine.state().header().applied.map(LogId::from);
+        log.drop_overtaken(applied).await.map_err(|e| OpenError::Raft(e.to_string()))?;
         let config = Arc::new(Config { enable_elect: behind.is_none(), ..raft_config(&options)? });
         let (low_space, versions) = (Arc::new(LowSpace::default()), Arc::new(Versions::new(options.command_version)));
         let network = Network {

@@ -152,6 +152,25 @@ async fn strictly(admin: &Caller) {
     let refused = send(&yaml, "POST", &strict, "metadata: {name: y}\ndata:\n  a: x\n  a: y\n").await;
     assert!(refused.code == 400 && refused.message().ends_with("duplicate field \"data.a\""), "{refused:?}");
 
+    // What is sent to a subresource is judged as what it is there.
+    let sets = "/apis/apps/v1/namespaces/default/replicasets";
+    let labels = json!({"a": "b"});
+    let template = json!({"metadata": {"labels": labels}, "spec": {"containers": [{"name": "c", "image": "i"}]}});
+    let set = json!({"metadata": {"name": "s"}, "spec": {"replicas": 0, "selector": {"matchLabels": labels},
+        "template": template}});
+    assert_eq!(admin.post(sets, &set).await.code, 201);
+    let head = r#"{"apiVersion": "autoscaling/v1", "kind": "Scale", "metadata": {"name": "s"}, "spec": {"#;
+    let scale = format!("{sets}/s/scale");
+    let twice = format!(r#"{head}"replicas": 1, "replicas": 0, "x": 1}}}}"#);
+    let refused = send(&json, "PUT", &format!("{scale}?fieldValidation=Strict"), &twice).await;
+    let words = "Scale in version \"v1\" cannot be handled as a Scale: strict decoding error: duplicate field \
+                 \"spec.replicas\", unknown field \"spec.x\"";
+    assert_eq!((refused.code, refused.message()), (400, words.to_owned()));
+    let warned = send(&json, "PUT", &scale, &twice).await;
+    assert_eq!((warned.code, warned.head.matches("warning").count()), (200, 2), "{warned:?}");
+    let wrong = send(&json, "PUT", &scale, &format!(r#"{head}"replicas": "1"}}}}"#)).await;
+    assert!(wrong.code == 400 && wrong.message().contains("spec.replicas"), "{wrong:?}");
+
     // A patch is applied before it is looked at.
     let map = format!("{MAPS}/twice?fieldValidation=Strict");
     let patches = [

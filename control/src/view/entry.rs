@@ -11,6 +11,7 @@ use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use jiff::Timestamp;
 use serde::Serialize;
 
+use super::uid::Uid;
 use crate::resources::{self, Resources};
 use crate::{meta, names, node, pods};
 
@@ -30,12 +31,21 @@ impl<T> Deref for Stored<T> {
     }
 }
 
-/// An object of a kind that does not behave.
+/// An object of a kind that does not behave. There may be a million of them.
 #[derive(Clone, Debug)]
 pub struct Other {
     pub revision: u64,
+    pub uid: Option<Uid>,
+    /// Nothing of the most.
+    pub bound: Option<Box<Bound>>,
+}
+
+/// What may come to concern a planner in an object whose kind does not behave: it has owners or finalizers, or is told to
+/// go.
+#[derive(Clone, Debug, Default)]
+pub struct Bound {
     pub metadata: ObjectMeta,
-    /// Kept only where owners or finalizers may have to be edited.
+    /// Kept only where it may have to be edited, or tells what it takes of a quota.
     pub raw: Option<Bytes>,
 }
 

@@ -1,7 +1,5 @@
 //! Keeping tables and indexes in step.
 
-use std::collections::BTreeMap;
-
 use flotilla_api::Key;
 use flotilla_api::account::ROOT_CA;
 use flotilla_api::k8s_openapi::api::core::v1::Pod;
@@ -12,8 +10,9 @@ use flotilla_api::kinds::cluster::ClusterObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::entry::{NodeFacts, NodeUse, PodFacts, QueuePlace};
-use super::{Definition, NodeEntry, Other, PodEntry, Stored, View};
+use super::entry::{Bound, NodeFacts, NodeUse, Other, PodFacts, QueuePlace};
+use super::uid::Uid;
+use super::{Definition, NodeEntry, PodEntry, Stored, View};
 use crate::resources::Resources;
 use crate::{keys, meta, pods};
 
@@ -58,10 +57,9 @@ impl View {
                 None => self.insert_other(key, bytes, revision),
             },
         }
+        self.uids.extend(self.uid(key).map(|uid| (uid, key.clone())));
         if let Some((meta, _)) = self.meta(key) {
-            let uid = meta.uid.clone();
-            let owners: Vec<String> = owner_uids(meta).map(str::to_owned).collect();
-            self.uids.extend(uid.map(|uid| (uid, key.clone())));
+            let owners: Vec<Uid> = owner_uids(meta).map(Uid::of).collect();
             for owner in owners {
                 self.dependents.entry(owner).or_default().insert(key.clone());
             }
@@ -110,22 +108,21 @@ impl View {
     fn insert_other(&mut self, key: &Key, bytes: &[u8], revision: u64) {
         match serde_json::from_slice::<Partial>(bytes) {
             Ok(Partial { metadata }) => {
-                let metadata = ObjectMeta::from(metadata);
+                let uid = metadata.uid.as_deref().map(Uid::of);
                 let editable = metadata.owner_references.is_some() || metadata.finalizers.is_some();
                 // What these take of a quota stands in their specs.
                 let measured =
                     key.group().is_empty() && matches!(key.resource(), "services" | "persistentvolumeclaims");
-                let raw = (editable || measured).then(|| bytes.to_vec().into());
-                self.others.insert(key.clone(), Other { revision, metadata, raw });
+                let keeps_raw = editable || measured;
+                let bound = (keeps_raw || metadata.deletion_timestamp.is_some()).then(|| {
+                    let raw = keeps_raw.then(|| bytes.to_vec().into());
+                    Box::new(Bound { metadata: metadata.into(), raw })
+                });
+                self.others.insert(key.clone(), Other { revision, uid, bound });
             }
             Err(error) => {
-                let metadata = ObjectMeta {
-                    name: Some(key.name().to_owned()),
-                    namespace: Some(key.namespace().to_owned()),
-                    ..ObjectMeta::default()
-                };
                 self.unreadable.insert(key.clone(), error.to_string());
-                self.others.insert(key.clone(), Other { revision, metadata, raw: None });
+                self.others.insert(key.clone(), Other { revision, uid: None, bound: None });
             }
         }
     }
@@ -147,14 +144,13 @@ impl View {
     }
 
     pub(super) fn forget(&mut self, key: &Key) {
+        if let Some(uid) = self.uid(key)
+            && self.uids.get(&uid) == Some(key)
+        {
+            self.uids.remove(&uid);
+        }
         if let Some((meta, _)) = self.meta(key) {
-            let uid = meta.uid.clone();
-            let owners: Vec<String> = owner_uids(meta).map(str::to_owned).collect();
-            if let Some(uid) = uid
-                && self.uids.get(&uid) == Some(key)
-            {
-                self.uids.remove(&uid);
-            }
+            let owners: Vec<Uid> = owner_uids(meta).map(Uid::of).collect();
             for owner in owners {
                 if let Some(keys) = self.dependents.get_mut(&owner) {
                     keys.remove(key);
@@ -251,8 +247,6 @@ struct PartialMeta {
     name: Option<String>,
     namespace: Option<String>,
     uid: Option<String>,
-    labels: Option<BTreeMap<String, String>>,
-    creation_timestamp: Option<Time>,
     deletion_timestamp: Option<Time>,
     deletion_grace_period_seconds: Option<i64>,
     finalizers: Option<Vec<String>>,
@@ -265,8 +259,6 @@ impl From<PartialMeta> for ObjectMeta {
             name: partial.name,
             namespace: partial.namespace,
             uid: partial.uid,
-            labels: partial.labels,
-            creation_timestamp: partial.creation_timestamp,
             deletion_timestamp: partial.deletion_timestamp,
             deletion_grace_period_seconds: partial.deletion_grace_period_seconds,
             finalizers: partial.finalizers,

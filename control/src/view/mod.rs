@@ -1,7 +1,7 @@
 //! The planners' picture of the cluster: typed, indexed, and marked where it changed.
 //!
-//! Kinds that behave are decoded; of all others the metadata is kept, which is enough to collect
-//! garbage and to empty namespaces.
+//! Kinds that behave are decoded; of all others the uid is kept, and the metadata where that binds them to others or keeps
+//! them: enough to collect garbage and to empty namespaces.
 //!
 //! Invariant: indexes name exactly the objects that are in the tables.
 //! Invariant: bytes that do not decode are remembered as unreadable and never panic; what can be read
@@ -12,8 +12,10 @@ mod index;
 mod table;
 mod tables;
 mod touch;
+mod uid;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::LazyLock;
 
 use flotilla_api::account::ROOT_CA;
 use flotilla_api::admit::{Policies, Quota};
@@ -29,12 +31,17 @@ use flotilla_api::{GroupResource, Key};
 use serde_json::Value;
 
 use entry::QueuePlace;
-pub use entry::{Definition, HostPort, NodeEntry, NodeFacts, NodeUse, Other, PodEntry, PodFacts, Stored};
+use entry::Other;
+pub use entry::{Definition, HostPort, NodeEntry, NodeFacts, NodeUse, PodEntry, PodFacts, Stored};
 use table::Table;
 use tables::Tables;
+use uid::Uid;
 
 use crate::work::Work;
 use crate::{keys, meta};
+
+/// The metadata of an object that has nothing to be looked at.
+static NOTHING: LazyLock<ObjectMeta> = LazyLock::new(ObjectMeta::default);
 
 /// A consistent copy of the store, as far as planners need it.
 #[derive(Default)]
@@ -52,9 +59,9 @@ pub struct View {
     /// What did not decode, and why.
     unreadable: BTreeMap<Key, String>,
     /// Every object by its uid.
-    uids: HashMap<String, Key>,
+    uids: HashMap<Uid, Key>,
     /// Objects by the uid of each of their owners.
-    dependents: HashMap<String, BTreeSet<Key>>,
+    dependents: HashMap<Uid, BTreeSet<Key>>,
     pods_by_node: HashMap<String, BTreeSet<Key>>,
     /// Pods without a controller.
     loose_pods: BTreeSet<Key>,
@@ -76,7 +83,7 @@ impl View {
     pub fn observe(&mut self, key: &Key, value: Option<(&[u8], u64)>) {
         self.touch(key);
         let before = self.capacity_facts(key);
-        let uid = self.meta(key).and_then(|(meta, _)| meta.uid.clone());
+        let uid = self.uid(key);
         self.forget(key);
         if let Some((bytes, revision)) = value {
             self.insert(key, bytes, revision);
@@ -85,7 +92,7 @@ impl View {
             self.mark(Work::Schedule);
         }
         self.touch(key);
-        self.touch_left_behind(key, uid.as_deref());
+        self.touch_left_behind(key, uid.as_ref());
     }
 
     /// What has to be planned since this was last asked.
@@ -284,11 +291,11 @@ impl View {
 
     /// Keys of the objects that name this uid among their owners.
     pub fn dependents<'a>(&'a self, uid: &str) -> impl Iterator<Item = &'a Key> + use<'a> {
-        self.dependents.get(uid).into_iter().flatten()
+        self.dependents.get(&Uid::of(uid)).into_iter().flatten()
     }
 
     pub fn key_of(&self, uid: &str) -> Option<&Key> {
-        self.uids.get(uid)
+        self.uids.get(&Uid::of(uid))
     }
 
     /// What did not decode, and why.
@@ -311,7 +318,8 @@ impl View {
         self.queue.iter().filter_map(|place| self.pods.get(&place.key))
     }
 
-    /// Metadata and revision of an object of any kind.
+    /// Metadata and revision of an object of any kind. Of a kind that does not behave it is empty, unless the object has
+    /// owners or finalizers or is told to go.
     pub fn meta(&self, key: &Key) -> Option<(&ObjectMeta, u64)> {
         fn of<T>(stored: &Stored<T>, meta: impl Fn(&T) -> &ObjectMeta) -> (&ObjectMeta, u64) {
             (meta(&stored.object), stored.revision)
@@ -322,7 +330,17 @@ impl View {
             ("", "configmaps") => self.root_cas.get(key).map(|stored| of(stored, |o| &o.metadata)),
             _ => self.tables.meta(key),
         }
-        .or_else(|| self.others.get(key).map(|other| (&other.metadata, other.revision)))
+        .or_else(|| {
+            let other = self.others.get(key)?;
+            Some((other.bound.as_ref().map_or(&NOTHING, |bound| &bound.metadata), other.revision))
+        })
+    }
+
+    fn uid(&self, key: &Key) -> Option<Uid> {
+        match self.others.get(key) {
+            Some(other) => other.uid.clone(),
+            None => self.meta(key)?.0.uid.as_deref().map(Uid::of),
+        }
     }
 
     /// An object as JSON, to be written back with a part of its metadata changed. `None` for objects
@@ -337,7 +355,10 @@ impl View {
             ("", "configmaps") => self.root_cas.get(key).and_then(|stored| json(&stored.object)),
             _ => self.tables.value(key),
         }
-        .or_else(|| self.others.get(key)?.raw.as_deref().and_then(|raw| serde_json::from_slice(raw).ok()))
+        .or_else(|| {
+            let raw = self.others.get(key)?.bound.as_ref()?.raw.as_deref()?;
+            serde_json::from_slice(raw).ok()
+        })
     }
 
     /// Every object of a namespace, in key order within its kind.

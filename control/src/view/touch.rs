@@ -7,6 +7,7 @@ use flotilla_api::kinds::{FLOTILLA_GROUP, replicationcontroller};
 
 use super::View;
 use super::index::owner_uids;
+use super::uid::Uid;
 use crate::work::Work;
 use crate::{address, budget, deployment, garbage, job, keys, meta, node, pods, selector};
 
@@ -149,10 +150,11 @@ impl View {
     }
 
     /// Marks what an object leaves behind that no longer exists: its dependents, a node's pods.
-    pub(super) fn touch_left_behind(&mut self, key: &Key, uid: Option<&str>) {
+    pub(super) fn touch_left_behind(&mut self, key: &Key, uid: Option<&Uid>) {
         let mut works: Vec<Work> = Vec::new();
         if let Some(uid) = uid.filter(|uid| !self.uids.contains_key(*uid)) {
-            works.extend(self.dependents(uid).map(|key| Work::Garbage(key.clone())));
+            let dependents = self.dependents.get(uid).into_iter().flatten();
+            works.extend(dependents.map(|key| Work::Garbage(key.clone())));
         }
         if (key.group(), key.resource()) == ("", "nodes") && self.node(key.name()).is_none() {
             works.extend(self.pods_on(key.name()).map(|pod| Work::Garbage(pod.key.clone())));

@@ -24,14 +24,17 @@ pub struct Asked {
     pub route: Route,
     /// The one object that is meant, if one is.
     pub name: String,
+    /// What it is about, if that is served.
+    pub kind: Option<Arc<Kind>>,
     /// Whether the answer may go on for as long as the client likes.
     pub is_long: bool,
 }
 
 impl Asked {
-    pub fn of(method: &Method, route: Route, query: &Query) -> Self {
+    pub fn of(method: &Method, route: Route, query: &Query, kind: Option<Arc<Kind>>) -> Self {
         let Route::Resource(target) = &route else {
-            return Self { verb: method.as_str().to_ascii_lowercase(), route, name: String::new(), is_long: false };
+            let verb = method.as_str().to_ascii_lowercase();
+            return Self { verb, route, name: String::new(), kind, is_long: false };
         };
         let verb = verb(method, target, query);
         let mut name = target.name.clone().unwrap_or_default();
@@ -46,7 +49,7 @@ impl Asked {
             || CONNECTIONS.contains(&subresource)
             || subresource == "proxy"
             || (subresource == "log" && query.flag("follow"));
-        Self { verb: verb.to_owned(), name, is_long, route }
+        Self { verb: verb.to_owned(), name, kind, is_long, route }
     }
 
     /// The API version in the path.
@@ -57,8 +60,9 @@ impl Asked {
         }
     }
 
-    /// The same as it is counted: `kind` is what the path is about, if that is served.
-    pub fn counted(&self, kind: Option<Arc<Kind>>, head: &Parts, query: &Query) -> Asking {
+    /// The same as it is counted.
+    pub fn counted(&self, head: &Parts, query: &Query) -> Asking {
+        let kind = self.kind.clone();
         let method = &head.method;
         let mut asking = Asking {
             is_long: self.is_long,
@@ -151,7 +155,7 @@ mod tests {
         for (request, told) in table {
             let (method, uri) = request.split_once(' ').unwrap();
             let (path, query) = uri.split_once('?').unwrap_or((uri, ""));
-            let asked = Asked::of(&method.parse().unwrap(), route::parse(path), &Query::parse(query));
+            let asked = Asked::of(&method.parse().unwrap(), route::parse(path), &Query::parse(query), None);
             let or_dash = |text: &str| if text.is_empty() { "-".to_owned() } else { text.to_owned() };
             let words = match asked.action() {
                 Action::Path { verb, path } => format!("{verb} {path}"),

@@ -129,9 +129,10 @@ impl Rest {
         let id = audit::id(&head.headers);
         let is_head = head.method == Method::HEAD;
         let query = Query::parse(head.uri.query().unwrap_or_default());
-        let asked = Asked::of(&head.method, route::parse(head.uri.path()), &query);
-        let kind = self.kind(&asked.route);
-        let mut counted = self.node.metrics.requests.begin(asked.counted(kind.clone(), &head, &query));
+        let route = route::parse(head.uri.path());
+        let kind = self.kind(&route);
+        let asked = Asked::of(&head.method, route, &query, kind);
+        let mut counted = self.node.metrics.requests.begin(asked.counted(&head, &query));
         let details = match &asked.route {
             Route::Resource(target) => answer::Details::of(target),
             Route::Path(_) => answer::Details::default(),
@@ -146,7 +147,7 @@ impl Rest {
             user: user.as_ref().unwrap_or(&sender),
             action: &asked.action(),
             version: asked.version(),
-            kind: kind.as_deref(),
+            kind: asked.kind.as_deref(),
         };
         let entry = self.node.audit.receive(&recorded).await;
         let seen = entry.map(|entry| Seen::new(entry, &head));
@@ -159,11 +160,10 @@ impl Rest {
         };
         // What a request may come to is large: it is not carried by every connection.
         let handled: Pin<Box<dyn Future<Output = Answer> + Send + '_>> =
-            Box::pin(self.handle(turn, asked, kind, head, query, body));
-        let response = handled.await.unwrap_or_else(|status| answer::failure(&status, &details));
-        let response = match layout {
-            Layout::Indented { zipped } => answer::indented(response, zipped).await,
-            Layout::AsMade => response,
+            Box::pin(self.handle(turn, asked, head, query, body, layout));
+        let response = match handled.await {
+            Ok(response) => response,
+            Err(status) => layout.lay_out(answer::failure(&status, &details)).await,
         };
         let mut response = if is_head { answer::bodiless(response) } else { response };
         if let Ok(id) = HeaderValue::from_str(&id) {
@@ -217,10 +217,10 @@ impl Rest {
         &self,
         turn: Result<Turn, Status>,
         asked: Asked,
-        kind: Option<Arc<Kind>>,
         head: Parts,
         query: Query,
         body: Sent,
+        layout: Layout,
     ) -> Answer {
         let Turn { user, long, mut seat } = turn?;
         let response = match asked.route.clone() {
@@ -232,7 +232,7 @@ impl Rest {
                     drop(seat.take());
                 }
                 let accepts = Accepts::parse(&head.headers)?;
-                let kind = kind.ok_or_else(no_such_resource)?;
+                let kind = asked.kind.clone().ok_or_else(no_such_resource)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
                 let call = Call { user, asked, head, query, accepts, kind, target };
                 let answer = Box::pin(self.resource(&call, body)).await;
@@ -244,6 +244,8 @@ impl Rest {
                 response
             }
         };
+        // It is work too, and needs the answer whole.
+        let response = layout.lay_out(response).await;
         drop(seat);
         Ok(match long {
             Some(long) => answer::with(response, long),
@@ -290,6 +292,7 @@ impl Rest {
 }
 
 /// How the JSON of an answer is laid out.
+#[derive(Clone, Copy)]
 enum Layout {
     AsMade,
     /// For people to read, and compressed only then.
@@ -311,6 +314,13 @@ impl Layout {
         let zipped = answer::accepts_gzip(headers);
         headers.remove(header::ACCEPT_ENCODING);
         Self::Indented { zipped }
+    }
+
+    async fn lay_out(self, response: Response<Body>) -> Response<Body> {
+        match self {
+            Self::Indented { zipped } => answer::indented(response, zipped).await,
+            Self::AsMade => response,
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! A request with PUT or PATCH is the same whatever it is about; what differs stands here.
 
 use flotilla_api::admit::Subresource;
-use flotilla_api::{Cause, Kind, Reason, Status, schema};
+use flotilla_api::{Cause, Kind, Reason, Status, questions, schema};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
@@ -41,12 +41,14 @@ impl Part {
         }
     }
 
+    /// The kind of what is read and written, where that is not the object's own.
+    pub fn kind(self) -> Option<&'static Kind> {
+        (self == Self::Scale).then(questions::scale)
+    }
+
     /// What that looks like.
     pub fn facts(self, kind: &Kind) -> Option<&schema::Schema> {
-        match self {
-            Self::Scale => schema::get("io.k8s.api.autoscaling.v1.Scale"),
-            _ => kind.facts(),
-        }
+        self.kind().unwrap_or(kind).facts()
     }
 
     /// Makes a stored object what a client wants who was shown it.

@@ -1,7 +1,7 @@
 //! Create and update.
 
-use flotilla_api::admit::{Subresource, UnknownFields};
-use flotilla_api::{Reason, Status};
+use flotilla_api::admit::{self, Subresource, UnknownFields};
+use flotilla_api::{Kind, Reason, Status};
 use http::StatusCode;
 use serde_json::Value;
 
@@ -17,7 +17,7 @@ impl Rest {
             return Err(not_allowed());
         }
         let options = body::write_options(call)?;
-        let (sent, warnings) = read_value(call, body, options.unknown_fields).await?;
+        let (sent, warnings) = read_value(call, &call.kind, body, options.unknown_fields).await?;
         let object = body::object(&call.kind, &call.target, sent)?;
         let written = self.gate().create(&call.user, &call.kind, object, &options).await?;
         self.written(call, Part::Object(Subresource::None), StatusCode::CREATED, &written.after(warnings)).await
@@ -27,9 +27,17 @@ impl Rest {
     pub(super) async fn replace(&self, call: &Call, body: Sent, part: Part) -> Answer {
         let kind = &call.kind;
         let (place, options) = (call.place()?, body::write_options(call)?);
-        let (sent, warnings) = read_value(call, body, options.unknown_fields).await?;
+        let sent_kind = part.kind().unwrap_or(kind);
+        let (sent, mut warnings) = read_value(call, sent_kind, body, options.unknown_fields).await?;
         body::check_name(&call.target, &sent)?;
-        let sent = if part == Part::Scale { sent } else { body::object(kind, &call.target, sent)? };
+        let sent = match part.kind() {
+            Some(kind) => {
+                let (sent, unknown) = admit::prepare_question(kind, sent, options.unknown_fields)?;
+                warnings.extend(unknown);
+                sent
+            }
+            None => body::object(kind, &call.target, sent)?,
+        };
         let edit = |stored: &mut Value| part.write(kind, stored, &sent);
         let replaced = self.gate().edit(&call.user, kind, place, part.how(Verb::Update), &options, edit).await;
         let (code, written) = match replaced {
@@ -57,7 +65,12 @@ fn is_made_by(call: &Call, part: Part) -> bool {
     part == Part::Object(Subresource::None) && call.kind.create_on_update
 }
 
-async fn read_value(call: &Call, body: Sent, unknown_fields: UnknownFields) -> Result<(Value, Vec<String>), Status> {
+async fn read_value(
+    call: &Call,
+    kind: &Kind,
+    body: Sent,
+    unknown_fields: UnknownFields,
+) -> Result<(Value, Vec<String>), Status> {
     let sent = body::value(&call.head.headers, &body::read(body).await?)?;
-    body::taken(&call.kind, sent, unknown_fields)
+    body::taken(kind, sent, unknown_fields)
 }

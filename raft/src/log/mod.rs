@@ -82,6 +82,21 @@ impl Log {
         self.tail().purge_point(keep_bytes)
     }
 
+    /// Lets go of entries in whose place others were committed and `applied`, which a crash kept out of this log.
+    ///
+    /// openraft has entries applied before they are on the disk of the replica that applies them, if a quorum has them.
+    pub async fn drop_overtaken(&self, applied: Option<LogId>) -> io::Result<()> {
+        let purged = {
+            let tail = self.tail();
+            if !is_overtaken(tail.last(), applied) {
+                return Ok(());
+            }
+            tail.purged()
+        };
+        tracing::warn!(?applied, "the log's end was replaced before a crash: it is dropped");
+        self.clone().truncate_after(purged).await
+    }
+
     /// Writes what is committed, if no entry has come since with which it would have been.
     pub async fn save_rest(&self) {
         let committed = self.tail().unsaved();
@@ -104,6 +119,11 @@ impl Log {
     async fn submit(&self, op: Op) -> io::Result<()> {
         self.inner.writer.submit(op).await
     }
+}
+
+/// Whether a log that ends with `last` goes on otherwise than what was applied. If it only ends before, it does not.
+pub(crate) fn is_overtaken(last: Option<LogId>, applied: Option<LogId>) -> bool {
+    last < applied && last.map(|id| id.index()) >= applied.map(|id| id.index())
 }
 
 impl RaftLogReader<Types> for Log {

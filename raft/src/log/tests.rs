@@ -117,3 +117,23 @@ async fn a_flipped_bit_is_refused_rather_than_forgotten() {
     let Err(error) = refused else { panic!("a damaged log was opened") };
     assert!(matches!(error, DiskError::Open { .. } | DiskError::Damaged { .. }), "{error}");
 }
+
+#[tokio::test]
+async fn only_an_end_that_was_replaced_is_dropped() {
+    let dir = TempDir::new().unwrap();
+    let mut log = open(&dir);
+    log.blocking_append((0..5).map(|i| entry(1, i, 10))).await.unwrap();
+    log.purge(log_id(1, 1)).await.unwrap();
+    for as_it_is in [None, Some(log_id(1, 3)), Some(log_id(1, 4)), Some(log_id(1, 9)), Some(log_id(2, 9))] {
+        log.drop_overtaken(as_it_is).await.unwrap();
+        assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(1, 4)), "{as_it_is:?}");
+    }
+    for replaced in [log_id(2, 4), log_id(2, 2)] {
+        let copy = disk::killed(dir.path());
+        let log = open(&copy);
+        log.drop_overtaken(Some(replaced)).await.unwrap();
+        let state = reopen(log, &copy).await.get_log_state().await.unwrap();
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 1)), Some(log_id(1, 1))));
+    }
+    log.close().await;
+}
