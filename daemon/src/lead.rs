@@ -32,6 +32,8 @@ const PAGE: usize = 1_000;
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Work whose Change was overtaken is planned again after this, besides when the View changes.
 const RETRY: SignedDuration = SignedDuration::from_millis(20);
+/// The same after it was refused because a voter's disk is nearly full.
+const NO_SPACE_RETRY: SignedDuration = SignedDuration::from_secs(5);
 /// How often a quorum is asked whether this node leads, after it did not say so.
 const CONFIRM_INTERVAL: Duration = Duration::from_secs(1);
 /// How often membership is looked at, besides when nodes come and go.
@@ -296,6 +298,11 @@ impl<'a> Shell<'a> {
                 Err(ProposeError::Conflict(conflict)) => {
                     debug!(?work, %conflict, "a decision was overtaken");
                     self.due.insert(work, now.saturating_add(RETRY).unwrap_or(now));
+                }
+                // Everybody who looks is told of it; it is tried again, for some of it may be let through.
+                Err(ProposeError::NoSpace) => {
+                    debug!(?work, "a decision waits for room on a voter's disk");
+                    self.due.insert(work, now.saturating_add(NO_SPACE_RETRY).unwrap_or(now));
                 }
                 Err(ProposeError::Invalid(message)) => warn!(?work, message, "a decision cannot be stored"),
                 Err(error) => return Err(error.into()),

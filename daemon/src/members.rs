@@ -12,7 +12,7 @@ use flotilla_api::{Change, GroupResource, Key, object};
 use flotilla_control::{Liveness, NodeLiveness};
 use flotilla_net::{Alpn, Fingerprint, Listed, Net, NetError};
 use flotilla_raft::replicas::{self, Candidate, Replicas, Step};
-use flotilla_raft::{EpochId, NodeId, Range, ReadError, Store, WatchItem};
+use flotilla_raft::{EpochId, NodeId, Range, ReadError, Status, Store, WatchItem};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::{Mutex, watch};
@@ -97,6 +97,14 @@ impl Roll {
     fn add(&mut self, member: Member) {
         self.keys.extend(member.key.map(|key| (member.id, key)));
         self.by_name.insert(member.name, member.id);
+    }
+
+    /// The epoch in which a member became one, if it is not this one and the member has no replica in this. Whoever was there
+    /// when this one began has one.
+    fn other_epoch(&self, id: NodeId, status: &Status) -> Option<EpochId> {
+        let has_replica = status.voters.contains(&id) || status.learners.contains(&id);
+        let epoch = self.epochs.get(&id).copied().filter(|epoch| *epoch != status.epoch);
+        epoch.filter(|_| !has_replica && !status.epoch.is_none())
     }
 
     fn members(&self) -> impl Iterator<Item = Member> {
@@ -213,6 +221,24 @@ impl Members {
     /// How each member fares, as this node hears it.
     pub fn liveness(&self) -> watch::Receiver<LivenessByName> {
         self.liveness.clone()
+    }
+
+    /// Who leads in deed, as far as this node can tell: not one that no majority answers, and not one that is dead.
+    pub fn acting_leader(&self, status: &Status) -> Option<NodeId> {
+        let liveness = self.net.liveness().borrow().clone();
+        let is_dead = |id: &NodeId| liveness.get(id).is_some_and(|peer| peer.state == flotilla_net::Liveness::Dead);
+        status.acting_leader().filter(|id| !is_dead(id))
+    }
+
+    /// The members that live on in another life of the cluster: that their daemons are heard does not mean that they do
+    /// what is wanted in this one.
+    pub fn in_other_epochs(&self, status: &Status) -> BTreeMap<String, EpochId> {
+        let roll = self.roll.borrow().clone();
+        let found = roll.by_name.iter().filter_map(|(name, id)| {
+            let epoch = roll.other_epoch(*id, status).filter(|_| *id != self.own.id)?;
+            Some((name.clone(), epoch))
+        });
+        found.collect()
     }
 
     /// One look at the Raft group: adds and removes replicas as Nodes came and went, then lets the store choose voters.
@@ -405,6 +431,7 @@ impl Keeper {
     fn publish_liveness(&self) {
         let heard = self.net.liveness().borrow().clone();
         let roll = self.roll.borrow().clone();
+        let status = self.store.status().borrow().clone();
         let liveness: BTreeMap<String, NodeLiveness> = roll
             .by_name
             .iter()
@@ -414,6 +441,7 @@ impl Keeper {
                 }
                 let peer = heard.get(id)?;
                 let state = match peer.state {
+                    _ if roll.other_epoch(*id, &status).is_some() => Liveness::Dead,
                     flotilla_net::Liveness::Alive => Liveness::Alive,
                     flotilla_net::Liveness::Suspect => Liveness::Suspect,
                     flotilla_net::Liveness::Dead => Liveness::Dead,

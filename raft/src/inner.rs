@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use flotilla_api::{Change, Write};
@@ -35,6 +36,9 @@ use crate::wire::{Refusal, listed};
 const CAUGHT_UP_ENTRIES: u64 = 1000;
 /// By so much an object may grow on a disk that is nearly full: many objects are marked before they are deleted.
 const DELETION_MARK_BYTES: usize = 512;
+/// What the cluster writes by itself while a disk is nearly full may be this part of the reserve: on disk it is several
+/// times as much.
+const RESERVE_PER_OWN_GROWTH: u64 = 16;
 /// A change of membership is given up waiting for after this time; it may still happen.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(10);
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
@@ -49,6 +53,8 @@ pub(crate) struct Inner {
     pub transport: Arc<dyn Transport>,
     pub space: Arc<Space>,
     pub low_space: Arc<LowSpace>,
+    /// What the cluster has written by itself since a voter's disk is nearly full.
+    pub grown_bytes: AtomicU64,
     pub epoch: Arc<Epoch>,
     pub versions: Arc<Versions>,
     pub status: watch::Receiver<Status>,
@@ -60,6 +66,12 @@ pub(crate) struct Inner {
     pub receiving: Mutex<()>,
     /// Held while the membership changes.
     pub absences: Mutex<Absences>,
+}
+
+/// Whether planners or nodes want a Change, and it is no mere Event.
+fn is_own(change: &Change) -> bool {
+    let wanted = change.term.is_some() || change.user.starts_with("system:node:") || change.user == "system:flotilla";
+    wanted && !change.writes.iter().any(|write| limits::is_event_kind(write.key()))
 }
 
 type WriteFailure = RaftError<Types, ClientWriteError<Types>>;
@@ -95,14 +107,34 @@ impl Inner {
     pub async fn propose_here(&self, change: Change) -> Result<Outcome, Refusal> {
         self.leads()?;
         limits::check(&change).map_err(Refusal::Invalid)?;
-        if self.cluster_is_low() && self.grows(&change) {
-            return Err(Refusal::NoSpace);
-        }
+        self.admit_growth(&change)?;
         self.batcher.propose(change).await
     }
 
-    fn cluster_is_low(&self) -> bool {
-        self.space.is_low() || self.low_space.any_of(self.raft.voter_ids())
+    /// While a voter's disk is nearly full, what the cluster does by itself may grow a little: a dead node is found and its
+    /// pods run elsewhere. Everybody else has to wait.
+    fn admit_growth(&self, change: &Change) -> Result<(), Refusal> {
+        if !self.raft.voter_ids().any(|voter| self.is_low(voter)) {
+            self.grown_bytes.store(0, Ordering::Relaxed);
+            return Ok(());
+        }
+        if !self.grows(change) {
+            return Ok(());
+        }
+        let room_bytes = self.options.space_floor.reserve_bytes / RESERVE_PER_OWN_GROWTH;
+        let change_bytes = limits::change_bytes(change) as u64;
+        match is_own(change) && self.grown_bytes.fetch_add(change_bytes, Ordering::Relaxed) < room_bytes {
+            true => Ok(()),
+            false => Err(Refusal::NoSpace),
+        }
+    }
+
+    /// Whether a replica's disk is nearly full, as far as this one knows.
+    fn is_low(&self, replica: NodeId) -> bool {
+        match replica == self.id() {
+            true => self.space.is_low(),
+            false => self.low_space.contains(replica),
+        }
     }
 
     /// Whether a Change leaves more bytes than it found, and than it takes to mark what is there as being deleted.
@@ -201,8 +233,10 @@ impl Inner {
                 caught_up.insert(*id);
             }
         }
+        let replicas = membership.voter_ids().chain(membership.learner_ids());
         View {
             leader: self.id(),
+            low_space: replicas.filter(|id| self.is_low(*id)).collect(),
             voters: membership.voter_ids().collect(),
             learners: membership.learner_ids().collect(),
             caught_up,

@@ -29,11 +29,18 @@ pub struct View {
     pub caught_up: BTreeSet<NodeId>,
     /// Dead replicas, and how long they have been.
     pub dead: BTreeMap<NodeId, Duration>,
+    /// Replicas whose disk is nearly full: while one of them votes, all others have to wait for it to get room.
+    pub low_space: BTreeSet<NodeId>,
     /// How many replicas there are to be. One beyond them only takes another's place.
     pub max_replicas: usize,
 }
 
 impl View {
+    /// Whether a replica without a vote may be given one.
+    fn may_vote(&self, id: NodeId) -> bool {
+        self.caught_up.contains(&id) && !self.dead.contains_key(&id) && !self.low_space.contains(&id)
+    }
+
     fn wanted_voters(&self) -> usize {
         wanted_voters((self.voters.len() + self.learners.len()).min(self.max_replicas))
     }
@@ -53,15 +60,15 @@ pub fn wanted_voters(replicas: usize) -> usize {
 pub fn plan(view: &View, replace_dead_after: Duration) -> Option<BTreeSet<NodeId>> {
     let wanted = view.wanted_voters();
     let long_dead = |id: &NodeId| view.dead.get(id).is_some_and(|dead| *dead >= replace_dead_after);
-    let candidates: Vec<NodeId> =
-        view.learners.iter().filter(|id| view.caught_up.contains(id) && !view.dead.contains_key(id)).copied().collect();
+    let candidates: Vec<NodeId> = view.learners.iter().copied().filter(|id| view.may_vote(*id)).collect();
     if view.voters.len() > wanted {
         return Some(shrink(view, wanted));
     }
     if view.voters.len() < wanted {
         return grow(view, wanted, &candidates);
     }
-    let gone = view.voters.iter().find(|id| **id != view.leader && long_dead(id))?;
+    let others = || view.voters.iter().filter(|id| **id != view.leader);
+    let gone = others().find(|id| long_dead(id)).or_else(|| others().find(|id| view.low_space.contains(id)))?;
     let heir = candidates.first()?;
     let mut voters = view.voters.clone();
     voters.remove(gone);
@@ -79,10 +86,13 @@ fn grow(view: &View, wanted: usize, candidates: &[NodeId]) -> Option<BTreeSet<No
     (candidates.len() >= step).then(|| view.voters.iter().chain(&candidates[..step]).copied().collect())
 }
 
-/// Keeps the leader, then the living, then the caught up.
+/// Keeps the leader, then the living, then those with room on their disk, then the caught up.
 fn shrink(view: &View, wanted: usize) -> BTreeSet<NodeId> {
     let mut ranked: Vec<NodeId> = view.voters.iter().copied().collect();
-    ranked.sort_by_key(|id| (*id != view.leader, view.dead.contains_key(id), !view.caught_up.contains(id), *id));
+    ranked.sort_by_key(|id| {
+        let is_dead = view.dead.contains_key(id);
+        (*id != view.leader, is_dead, view.low_space.contains(id), !view.caught_up.contains(id), *id)
+    });
     ranked.into_iter().take(wanted).collect()
 }
 
@@ -95,7 +105,7 @@ pub fn without(view: &View, gone: NodeId) -> BTreeSet<NodeId> {
         return rest.voters;
     }
     let wanted = rest.wanted_voters();
-    let heirs = rest.learners.iter().filter(|id| rest.caught_up.contains(id) && !rest.dead.contains_key(id));
+    let heirs = rest.learners.iter().filter(|id| rest.may_vote(**id));
     let missing = wanted.saturating_sub(rest.voters.len());
     let mut voters: BTreeSet<NodeId> = rest.voters.iter().chain(heirs.take(missing)).copied().collect();
     if voters.len().is_multiple_of(2) {
@@ -157,7 +167,7 @@ mod tests {
 
     fn view(voters: BTreeSet<NodeId>, learners: BTreeSet<NodeId>) -> View {
         let caught_up = voters.union(&learners).copied().collect();
-        View { leader: 1, voters, learners, caught_up, dead: BTreeMap::new(), max_replicas: MAX_REPLICAS }
+        View { leader: 1, voters, learners, caught_up, max_replicas: MAX_REPLICAS, ..View::default() }
     }
 
     #[test]
@@ -177,6 +187,24 @@ mod tests {
         let mut dead = view(ids(1..=1), ids(2..=3));
         dead.dead.insert(3, Duration::ZERO);
         assert_eq!(plan(&dead, LONG), None);
+    }
+
+    #[test]
+    fn whose_disk_is_nearly_full_gets_no_vote_and_gives_its_own_to_an_heir() {
+        let mut low = view(ids(1..=1), ids(2..=4));
+        low.low_space = [2].into();
+        assert_eq!(plan(&low, LONG), Some([1, 3, 4].into()));
+        low.low_space = ids(2..=3);
+        assert_eq!(plan(&low, LONG), None);
+        let mut voting = view(ids(1..=3), ids(4..=4));
+        voting.low_space = ids(1..=2);
+        assert_eq!(plan(&voting, LONG), Some([1, 3, 4].into()), "the leader cannot be replaced by itself");
+        voting.low_space.insert(4);
+        assert_eq!(plan(&voting, LONG), None);
+        assert_eq!(without(&voting, 3), [1].into());
+        voting.dead.insert(3, LONG);
+        voting.low_space = ids(2..=2);
+        assert_eq!(plan(&voting, LONG), Some([1, 2, 4].into()), "the dead go first");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Heartbeats, votes and the like are calls of their own, so that they never wait behind entries.
 //! Entries go through one ordered stream a follower, many requests at a time.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +18,7 @@ use openraft::raft::{
 };
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use crate::codec::{self, LogIdForm, VoteForm};
 use crate::courier;
@@ -42,22 +43,25 @@ const CALL_TIMEOUT: Duration = Duration::from_millis(600);
 /// A receiver opens and checks a snapshot in this time.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Which followers have said that their disk is nearly full.
+/// Whoever said so longer ago may be gone, and must not hold up those that are there. Followers say it with each heartbeat.
+const LOW_SPACE_HOLDS: Duration = Duration::from_secs(5);
+
+/// Which followers say that their disk is nearly full, and when they last did.
 #[derive(Default)]
-pub(crate) struct LowSpace(Mutex<HashSet<NodeId>>);
+pub(crate) struct LowSpace(Mutex<HashMap<NodeId, Instant>>);
 
 impl LowSpace {
     pub fn set(&self, node: NodeId, low: bool) {
         let mut nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match low {
-            true => nodes.insert(node),
+            true => nodes.insert(node, Instant::now()),
             false => nodes.remove(&node),
         };
     }
 
-    pub fn any_of(&self, voters: impl IntoIterator<Item = NodeId>) -> bool {
+    pub fn contains(&self, node: NodeId) -> bool {
         let nodes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        voters.into_iter().any(|voter| nodes.contains(&voter))
+        nodes.get(&node).is_some_and(|said| said.elapsed() < LOW_SPACE_HOLDS)
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -127,6 +128,7 @@ impl Store {
             transport,
             space,
             low_space,
+            grown_bytes: AtomicU64::default(),
             epoch,
             versions,
             status,

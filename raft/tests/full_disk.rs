@@ -95,6 +95,15 @@ async fn deletions_go_on_from_the_reserve() {
     }
     // What marks an object for deletion is let through; what is new is not.
     insist(&store, put("k100", &"x".repeat(1200))).await;
+    // What planners and nodes write is, up to a bound.
+    let own = |name: &str, bytes: usize| Change { user: "system:node:n1".into(), ..put(name, &"x".repeat(bytes)) };
+    insist(&store, own("own", 1000)).await;
+    let mut granted_bytes = 0;
+    while store.propose(own(&format!("own{granted_bytes}"), 100_000)).await.is_ok() {
+        granted_bytes += 100_000;
+    }
+    assert!((900_000..=RESERVE_BYTES / 16 + 100_000).contains(&granted_bytes), "{granted_bytes}");
+    assert!(matches!(store.propose(own("more", 1000)).await, Err(ProposeError::NoSpace)));
 
     // A replica that starts on a full disk finds room too.
     disk.empty();

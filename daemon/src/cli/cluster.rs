@@ -17,12 +17,17 @@ pub async fn status(session: &Session, format: Format) -> anyhow::Result<u8> {
         session.out.show(format, &ClusterView::from(&status), Table::default)?;
         return Ok(DONE);
     }
-    let nodes = client.nodes(ask(NodesRequest {})).await?.into_inner().nodes;
-    session.say(describe(&session.out, &status, &nodes).trim_end())?;
+    // Without a leader nobody knows how the nodes are; what is known here is wanted then all the more.
+    let nodes = match client.nodes(ask(NodesRequest {})).await {
+        Ok(nodes) => Some(nodes.into_inner().nodes),
+        Err(_) if status.leader.is_empty() => None,
+        Err(error) => return Err(error.into()),
+    };
+    session.say(describe(&session.out, &status, nodes.as_deref()).trim_end())?;
     Ok(DONE)
 }
 
-fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String {
+fn describe(out: &Out, status: &ClusterStatus, nodes: Option<&[NodeSummary]>) -> String {
     let mut text = String::new();
     let mut fact = |name: &str, value: &str| {
         // Writing to a string does not fail.
@@ -41,7 +46,7 @@ fn describe(out: &Out, status: &ClusterStatus, nodes: &[NodeSummary]) -> String 
     let being_changed = if status.voters_change { " (being changed)" } else { "" };
     fact("Voters", &format!("{}{being_changed}", names(&status.voters)));
     fact("Learners", &names(&status.learners));
-    fact("Nodes", &node_words(nodes));
+    fact("Nodes", &nodes.map_or("not known without a leader".into(), node_words));
     fact("Revision", &status.revision.to_string());
     fact("Answered", &plain(&format!("{} (version {})", status.node, status.version)));
     match status.problems.as_slice() {
@@ -93,7 +98,7 @@ mod tests {
         let node = NodeSummary { status: "Ready,SchedulingDisabled".into(), pods: 4, ..NodeSummary::default() };
         let silent = NodeSummary { status: "NotReady".into(), ..NodeSummary::default() };
         assert_eq!(
-            describe(&plain_out, &status, &[node, silent]),
+            describe(&plain_out, &status, Some(&[node, silent])),
             "Cluster   c1\n\
              Leader    node-1 (term 3)\n\
              Voters    node-1, node-2, node-3\n\
@@ -103,7 +108,8 @@ mod tests {
              Answered  node-2 (version 0.1.0)\n\
              Problem   node-3 is silent\n"
         );
-        let text = describe(&plain_out, &ClusterStatus { epoch: 3 << 32 | 0x1a2b, ..status }, &[]);
+        let text = describe(&plain_out, &ClusterStatus { epoch: 3 << 32 | 0x1a2b, ..status }, None);
+        assert!(text.contains("Nodes     not known without a leader"), "{text}");
         assert!(text.contains("\nEpoch     3-00001a2b (restored or recovered 2 times)\n"), "{text}");
     }
 }

@@ -92,7 +92,7 @@ impl Service {
         proto::ClusterStatus {
             cluster_id: self.node.trust.cluster().to_string(),
             node: self.node.members.own_name().to_owned(),
-            leader: raft.leader.as_ref().map(name).unwrap_or_default(),
+            leader: self.node.members.acting_leader(&raft).as_ref().map(name).unwrap_or_default(),
             term: raft.term,
             revision: self.node.gate.store().revision(),
             voters: raft.voters.iter().map(name).collect(),
@@ -107,8 +107,12 @@ impl Service {
 
     fn problems(&self, raft: &flotilla_raft::Status) -> Vec<String> {
         let mut problems = Vec::new();
-        if raft.leader.is_none() {
-            problems.push("no leader: more than half of the voters must run and reach each other".to_owned());
+        if self.node.members.acting_leader(raft).is_none() {
+            problems.push(
+                "no leader: more than half of the voters must run and reach each other; if they are gone for good, go on \
+                 with `flotilla recover`"
+                    .to_owned(),
+            );
         }
         if let Some(epoch) = raft.superseded_by {
             problems.push(format!(
@@ -124,13 +128,24 @@ impl Service {
         if let Some(error) = &raft.fatal {
             problems.push(format!("the store of this node has stopped: {error}; free its disk and restart the daemon"));
         }
+        let votes = |name: &str| self.node.members.all().get(name).is_some_and(|id| raft.voters.contains(id));
         for name in self.nodes_short_of_disk() {
+            problems.push(match votes(&name) {
+                true => format!(
+                    "the disk of node {name} is nearly full: the cluster takes only changes that free space until there \
+                     is room on it again"
+                ),
+                false => format!("the disk of node {name} is nearly full"),
+            });
+        }
+        let elsewhere = self.node.members.in_other_epochs(raft);
+        for (name, epoch) in &elsewhere {
             problems.push(format!(
-                "the disk of node {name} is nearly full: the cluster takes only changes that free space until there is room \
-                 on it again"
+                "node {name} is still of epoch {epoch} and takes no part in this one: empty its data directory and let it \
+                 join anew, or delete it"
             ));
         }
-        for (name, one) in self.node.members.liveness().borrow().iter() {
+        for (name, one) in self.node.members.liveness().borrow().iter().filter(|(name, _)| !elsewhere.contains_key(*name)) {
             match (one.state, one.silent_ms) {
                 (flotilla_control::Liveness::Dead, 0) => {
                     problems.push(format!("node {name} was not heard since this daemon started"));

@@ -36,7 +36,7 @@ impl Standing {
         }
         Self {
             // The published status is only renewed when openraft has something to tell.
-            status: Status { revision: store.revision(), ..status },
+            status: Status { revision: store.revision(), leader: node.members.acting_leader(&status), ..status },
             compacted: store.compacted(),
             store_bytes: tokio::task::spawn_blocking(move || size(&directory)).await.unwrap_or_default(),
             running_pods: sandboxes.iter().filter(|sandbox| sandbox.ready).count() as u64,
@@ -82,7 +82,7 @@ impl Gauges {
         Ok(Self {
             term: gauge("flotilla_raft_term", "Raft's term, as this replica knows it.")?,
             is_leader: gauge("flotilla_raft_is_leader", "1 on the leader, 0 elsewhere.")?,
-            has_leader: gauge("flotilla_raft_has_leader", "1 if this replica knows a leader.")?,
+            has_leader: gauge("flotilla_raft_has_leader", "1 if this replica knows a leader that a majority answers.")?,
             voters: gauge("flotilla_raft_voters", "Replicas that vote.")?,
             learners: gauge("flotilla_raft_learners", "Replicas that follow without a vote.")?,
             last_log_index: gauge("flotilla_raft_last_log_index", "The index of this replica's last log entry.")?,

@@ -26,7 +26,7 @@ pub enum ReadError {
     Compacted { wanted: u64, oldest: u64 },
     #[error("revision {wanted} is in the future, the last one is {current}")]
     Future { wanted: u64, current: u64 },
-    #[error("no leader could be asked within {0:?}")]
+    #[error("no leader could be asked within {0:?}: more than half of the voters must run and reach each other")]
     NoLeader(std::time::Duration),
     #[error("the store is shutting down")]
     Closed,
