@@ -243,23 +243,22 @@ impl Decoded {
         self.warnings.extend(warnings.into_vec());
     }
 
-    /// Refuses the object if anything was wrong: unknown fields are told together with what else is wrong.
+    /// Refuses the object if anything was wrong. Unknown fields are told alone: upstream decodes an object before it looks
+    /// what is in it.
     fn finish(&mut self, kind: &Kind, errors: Errors) -> Result<(), Status> {
-        let mut causes = std::mem::take(&mut self.unknown);
-        let reason = if causes.is_empty() { Reason::Invalid } else { Reason::BadRequest };
-        if !causes.is_empty() && errors.is_empty() {
-            let words = causes.iter().map(unknown_words).collect::<Vec<_>>();
-            return Err(Status { causes, ..refuse_strictly(kind, &words) });
+        let unknown = std::mem::take(&mut self.unknown);
+        if !unknown.is_empty() {
+            let words = unknown.iter().map(unknown_words).collect::<Vec<_>>();
+            return Err(Status { causes: unknown, ..refuse_strictly(kind, &words) });
         }
-        causes.extend(errors.into_causes());
-        if causes.is_empty() {
-            return Ok(());
+        match errors.is_empty() {
+            true => Ok(()),
+            false => Err(Status::invalid(kind.qualified(), &name_of(&self.object), errors.into_causes())),
         }
-        Err(Status { reason, ..Status::invalid(kind.qualified(), &name_of(&self.object), causes) })
     }
 }
 
-/// What upstream says of an object with nothing wrong but fields that are unknown or stand there twice.
+/// What upstream says of an object with fields that are unknown or stand there twice.
 pub fn refuse_strictly(kind: &Kind, complaints: &[String]) -> Status {
     Status::bad_request(format!(
         "{0} in version \"{1}\" cannot be handled as a {0}: strict decoding error: {2}",
@@ -303,12 +302,11 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
         }
         unknown.clear();
     }
-    let mut decoded = Decoded { object, unknown, warnings };
     if !findings.wrong.is_empty() {
-        let refused = decoded.finish(kind, findings.wrong);
-        return Err(refused.err().map_or_else(|| Status::internal("nothing was wrong"), bad_request));
+        let causes = findings.wrong.into_causes();
+        return Err(bad_request(Status::invalid(kind.qualified(), &name_of(&object), causes)));
     }
-    Ok(decoded)
+    Ok(Decoded { object, unknown, warnings })
 }
 
 /// A map of the metadata that is empty is as good as none, and none is what is stored.
