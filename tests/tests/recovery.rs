@@ -28,6 +28,14 @@ async fn a_cluster_outlives_its_majority_and_then_its_last_machine() {
         cluster.dev.pull_plug(node).unwrap();
     }
 
+    eventually(WAIT, "the survivor says that nobody leads, whether it led or not", || async {
+        let status = cluster.status(&survivor).await?;
+        let told = status.problems.iter().any(|problem| problem.starts_with("no leader: "));
+        if status.leader.is_empty() && told { Ok(()) } else { Err(format!("{:?}", status.problems)) }
+    })
+    .await;
+    let shown = cli::ok(&cluster, &survivor, &["status"]);
+    assert!(shown.contains("not known without a leader") && shown.contains("flotilla recover"), "{shown}");
     let running_daemon = offline(&cluster, &survivor, &["recover", "--yes"]);
     assert!(running_daemon.err.contains("takes a daemon that is stopped"), "{running_daemon:?}");
     cluster.dev.stop_daemon(&survivor).unwrap();
@@ -123,6 +131,8 @@ async fn refuse_the_old(cluster: &mut Cluster, survivor: &str, old: &str) {
     let status = cluster.status(survivor).await.unwrap();
     let life = status.epoch >> 32;
     assert_eq!((status.voters, status.learners.len(), life), (vec![survivor.to_owned()], 0, 2));
+    let told = format!("node {old} is still of epoch 1 ");
+    assert!(status.problems.iter().any(|problem| problem.starts_with(&told)), "{:?}", status.problems);
     let _ = cli::ok(cluster, survivor, &["delete", "node", old]);
 }
 
@@ -175,6 +185,7 @@ async fn restore_elsewhere(
     let status = cluster.status(&node).await.unwrap();
     let life = status.epoch >> 32;
     assert_eq!((status.voters, life), (vec![node.clone()], 2));
+    cluster.dev.wait_ready(std::slice::from_ref(&node)).await.unwrap();
     for gone in ["node-1", "node-2", "node-3"] {
         let _ = cli::ok(cluster, &node, &["delete", "node", gone]);
     }
