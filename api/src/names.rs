@@ -201,12 +201,21 @@ fn draw(rng: &mut dyn RngCore, below: u32) -> usize {
 
 /// A random (version 4) UUID.
 pub fn uid(rng: &mut dyn RngCore) -> String {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut bytes = [0u8; 16];
     rng.fill_bytes(&mut bytes);
     bytes[6] = bytes[6] & 0x0f | 0x40;
     bytes[8] = bytes[8] & 0x3f | 0x80;
-    let hex: String = bytes.iter().map(|b| format!("{b:02x}")).collect();
-    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        for digit in [byte >> 4, byte & 0xf] {
+            text.push(char::from(HEX[usize::from(digit)]));
+        }
+    }
+    text
 }
 
 /// Upstream's order of versions: `v2`, `v1`, `v1beta2`, `v1beta1`, `v1alpha1`, then all else by name.
