@@ -14,8 +14,7 @@ fn load(file: &str, environment: &[(&str, &str)], flags: Layer) -> Result<Config
 fn each_layer_is_stronger_than_the_one_before() {
     let file = "name = \"file\"\nbridge = \"file0\"\nlog = \"warn\"\n";
     let flags = Layer { name: Some("flag".into()), ..Layer::default() };
-    let config =
-        load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
+    let config = load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
     assert_eq!((config.name.as_deref(), &*config.bridge, &*config.log), (Some("flag"), "env0", "warn"));
 }
 
