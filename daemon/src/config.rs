@@ -10,6 +10,7 @@ use std::time::Duration;
 use std::{fs, io};
 
 use anyhow::Context;
+use flotilla_api::names;
 use flotilla_net::{MAX_LIFETIME, MAX_TOKEN_BYTES, MIN_LIFETIME, NODE_LIFETIME, Token};
 use flotilla_raft::membership::MAX_REPLICAS;
 use serde::{Deserialize, Serialize};
@@ -272,8 +273,8 @@ impl Layer {
         };
         match fs::read_to_string(path) {
             Ok(text) => toml::from_str(&text).map_err(|error| ConfigError::Invalid {
-                origin: path.display().to_string(),
-                message: error.to_string().trim_end().to_owned(),
+                origin: format!("{}{}", path.display(), place(&text, error.span())),
+                message: without_value(error.message()),
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound && !required => Ok(Self::default()),
             Err(source) => Err(ConfigError::Read { path: path.into(), source }),
@@ -284,7 +285,7 @@ impl Layer {
         let mut layer = Self::default();
         for (name, value) in variables {
             let Some(key) = name.strip_prefix("FLOTILLA_") else { continue };
-            if CLIENT_VARIABLES.contains(&name.as_str()) {
+            if value.is_empty() || CLIENT_VARIABLES.contains(&name.as_str()) {
                 continue;
             }
             let one = Self::from_variable(&key.to_lowercase(), &value)
@@ -294,19 +295,22 @@ impl Layer {
         Ok(layer)
     }
 
-    /// A variable holds what would stand behind `key =` in the file; text needs no quotes.
+    /// A variable holds what would stand behind `key =` in the file; text needs no quotes, and neither does a list of it
+    /// with commas, as a flag takes it.
     fn from_variable(key: &str, value: &str) -> Result<Self, String> {
-        let quoted = toml::Value::String(value.to_owned());
+        let text = |text: &str| toml::Value::String(text.to_owned());
+        let table = |value| toml::Table::from_iter([(key.to_owned(), value)]);
         let parsed = toml::from_str::<toml::Table>(&format!("{key} = {value}")).ok();
-        let candidates = parsed.into_iter().chain([toml::Table::from_iter([(key.to_owned(), quoted)])]);
-        let mut last = String::new();
-        for candidate in candidates {
+        let list = toml::Value::Array(value.split(',').map(text).collect());
+        let mut first = None;
+        for candidate in parsed.into_iter().chain([table(text(value)), table(list)]) {
             match candidate.try_into::<Self>() {
                 Ok(layer) => return Ok(layer),
-                Err(error) => last = error.message().to_owned(),
+                // What was written is to blame, not what else it might have been.
+                Err(error) => first = first.or_else(|| Some(without_value(error.message()))),
             }
         }
-        Err(last)
+        Err(first.unwrap_or_default())
     }
 
     fn overridden_by(self, strong: Self) -> Self {
@@ -399,13 +403,23 @@ impl Config {
         if let Some(name) = self.name.as_deref().filter(|name| !is_node_name(name)) {
             return bad("name", name_rule(name));
         }
-        if !(self.beat_ms > 0 && self.beat_ms * 2 <= self.suspect_ms && self.suspect_ms < self.dead_ms) {
+        if !(self.beat_ms > 0 && self.beat_ms <= self.suspect_ms / 2 && self.suspect_ms < self.dead_ms) {
             return bad(
                 "beat_ms, suspect_ms, dead_ms",
                 format!(
                     "{}, {}, {}: a node must miss at least two beats before it is suspected, and be suspected before it is dead",
                     self.beat_ms, self.suspect_ms, self.dead_ms
                 ),
+            );
+        }
+        self.check_addresses()?;
+        self.check_paths()?;
+        self.check_log()?;
+        self.check_labels()?;
+        if self.replace_dead_seconds == 0 {
+            return bad(
+                "replace_dead_seconds",
+                "0: must be at least 1, or every dead replica is replaced at once".into(),
             );
         }
         const LEAST_AUDIT_BYTES: u64 = 1 << 20;
@@ -439,6 +453,13 @@ impl Config {
         if self.bridge.is_empty() || self.bridge.len() > 15 || self.bridge.contains(['/', ' ']) {
             return bad("bridge", format!("{:?} must be a link name of 1 to 15 characters", self.bridge));
         }
+        let link = Path::new("/sys/class/net").join(&self.bridge);
+        if link.exists() && !link.join("bridge").exists() {
+            return bad(
+                "bridge",
+                format!("{:?} is a link of another kind: must be a bridge, or a new name", self.bridge),
+            );
+        }
         if let Some(engine) = self.engine.as_ref().filter(|path| !path.is_file()) {
             return bad(
                 "engine",
@@ -447,6 +468,84 @@ impl Config {
         }
         Ok(())
     }
+
+    /// Others must be able to reach what is advertised.
+    fn check_addresses(&self) -> Result<(), ConfigError> {
+        let is_nobody = |address: &SocketAddr| {
+            let ip = address.ip();
+            ip.is_unspecified() || ip.is_multicast() || ip == Ipv4Addr::BROADCAST || address.port() == 0
+        };
+        match self.advertise.iter().find(|address| is_nobody(address)) {
+            Some(address) => Err(ConfigError::Invalid {
+                origin: "advertise".into(),
+                message: format!(
+                    "{address}: must be one machine's address and a port, at which other nodes reach this one"
+                ),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// A filter takes any word for the name of a part of the program, and then logs nothing.
+    fn check_log(&self) -> Result<(), ConfigError> {
+        const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+        let is_known = |part: &str| part.contains('=') || LEVELS.contains(&part.to_lowercase().as_str());
+        let mut parts = self.log.split(',').map(str::trim).filter(|part| !part.is_empty());
+        match parts.find(|part| !self.log.contains('[') && !is_known(part)) {
+            Some(part) => Err(ConfigError::Invalid {
+                origin: "log".into(),
+                message: format!("{part:?} must be one of {}, or a part with one: flotilla=debug", LEVELS.join(", ")),
+            }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_labels(&self) -> Result<(), ConfigError> {
+        for (key, value) in &self.labels {
+            let wrong = names::qualified_name(key).into_iter().chain(names::label_value(value)).next();
+            if let Some(wrong) = wrong {
+                return Err(ConfigError::Invalid {
+                    origin: "labels".into(),
+                    message: format!("{key}={value}: {wrong}"),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn check_paths(&self) -> Result<(), ConfigError> {
+        let bad = |key: &str, message: String| Err(ConfigError::Invalid { origin: key.into(), message });
+        for (key, path) in [("data_dir", &self.data_dir), ("run_dir", &self.run_dir)] {
+            if path.as_os_str().is_empty() {
+                return bad(key, "is empty: must be the path of a directory".into());
+            }
+        }
+        let parent = &self.cgroup_parent;
+        if !parent.starts_with('/') || parent.split('/').any(|part| part == "..") {
+            return bad("cgroup_parent", format!("{parent:?} must begin with '/' and have no '..', such as /flotilla"));
+        }
+        Ok(())
+    }
+}
+
+/// Where in a file: its line may hold a password, and is not shown.
+fn place(text: &str, span: Option<std::ops::Range<usize>>) -> String {
+    let Some(before) = span.and_then(|span| text.get(..span.start)) else { return String::new() };
+    let line = before.matches('\n').count() + 1;
+    let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+    format!(", line {line}, column {column}")
+}
+
+/// What is wrong, in one line, without the value that is: it may be a secret.
+fn without_value(message: &str) -> String {
+    let message = message.lines().map(str::trim).collect::<Vec<_>>().join(", ");
+    for kind in ["invalid type: ", "invalid value: "] {
+        let Some(found) = message.strip_prefix(kind) else { continue };
+        let Some((found, expected)) = found.rsplit_once(", expected ") else { break };
+        let found = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+        return format!("{kind}{found}, expected {expected}");
+    }
+    message
 }
 
 /// As much of it as can be a token and tell that it is none.
@@ -481,82 +580,4 @@ fn host_name() -> Result<String, ConfigError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn load(file: &str, environment: &[(&str, &str)], flags: Layer) -> Result<Config, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("flotilla.toml");
-        fs::write(&path, file).unwrap();
-        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
-        Config::load(Some(&path), environment, flags).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn each_layer_is_stronger_than_the_one_before() {
-        let file = "name = \"file\"\nbridge = \"file0\"\nlog = \"warn\"\n";
-        let flags = Layer { name: Some("flag".into()), ..Layer::default() };
-        let config =
-            load(file, &[("FLOTILLA_NAME", "env"), ("FLOTILLA_BRIDGE", "env0"), ("HOME", "/")], flags).unwrap();
-        assert_eq!((config.name.as_deref(), &*config.bridge, &*config.log), (Some("flag"), "env0", "warn"));
-    }
-
-    #[test]
-    fn an_unknown_key_is_named() {
-        let error = load("nam = \"x\"\n", &[], Layer::default()).unwrap_err();
-        assert!(error.contains("flotilla.toml") && error.contains("nam"), "{error}");
-        let error = load("", &[("FLOTILLA_NAM", "x")], Layer::default()).unwrap_err();
-        assert!(error.contains("FLOTILLA_NAM") && error.contains("unknown field `nam`"), "{error}");
-    }
-
-    #[test]
-    fn variables_hold_numbers_lists_and_plain_text() {
-        let variables = [
-            ("FLOTILLA_NAME", "n1"),
-            ("FLOTILLA_DEAD_MS", "5000"),
-            ("FLOTILLA_ADVERTISE", "[\"10.0.0.1:6443\"]"),
-            ("FLOTILLA_SERVER", "elsewhere"),
-        ];
-        let config = load("", &variables, Layer::default()).unwrap();
-        assert_eq!((config.dead_ms, config.advertise.len()), (5_000, 1));
-    }
-
-    #[test]
-    fn a_token_comes_from_one_place() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        let file = path.display().to_string();
-        let config = load("", &[("FLOTILLA_JOIN_FILE", &file)], Layer::default()).unwrap();
-        let error = format!("{:#}", config.token().unwrap_err());
-        assert!(error.starts_with(&format!("cannot read a token from {file}: ")), "{error}");
-        let addresses = vec!["10.0.0.1:6443".parse().unwrap()];
-        let token = Token::generate(flotilla_net::ClusterId::generate(), [0; 32], None, addresses).unwrap();
-        fs::write(&path, format!("{token}\n")).unwrap();
-        assert_eq!(config.token().unwrap().unwrap().id(), token.id());
-        fs::write(&path, "\n").unwrap();
-        assert!(format!("{:#}", config.token().unwrap_err()).contains("begins with flt1."));
-        let error = load("join_file = \"/x\"\n", &[("FLOTILLA_JOIN", "flt1.x")], Layer::default()).unwrap_err();
-        assert!(error.contains("join, join_file: both are set"), "{error}");
-    }
-
-    #[test]
-    fn a_certificate_lives_a_minute_at_least() {
-        let config = load("name = \"a\"\nnode_certificate_seconds = 60\n", &[], Layer::default()).unwrap();
-        assert_eq!(config.certificate_lifetime(), Duration::from_secs(60));
-        let error = load("name = \"a\"\nnode_certificate_seconds = 59\n", &[], Layer::default()).unwrap_err();
-        assert!(error.contains("node_certificate_seconds") && error.contains("from 60"), "{error}");
-    }
-
-    #[test]
-    fn history_is_kept_for_ten_seconds_at_least() {
-        assert_eq!(load("name = \"a\"\n", &[], Layer::default()).unwrap().history(), Duration::from_secs(300));
-        let error = load("name = \"a\"\nhistory_seconds = 9\n", &[], Layer::default()).unwrap_err();
-        assert!(error.contains("history_seconds") && error.contains("at least 10"), "{error}");
-    }
-
-    #[test]
-    fn timings_that_contradict_each_other_are_refused() {
-        let error = load("name = \"a\"\nsuspect_ms = 300\n", &[], Layer::default()).unwrap_err();
-        assert!(error.contains("beat_ms, suspect_ms, dead_ms"), "{error}");
-    }
-}
+mod tests;

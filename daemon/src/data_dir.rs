@@ -90,6 +90,26 @@ pub fn prepare_restore(dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Finishes a restore that was cut short when all was in place, but for what it was made in. Says whether one was.
+///
+/// # Errors
+/// If what is left of it cannot be removed.
+pub fn finish_restore(dir: &Path) -> anyhow::Result<bool> {
+    let staged = dir.join(RESTORING);
+    let is_in_place = dir.join(IDENTITY).join("identity.pem").exists() && dir.join(STORE).exists();
+    if has_left(dir)
+        || !is_in_place
+        || !staged.exists()
+        || [IDENTITY, STORE].iter().any(|one| staged.join(one).exists())
+    {
+        return Ok(false);
+    }
+    fs::remove_dir_all(&staged)
+        .and_then(|()| File::open(dir)?.sync_all())
+        .with_context(|| format!("cannot remove {}", staged.display()))?;
+    Ok(true)
+}
+
 /// Removes the replica of a directory, and has it gone before anything that follows.
 ///
 /// # Errors
@@ -184,6 +204,21 @@ mod tests {
         let whole = holding(&["identity/identity.pem", "store/state", "restoring/x"]);
         check(whole.path()).unwrap();
         assert!(said(prepare_restore(whole.path())).contains("holds a node's data"));
+    }
+
+    #[test]
+    fn a_restore_that_lacked_only_the_cleaning_up_is_finished() {
+        let dir = holding(&["identity/identity.pem", "store/state", "restoring/x"]);
+        assert!(finish_restore(dir.path()).unwrap());
+        assert!(!dir.path().join(RESTORING).exists() && dir.path().join("store/state").exists());
+        assert!(!finish_restore(dir.path()).unwrap(), "it is a node like any other now");
+        for paths in [
+            &["store/state", "restoring/identity/identity.pem"][..],
+            &["identity/identity.pem", "store/state", "restoring/store/state"],
+            &["identity/identity.pem", "store/state", "restoring/x", "left"],
+        ] {
+            assert!(!finish_restore(holding(paths).path()).unwrap(), "{paths:?}");
+        }
     }
 
     #[test]

@@ -346,14 +346,19 @@ fn read_json<T: DeserializeOwned>(dir: &Path, name: &str) -> anyhow::Result<Opti
 
 /// Replaces `dir/name`, for the owner alone, whole or not at all.
 fn write_json(dir: &Path, name: &str, value: &impl Serialize) -> anyhow::Result<()> {
+    let path = dir.join(name);
+    replace(dir, &path, &serde_json::to_vec(value)?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn replace(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    let scratch = dir.join(format!("{name}.new"));
+    let mut scratch = path.as_os_str().to_owned();
+    scratch.push(".new");
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&scratch)?;
-    file.write_all(&serde_json::to_vec(value)?)?;
+    file.write_all(bytes)?;
     file.sync_all()?;
-    fs::rename(&scratch, dir.join(name))?;
-    fs::File::open(dir)?.sync_all()?;
-    Ok(())
+    fs::rename(&scratch, path)?;
+    fs::File::open(dir)?.sync_all()
 }
 
 #[cfg(test)]
@@ -369,6 +374,15 @@ mod tests {
         let now = vec![Member::known(2, "here"), Member::known(3, "new")];
         remember(dir.path(), now.clone(), 70).unwrap();
         assert_eq!(last_known(dir.path(), joined).unwrap(), (now, 70));
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_written_is_named() {
+        let dir = tempfile::TempDir::new().unwrap();
+        let file = dir.path().join("file");
+        fs::write(&file, "").unwrap();
+        let error = remember(&file, Vec::new(), 1).unwrap_err();
+        assert!(error.to_string().ends_with("/file/members.json"), "{error:#}");
     }
 
     #[tokio::test]

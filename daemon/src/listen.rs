@@ -10,7 +10,7 @@ use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,7 +25,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixSocket};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -60,6 +60,24 @@ pub fn reserve(address: SocketAddr) -> anyhow::Result<TcpSocket> {
     socket.bind(address).with_context(|| format!("cannot listen on TCP {address}"))?;
     std::net::UdpSocket::bind(address).with_context(|| format!("cannot listen on UDP {address}"))?;
     Ok(socket)
+}
+
+/// Takes the path of root's socket before anybody is served there; until then, whoever connects is refused.
+///
+/// # Errors
+/// If there can be no socket.
+pub fn reserve_unix(path: &Path) -> anyhow::Result<UnixSocket> {
+    let bind = || {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(path)?;
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+        Ok(socket)
+    };
+    bind().with_context(|| format!("cannot make the socket {}; choose another --run-dir", path.display()))
 }
 
 /// Opens a reserved address for clients.
@@ -120,14 +138,9 @@ type Refused = Pin<Box<dyn Future<Output = &'static str> + Send>>;
 /// Serves root over a Unix socket until `stop`.
 ///
 /// # Errors
-/// If the socket cannot be made.
-pub async fn serve_unix(path: PathBuf, faces: Faces, stop: CancellationToken) -> anyhow::Result<()> {
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
-    }
-    let listener = UnixListener::bind(&path)?;
-    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600))?;
+/// If the socket cannot be opened.
+pub async fn serve_unix(socket: UnixSocket, faces: Faces, stop: CancellationToken) -> anyhow::Result<()> {
+    let listener = socket.listen(BACKLOG)?;
     let connections = TaskTracker::new();
     let accept = async {
         loop {

@@ -43,6 +43,10 @@ const REFILL_RETRY: Duration = Duration::from_secs(1);
 /// How long the store may take to find a leader before the daemon asks whether there is one.
 const READY_NOTICE: Duration = Duration::from_secs(5);
 
+/// Why a daemon stops that no signal stops.
+const LEAVE: &str = "leave";
+const FAILURE: &str = "failure";
+
 /// Why a daemon has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -71,7 +75,7 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     let mut status = started.store.status();
     let reason = tokio::select! {
         signal = stop_signal() => signal?,
-        () = stop.cancelled() => "leave",
+        () = stop.cancelled() => if data_dir::has_left(&config.data_dir) { LEAVE } else { FAILURE },
         // Raft never goes on after its storage failed; a new process reads what the disk really holds.
         failed = status.wait_for(|status| status.fatal.is_some()) => {
             let why = failed.ok().and_then(|status| status.fatal.clone()).unwrap_or_default();
@@ -83,6 +87,9 @@ pub async fn run(config: Config) -> anyhow::Result<Ended> {
     stop.cancel();
     if tokio::time::timeout(STOP_TIMEOUT, started.finish()).await.is_err() {
         warn!("not everything stopped in {} s", STOP_TIMEOUT.as_secs());
+    }
+    if reason == FAILURE {
+        bail!("the daemon cannot go on, as its log says above; containers go on running");
     }
     Ok(if data_dir::has_left(&config.data_dir) { Ended::Left } else { Ended::Stopped })
 }
@@ -115,8 +122,10 @@ async fn start(
     advertise: &[SocketAddr],
     stop: &CancellationToken,
 ) -> anyhow::Result<Started> {
+    let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
     // Whoever cannot listen is no node, and asks nobody to become one.
     let port = listen::reserve(config.listen)?;
+    let socket = listen::reserve_unix(&config.socket())?;
     let enrolment = enrol::enrol(config, token, advertise).await?;
     let Enrolment { identity, seal_key, seed, seed_revision, records, founding, restored } = enrolment;
     let key = Some(identity.key().fingerprint());
@@ -207,7 +216,6 @@ async fn start(
         stop: stop.clone(),
     };
 
-    let cluster_cidr = parse_cidr(&config.cluster_cidr)?;
     let settings = Settings { cluster_cidr, node_cidr_prefix: node_prefix(cluster_cidr.1), ..Settings::default() };
     let leading = lead::run(node.gate.clone(), members, trust.clone(), settings, config.history(), stop.clone());
     spawn(&tasks, "lead", leading);
@@ -226,7 +234,6 @@ async fn start(
     net.register(Alpn::Api, Arc::new(ApiHandler { faces: faces.clone(), node: node.clone() }));
     let tls = flotilla_net::server_tls(net.credentials(), &["h2", "http/1.1"], ClientAuth::Optional)?;
     let listener = listen::open(port).with_context(|| format!("cannot listen on TCP {}", config.listen))?;
-    let socket = config.socket();
     let unix = listen::serve_unix(socket, faces.clone(), stop.clone());
     spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));
     let tcp = listen::serve_tcp(listener, tls, net.clone(), faces, stop.clone());
@@ -415,10 +422,22 @@ pub fn lock(data_dir: &Path) -> anyhow::Result<Flock<File>> {
 
 fn parse_cidr(text: &str) -> anyhow::Result<(std::net::Ipv4Addr, u8)> {
     let parsed = text.split_once('/').and_then(|(ip, prefix)| Some((ip.parse().ok()?, prefix.parse().ok()?)));
-    match parsed {
-        Some((ip, prefix)) if (8..=24).contains(&prefix) => Ok((ip, prefix)),
-        _ => bail!("cluster_cidr: {text:?} must be an IPv4 network of /8 to /24, such as 10.244.0.0/16"),
+    match parsed.filter(|(_, prefix)| (8..=24).contains(prefix)) {
+        Some((ip, prefix)) if is_network(ip, prefix) => Ok((ip, prefix)),
+        Some((ip, prefix)) if ip.to_bits() & (u32::MAX >> prefix) != 0 => {
+            let network = std::net::Ipv4Addr::from_bits(ip.to_bits() & !(u32::MAX >> prefix));
+            bail!("cluster_cidr: {text:?} must be a whole network: did you mean {network}/{prefix}?")
+        }
+        _ => bail!(
+            "cluster_cidr: {text:?} must be an IPv4 network of /8 to /24 that pods can have, such as 10.244.0.0/16"
+        ),
     }
+}
+
+/// Whether pods can have its addresses.
+fn is_network(ip: std::net::Ipv4Addr, prefix: u8) -> bool {
+    ip.to_bits() & (u32::MAX >> prefix) == 0
+        && !(ip.is_loopback() || ip.is_multicast() || ip.octets()[0] == 0 || ip.octets()[0] >= 240)
 }
 
 /// How much of the cluster's pod addresses one node gets: enough for a thousand pods out of a /16, and for sixteen
@@ -454,4 +473,19 @@ pub fn start_logging(config: &Config) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pods_get_a_whole_network_of_their_own() {
+        assert_eq!(parse_cidr("10.244.0.0/16").unwrap(), ([10, 244, 0, 0].into(), 16));
+        for bad in ["10.244.0.0", "10.0.0.0/7", "10.0.0.0/25", "127.0.0.0/8", "224.0.0.0/8", "0.0.0.0/8", "fd00::/16"] {
+            assert!(parse_cidr(bad).unwrap_err().to_string().contains("must be an IPv4 network"), "{bad}");
+        }
+        let error = parse_cidr("10.244.1.2/16").unwrap_err().to_string();
+        assert!(error.ends_with("did you mean 10.244.0.0/16?"), "{error}");
+    }
 }

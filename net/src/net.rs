@@ -161,9 +161,14 @@ impl Net {
     }
 
     /// Only these are spoken to and answered from now on; this node itself need not be among them, but is listed in
-    /// [`Net::liveness`] only if it is. Connections of those no longer listed, or listed otherwise, are closed at once.
+    /// [`Net::liveness`] only if it is. Connections of those no longer listed, or listed otherwise, are closed at once, and
+    /// the addresses of those no longer listed are forgotten. Of who never was listed, they are not: a node that starts has
+    /// no list yet, and finds the others by them.
     pub fn set_members(&self, members: impl IntoIterator<Item = impl Into<Listed>>) {
         for removed in self.shared().members.set(members) {
+            if removed != self.id() && !self.shared().members.is_listed(removed) {
+                self.shared().book.remove(removed);
+            }
             self.shared().cut_off(removed);
         }
     }

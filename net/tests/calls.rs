@@ -315,6 +315,7 @@ async fn a_caller_on_another_port_is_refused_within_a_second_of_its_removal() {
     nodes[0].net.set_members(vec![(1, name(1))]);
     let why = tokio::time::timeout(Duration::from_secs(1), refused).await.expect("within a second");
     assert_eq!(why, "the node is not a member of this cluster");
+    assert!(nodes[0].net.peers().iter().all(|record| record.id() != 2), "its address is forgotten");
     stop(nodes).await;
 }
 

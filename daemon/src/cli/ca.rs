@@ -40,9 +40,10 @@ Examples:
   flotilla ca rotate --overlap 7d
   flotilla ca rotate --overlap 0s")]
 struct RotateArgs {
-    /// How long tokens and credentials of the old authority go on working; 0s if its key may be in wrong hands
-    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_duration)]
-    overlap: u64,
+    /// How long tokens and credentials of the old authority go on working; 0s if its key may be in wrong hands, also
+    /// while it is being replaced already [default: 1d]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = parse_duration)]
+    overlap: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -61,7 +62,7 @@ pub async fn ca(session: &Session, args: &CaArgs) -> anyhow::Result<u8> {
 }
 
 async fn rotate(session: &Session, args: &RotateArgs) -> anyhow::Result<u8> {
-    let request = RotateCaRequest { overlap_seconds: Some(args.overlap) };
+    let request = RotateCaRequest { overlap_seconds: args.overlap };
     let status = session.cluster().rotate_ca(ask(request)).await?.into_inner();
     session.say(format!("the certificate authority {} is being replaced", shown(&status.fingerprint)))?;
     eprintln!(

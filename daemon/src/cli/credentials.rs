@@ -23,7 +23,7 @@ pub struct CredentialsArgs {
     #[arg(long = "group", value_name = "GROUP", default_value = "system:masters")]
     groups: Vec<String>,
     /// How long the certificate is good
-    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_lifetime)]
+    #[arg(long, value_name = "DURATION", default_value = "365d", allow_hyphen_values = true, value_parser = parse_lifetime)]
     ttl: u64,
     /// End all certificates that were made for this user until now, instead of making one
     #[arg(long, conflicts_with_all = ["groups", "ttl"])]

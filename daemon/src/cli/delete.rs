@@ -48,7 +48,7 @@ pub struct DeleteArgs {
     #[arg(short, long = "filename", value_name = "FILE")]
     files: Vec<String>,
     /// How long containers get to end; 0 deletes a pod without waiting for its node
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     grace_period: Option<u32>,
     /// What happens to objects that belong to it
     #[arg(long, value_enum, default_value_t)]
@@ -60,7 +60,7 @@ pub struct DeleteArgs {
     #[arg(long)]
     detach: bool,
     /// Wait no longer than this [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
 }
 

@@ -27,7 +27,7 @@ pub struct KubeconfigArgs {
     #[arg(long = "group", value_name = "GROUP", default_value = "system:masters")]
     groups: Vec<String>,
     /// How long the certificate is good
-    #[arg(long, value_name = "DURATION", default_value = "365d", value_parser = parse_lifetime)]
+    #[arg(long, value_name = "DURATION", default_value = "365d", allow_hyphen_values = true, value_parser = parse_lifetime)]
     ttl: u64,
     /// Where clients reach the API; the node that answers unless told otherwise
     #[arg(long, value_name = "URL")]

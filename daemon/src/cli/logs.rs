@@ -33,7 +33,7 @@ pub struct LogsArgs {
     #[arg(long, value_name = "LINES")]
     pub tail: Option<u32>,
     /// Only lines of the last while
-    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = parse_duration)]
     pub since: Option<u64>,
     /// Begin each line with its time
     #[arg(long)]

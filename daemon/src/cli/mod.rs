@@ -44,7 +44,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::client::DEFAULT_SOCKET;
 use crate::config::Config;
@@ -192,13 +192,15 @@ enum Command {
 
 /// Runs the command line of this process; `up` is left to `daemon`.
 pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<Ended>) -> ExitCode {
-    let cli = Cli::parse();
+    let matches = without_empty_variables(Cli::command()).get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let result = match cli.command {
         Command::Up(args) => up::start(*args, daemon).map(ExitCode::from),
         Command::Restore(args) => revive::restore(*args).map(ExitCode::from),
         Command::Recover(args) => revive::recover(*args).map(ExitCode::from),
         Command::Completion(args) => completion::print(&args).map(ExitCode::from),
         Command::Dev(args) => on_one_thread(dev::run(args)),
+        Command::Backup(args) if args.verify => backup::verify(&args).map(ExitCode::from),
         command => on_one_thread(dispatch(cli.global, command)).map(ExitCode::from),
     };
     let code = result.unwrap_or_else(|error| failure::report(&error).into());
@@ -206,6 +208,13 @@ pub fn main(daemon: impl FnOnce(Config) -> anyhow::Result<Ended>) -> ExitCode {
         Err(_) if code == ExitCode::SUCCESS => failure::FAILED.into(),
         _ => code,
     }
+}
+
+/// A variable that is empty counts as not set, as everywhere in a shell.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &clap::Arg| arg.get_env().and_then(std::env::var_os).is_some_and(|value| value.is_empty());
+    let reset = |arg: clap::Arg| if is_empty(&arg) { arg.env(clap::builder::Resettable::Reset) } else { arg };
+    command.mut_args(reset).mut_subcommands(without_empty_variables)
 }
 
 fn on_one_thread<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {

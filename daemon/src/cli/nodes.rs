@@ -45,10 +45,10 @@ pub struct DrainArgs {
     /// The node's name
     node: String,
     /// Give up after this long [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
     /// How long containers get to end, instead of what each pod says
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     grace_period: Option<u32>,
     /// Also delete pods that no controller makes anew
     #[arg(long)]
@@ -65,7 +65,7 @@ pub struct LeaveArgs {
     #[arg(long)]
     force: bool,
     /// Give up after this long [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
 }
 

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use super::DONE;
 use super::failure::FAILED;
 use super::up::PlaceArgs;
-use crate::revive;
+use crate::{data_dir, revive};
 
 /// The options of `up` that have a say in what is restored; others may be given and are not shown.
 const RESTORE_OPTIONS: [&str; 6] = ["file", "seal_key", "config", "data_dir", "name", "advertise"];
@@ -85,6 +85,10 @@ pub struct RecoverArgs {
 /// If the backup cannot be restored here.
 pub fn restore(args: RestoreArgs) -> anyhow::Result<u8> {
     let config = args.place.load()?;
+    if data_dir::finish_restore(&config.data_dir)? {
+        println!("The restore that was interrupted here is complete now. Start the daemon, then see 'flotilla nodes'.");
+        return Ok(DONE);
+    }
     let info = revive::restore(&config, &args.file, &args.seal_key)?;
     println!(
         "Restored {} objects of cluster {} as of {} (revision {}), as its epoch {}.\n\

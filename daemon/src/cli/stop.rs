@@ -31,7 +31,7 @@ pub struct StopArgs {
     #[arg(long)]
     detach: bool,
     /// Wait no longer than this [default: 5m]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
 }
 

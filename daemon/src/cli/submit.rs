@@ -34,7 +34,7 @@ struct How {
     #[arg(long)]
     wait_complete: bool,
     /// Wait no longer than this [default: 15m to run, 24h to complete]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
     /// Check everything, change nothing
     #[arg(long)]
@@ -95,7 +95,7 @@ pub struct ScaleArgs {
     #[arg(long)]
     detach: bool,
     /// Wait no longer than this [default: 15m]
-    #[arg(long, value_name = "DURATION", value_parser = duration_seconds)]
+    #[arg(long, value_name = "DURATION", allow_hyphen_values = true, value_parser = duration_seconds)]
     timeout: Option<u32>,
 }
 

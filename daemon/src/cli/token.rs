@@ -44,7 +44,7 @@ Examples:
   flotilla token create -o json")]
 struct CreateArgs {
     /// How long machines may join with it
-    #[arg(long, value_name = "DURATION", default_value = "1d", value_parser = parse_lifetime)]
+    #[arg(long, value_name = "DURATION", default_value = "1d", allow_hyphen_values = true, value_parser = parse_lifetime)]
     ttl: u64,
     /// How many machines may join with it; 0: any number
     #[arg(long, default_value_t = 0, value_name = "NUMBER")]
@@ -91,6 +91,7 @@ pub async fn token(session: &Session, args: &TokenArgs) -> anyhow::Result<u8> {
 }
 
 async fn create(session: &Session, args: &CreateArgs) -> anyhow::Result<u8> {
+    check_labels(&args.labels)?;
     let request = CreateTokenRequest {
         ttl_seconds: args.ttl,
         uses: args.uses,
@@ -111,6 +112,16 @@ async fn create(session: &Session, args: &CreateArgs) -> anyhow::Result<u8> {
 fn parse_label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not a label: write KEY=VALUE"))?;
     Ok((key.to_owned(), value.to_owned()))
+}
+
+/// A label has one value: which of two was meant is not guessed.
+fn check_labels(labels: &[(String, String)]) -> anyhow::Result<()> {
+    for (at, (key, _)) in labels.iter().enumerate() {
+        if labels.iter().take(at).any(|(earlier, _)| earlier == key) {
+            bail!("label {key:?} is given twice; give it once");
+        }
+    }
+    Ok(())
 }
 
 fn join_words(created: &CreateTokenResponse, uses: u32) -> String {
@@ -212,6 +223,14 @@ mod tests {
              0a   valid   2/any   soon      -     -                 -\n\
              0b   valid   2/3     soon      -     disk=ssd,zone=a   dedicated=db:NoSchedule\n"
         );
+    }
+
+    #[test]
+    fn a_label_is_given_once() {
+        let labels = |all: &[&str]| all.iter().map(|text| parse_label(text).unwrap()).collect::<Vec<_>>();
+        check_labels(&labels(&["a=b", "c=b"])).unwrap();
+        let error = check_labels(&labels(&["a=b", "a=c"])).unwrap_err().to_string();
+        assert_eq!(error, "label \"a\" is given twice; give it once");
     }
 
     #[test]

@@ -55,12 +55,13 @@ pub struct CaNode {
 }
 
 impl Trust {
-    /// Begins to replace the authority. The old one stays trusted for `overlap` after the new one begins to sign.
+    /// Begins to replace the authority. The old one stays trusted for `overlap` after the new one begins to sign. Where
+    /// one is being replaced already, a shorter overlap shortens its: a stolen key does not wait for a planned day.
     ///
     /// # Errors
-    /// `Conflict` if one is being replaced already, or why the store does not take it.
-    pub async fn rotate_ca(&self, user: &User, overlap: Option<Duration>) -> Result<(), Status> {
-        let overlap = overlap.unwrap_or(DEFAULT_OVERLAP);
+    /// `Conflict` if one is being replaced already with no longer an overlap, or why the store does not take it.
+    pub async fn rotate_ca(&self, user: &User, wanted: Option<Duration>) -> Result<(), Status> {
+        let overlap = wanted.unwrap_or(DEFAULT_OVERLAP);
         if overlap > MAX_OVERLAP {
             return Err(Status::bad_request("overlap: a year at most"));
         }
@@ -80,9 +81,12 @@ impl Trust {
         };
         let replaced = certificate_pem(authorities.signer.certificate());
         self.edit_cluster(user, |spec| {
-            // Also if somebody else was quicker and is done by now.
-            if spec.rotation.is_some() || spec.ca_certificate != replaced {
-                let message = "the CA is being replaced already; see 'flotilla ca status'";
+            if let Some(running) = &mut spec.rotation {
+                return shorten(running, wanted);
+            }
+            // Somebody else was quicker and is done by now.
+            if spec.ca_certificate != replaced {
+                let message = "the CA has just been replaced; see 'flotilla ca status'";
                 return Err(Status::new(Reason::Conflict, message));
             }
             spec.rotation = Some(rotation.clone());
@@ -164,6 +168,24 @@ impl Trust {
     }
 }
 
+/// Gives a rotation that runs the overlap that was asked for, if that is shorter.
+fn shorten(running: &mut CaRotation, wanted: Option<Duration>) -> Result<(), Status> {
+    let has = running.overlap_seconds;
+    match wanted.map(|overlap| overlap.as_secs() as i64).filter(|wanted| *wanted < has) {
+        Some(shorter) => {
+            running.overlap_seconds = shorter;
+            Ok(())
+        }
+        None => {
+            let message = format!(
+                "the CA is being replaced already, with an overlap of {has} s: wait until 'flotilla ca status' shows that it \
+                 is over, or give a shorter --overlap to shorten it"
+            );
+            Err(Status::new(Reason::Conflict, message))
+        }
+    }
+}
+
 /// The fingerprint of the authority that a rotation leads to.
 fn next(spec: &ClusterSpec, rotation: &CaRotation) -> Result<String, Status> {
     let pem = if rotation.phase == CaPhase::Spread { &rotation.ca_certificate } else { &spec.ca_certificate };
@@ -239,4 +261,28 @@ fn drop_the_old(spec: &mut ClusterSpec, rotation: &CaRotation) {
     spec.rotation = None;
     let since = rotation.phase_since.0.saturating_sub(CLOCK_SLACK).unwrap_or(Timestamp::MIN);
     spec.revoked_users.retain(|_, revoked| revoked.0 > since);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overlap_that_runs_is_only_ever_shortened() {
+        let mut running = CaRotation {
+            phase: CaPhase::Renew,
+            started_at: Time(Timestamp::UNIX_EPOCH),
+            phase_since: Time(Timestamp::UNIX_EPOCH),
+            overlap_seconds: 60,
+            ca_certificate: String::new(),
+            sealed_ca: None,
+            bridge: String::new(),
+        };
+        for refused in [None, Some(60), Some(61)] {
+            let status = shorten(&mut running, refused.map(Duration::from_secs)).unwrap_err();
+            assert!(status.message.contains("overlap of 60 s") && status.message.contains("shorter"), "{status:?}");
+        }
+        shorten(&mut running, Some(Duration::ZERO)).unwrap();
+        assert_eq!(running.overlap_seconds, 0);
+    }
 }

@@ -9,6 +9,7 @@ use flotilla_api::k8s_openapi::api::core::v1::Taint;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use flotilla_api::kinds::jointoken::{JoinTokenObject, JoinTokenSpec};
 use flotilla_api::{Builtin, Status, object};
+use flotilla_control::Liveness;
 use flotilla_net::{Token, fingerprint};
 use flotilla_raft::Range;
 use jiff::{SignedDuration, Timestamp};
@@ -101,21 +102,36 @@ impl Trust {
     /// Where machines that join find this cluster: every member's first address, this node's first.
     fn addresses(&self) -> Vec<SocketAddr> {
         let own = self.net.own_record();
-        let others = self.net.peers();
-        let mut addresses: Vec<SocketAddr> = own.iter().flat_map(|record| record.addresses()).copied().collect();
-        for address in others.iter().filter_map(|record| record.addresses().first()) {
-            if !addresses.contains(address) {
-                addresses.push(*address);
-            }
-        }
-        addresses.truncate(flotilla_net::MAX_TOKEN_ADDRESSES);
-        addresses
+        let (members, liveness) = (self.members.all(), self.members.liveness().borrow().clone());
+        // Addresses are known longer than their nodes are members.
+        let mut others = self.net.peers();
+        others.retain(|record| members.get(record.name()) == Some(&record.id()));
+        others.sort_by_key(|record| liveness.get(record.name()).is_none_or(|one| one.state == Liveness::Dead));
+        let own = own.iter().flat_map(|record| record.addresses()).copied();
+        first_of_all(own, others.iter().filter_map(|record| record.addresses().first()).copied())
     }
+}
+
+fn first_of_all(own: impl Iterator<Item = SocketAddr>, others: impl Iterator<Item = SocketAddr>) -> Vec<SocketAddr> {
+    let mut addresses = Vec::new();
+    for address in own.chain(others) {
+        if addresses.len() < flotilla_net::MAX_TOKEN_ADDRESSES && !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    addresses
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_names_its_maker_first_and_nobody_twice() {
+        let at = |last: u8| SocketAddr::from(([10, 0, 0, last], 6443));
+        let addresses = first_of_all([at(1), at(2)].into_iter(), (1..=20).map(at));
+        assert_eq!(addresses, (1..=8).map(at).collect::<Vec<_>>());
+    }
 
     #[test]
     fn taints_are_written_as_upstream_writes_them() {

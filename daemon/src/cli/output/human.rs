@@ -52,11 +52,12 @@ pub fn cores(millis: i64) -> String {
 pub fn parse_duration(text: &str) -> Result<u64, String> {
     let bad = || format!("{text:?} is not a duration: write 30s, 15m, 1h30m or 7d");
     const MAX_SECONDS: u64 = 100 * YEAR as u64;
+    let too_long = || format!("{text:?} is too long: at most {}d", MAX_SECONDS / DAY as u64);
     let mut total: u64 = 0;
     let mut rest = text;
     while !rest.is_empty() {
         let digits = rest.find(|c: char| !c.is_ascii_digit()).unwrap_or(rest.len());
-        let number: u64 = rest[..digits].parse().map_err(|_| bad())?;
+        let number: u64 = rest[..digits].parse().map_err(|_| if digits == 0 { bad() } else { too_long() })?;
         let mut chars = rest[digits..].chars();
         let unit_seconds = match chars.next() {
             None if digits == text.len() => 1,
@@ -70,7 +71,7 @@ pub fn parse_duration(text: &str) -> Result<u64, String> {
             .checked_mul(unit_seconds)
             .and_then(|seconds| total.checked_add(seconds))
             .filter(|seconds| *seconds <= MAX_SECONDS)
-            .ok_or_else(bad)?;
+            .ok_or_else(too_long)?;
         rest = chars.as_str();
     }
     if text.is_empty() { Err(bad()) } else { Ok(total) }
@@ -143,6 +144,9 @@ mod tests {
         for bad in ["", "h", "1x", "1h30", "-1", "1.5h", "99999999999999999999d", "40000d"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
             assert!(parse_lifetime(bad).is_err(), "{bad}");
+        }
+        for long in ["99999999999999999999d", "40000d", "36500d1s"] {
+            assert_eq!(parse_duration(long), Err(format!("{long:?} is too long: at most 36500d")));
         }
     }
 }
