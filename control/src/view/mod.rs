@@ -30,8 +30,8 @@ use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::{GroupResource, Key};
 use serde_json::Value;
 
-use entry::QueuePlace;
 use entry::Other;
+use entry::QueuePlace;
 pub use entry::{Definition, HostPort, NodeEntry, NodeFacts, NodeUse, PodEntry, PodFacts, Stored};
 use table::Table;
 use tables::Tables;

@@ -18,7 +18,7 @@ use tracing::{debug, warn};
 use super::local::Local;
 use super::lower::{self, Parts};
 use super::source::{Place, SourceError, environment};
-use super::{probe, volumes};
+use super::{probe, subpath, volumes};
 
 /// A hook that does not end by then is left alone.
 const MAX_HOOK: Duration = Duration::from_secs(300);
@@ -189,6 +189,7 @@ impl Carrier {
         let image = self.local.images().find(&reference);
         let image = image.ok_or_else(|| create_error(format!("image {reference:?} is no longer on this node")))?;
         let id = self.container_id(&container_key(name, attempt));
+        let sub_paths = self.local.sub_paths_dir().join(&id);
         let log_path = self.local.log_dir(&self.uid).join(name).join(format!("{attempt}.log"));
         let local = self.local.clone();
         let prepared = tokio::task::spawn_blocking(move || {
@@ -207,6 +208,7 @@ impl Carrier {
             rootfs,
             environment,
             volumes: &volumes,
+            sub_paths: &sub_paths,
             log_path,
             pid_of: self.pid_of(name, &sandbox)?,
         };
@@ -295,6 +297,7 @@ impl Carrier {
         let log = local.log_dir(&self.uid).join(name).join(format!("{attempt}.log"));
         let unmounted = tokio::task::spawn_blocking(move || {
             remove_log(&log);
+            release_sub_paths(&local.sub_paths_dir().join(&id));
             local.images().unmount(&id)
         });
         unmounted.await.map_err(|error| trouble(error.to_string()))?.map_err(|error| trouble(error.to_string()))
@@ -328,8 +331,19 @@ fn remove_log(log: &std::path::Path) {
     }
 }
 
+fn release_sub_paths(dir: &std::path::Path) {
+    if let Err(error) = subpath::release(dir) {
+        warn!(dir = %dir.display(), %error, "parts of volumes stay mounted");
+    }
+}
+
 fn unmount_all(local: &Local, uid: &str) {
     let prefix = format!("{uid}-");
+    for entry in std::fs::read_dir(local.sub_paths_dir()).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().is_some_and(|id| id.starts_with(&prefix)) {
+            release_sub_paths(&entry.path());
+        }
+    }
     for (id, _) in local.images().mounts().into_iter().filter(|(id, _)| id.starts_with(&prefix)) {
         if let Err(error) = local.images().unmount(&id) {
             warn!(id, %error, "a root file system stays mounted");

@@ -147,6 +147,11 @@ impl Local {
         self.inner.config.data_dir.join("volumes").join(uid)
     }
 
+    /// Where parts of volumes are bound, a directory for each container.
+    pub(super) fn sub_paths_dir(&self) -> PathBuf {
+        self.inner.config.run_dir.join("subpaths")
+    }
+
     pub(super) fn rootfs_dir(&self, container: &str) -> PathBuf {
         self.inner.config.run_dir.join("rootfs").join(container)
     }

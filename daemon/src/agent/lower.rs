@@ -18,6 +18,8 @@ use flotilla_runtime::network::{PortMapping, Protocol};
 use flotilla_runtime::pods::{ContainerSpec, LastWords, Mount, MountKind, SandboxSpec, Seccomp, User};
 
 use super::source::{SourceError, expand};
+use super::subpath;
+use super::volumes::is_projected;
 
 /// What upstream gives a container that asks for no CPU.
 const MIN_CPU_SHARES: u64 = 2;
@@ -183,6 +185,8 @@ pub struct Parts<'a> {
     pub rootfs: PathBuf,
     pub environment: Vec<(String, String)>,
     pub volumes: &'a BTreeMap<String, PathBuf>,
+    /// Where parts of volumes are bound for this container.
+    pub sub_paths: &'a Path,
     pub log_path: PathBuf,
     /// The key of the container whose processes it sees as its own.
     pub pid_of: Option<String>,
@@ -212,7 +216,7 @@ pub fn container(pod: &Pod, container: &Container, parts: Parts) -> Result<Conta
         attempt: parts.attempt,
         rootfs: parts.rootfs,
         args,
-        mounts: mounts(container, parts.volumes, &environment)?,
+        mounts: mounts(&spec, container, parts.volumes, parts.sub_paths, &environment)?,
         env: environment,
         cwd: container.working_dir.clone().or_else(|| config.working_dir.clone()).unwrap_or_default(),
         user,
@@ -276,39 +280,37 @@ fn command(
     }
 }
 
+/// What is projected is mounted read-only whatever the mount says: its files are the node's to change.
 fn mounts(
+    spec: &PodSpec,
     container: &Container,
     volumes: &BTreeMap<String, PathBuf>,
+    sub_paths: &Path,
     environment: &[(String, String)],
 ) -> Result<Vec<Mount>, SourceError> {
+    let projected: BTreeSet<&str> =
+        spec.volumes.iter().flatten().filter(|v| is_projected(v)).map(|volume| volume.name.as_str()).collect();
     let mut mounts = Vec::new();
-    for mount in container.volume_mounts.iter().flatten() {
+    for (index, mount) in container.volume_mounts.iter().flatten().enumerate() {
         let volume =
             volumes.get(&mount.name).ok_or_else(|| SourceError(format!("volume {:?} is not available", mount.name)))?;
         let inside = mount.sub_path.clone().or_else(|| mount.sub_path_expr.as_ref().map(|e| expand(e, environment)));
         let source = match inside.filter(|path| !path.is_empty()) {
             None => volume.clone(),
-            Some(inside) => sub_path(volume, &inside)?,
+            Some(inside) => {
+                let at = sub_paths.join(index.to_string());
+                subpath::bind(volume, &inside, &at)
+                    .map_err(|error| SourceError(format!("failed to prepare subPath {inside:?}: {error}")))?;
+                at
+            }
         };
         mounts.push(Mount {
             destination: PathBuf::from(&mount.mount_path),
             kind: MountKind::Bind { source },
-            read_only: mount.read_only.unwrap_or(false),
+            read_only: mount.read_only.unwrap_or(false) || projected.contains(mount.name.as_str()),
         });
     }
     Ok(mounts)
-}
-
-/// A path within a volume, which may hold links that a container made.
-fn sub_path(volume: &Path, inside: &str) -> Result<PathBuf, SourceError> {
-    let fail = |what: String| SourceError(format!("failed to prepare subPath {inside:?}: {what}"));
-    let root = volume.canonicalize().map_err(|error| fail(error.to_string()))?;
-    let path = root.join(inside);
-    if !path.exists() {
-        fs::create_dir_all(&path).map_err(|error| fail(error.to_string()))?;
-    }
-    let path = path.canonicalize().map_err(|error| fail(error.to_string()))?;
-    if path.starts_with(&root) { Ok(path) } else { Err(fail("it leaves the volume".into())) }
 }
 
 fn seccomp(profile: Option<&SeccompProfile>) -> Seccomp {
@@ -524,10 +526,17 @@ mod tests {
     }
 
     #[test]
-    fn a_sub_path_stays_in_its_volume() {
-        let volume = tempfile::tempdir().unwrap();
-        std::os::unix::fs::symlink("/", volume.path().join("out")).unwrap();
-        assert!(sub_path(volume.path(), "a/b").is_ok());
-        assert!(sub_path(volume.path(), "out/etc").is_err());
+    fn what_is_projected_is_read_only() {
+        let spec: PodSpec = serde_json::from_value(serde_json::json!({"containers": [], "volumes": [
+            {"name": "settings", "configMap": {"name": "s"}}, {"name": "scratch", "emptyDir": {}},
+        ]}))
+        .unwrap();
+        let container: Container = serde_json::from_value(serde_json::json!({"name": "c", "volumeMounts": [
+            {"name": "settings", "mountPath": "/s", "readOnly": false}, {"name": "scratch", "mountPath": "/t"},
+        ]}))
+        .unwrap();
+        let volumes = ["settings", "scratch"].map(|name| (name.to_owned(), PathBuf::from("/v").join(name))).into();
+        let mounts = mounts(&spec, &container, &volumes, Path::new("/p"), &[]).unwrap();
+        assert_eq!(mounts.iter().map(|mount| mount.read_only).collect::<Vec<_>>(), [true, false]);
     }
 }

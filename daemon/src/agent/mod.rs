@@ -21,6 +21,7 @@ mod observe;
 mod probe;
 mod resize;
 mod source;
+mod subpath;
 mod tidy;
 mod volumes;
 mod worker;

@@ -118,8 +118,9 @@ async fn first_line(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &s
 }
 
 fn request(host: &str, port: u16, get: &HTTPGetAction) -> String {
-    let path = get.path.as_deref().filter(|path| path.starts_with('/')).unwrap_or("/");
-    let mut request = format!("GET {path} HTTP/1.1\r\nConnection: close\r\n");
+    let path = get.path.as_deref().unwrap_or_default();
+    let path = path.strip_prefix('/').unwrap_or(path);
+    let mut request = format!("GET /{path} HTTP/1.1\r\nConnection: close\r\n");
     let mut named = false;
     for header in get.http_headers.iter().flatten() {
         // Validation keeps line breaks out of headers; they must not split the request even if it did not.
@@ -244,6 +245,17 @@ mod tests {
         assert_eq!(status_of(b"HTTP/1.0 503\n"), Some(503));
         assert_eq!(status_of(b"SSH-2.0-x\r\n"), None);
         assert_eq!(status_of(b""), None);
+    }
+
+    #[test]
+    fn a_path_needs_no_slash_before_it() {
+        let line = |path: Option<&str>| {
+            let get = HTTPGetAction { path: path.map(str::to_owned), ..HTTPGetAction::default() };
+            request("10.0.0.1", 80, &get).lines().next().unwrap_or_default().to_owned()
+        };
+        assert_eq!(line(Some("healthz?full=1&a=b")), "GET /healthz?full=1&a=b HTTP/1.1");
+        assert_eq!(line(Some("/healthz")), "GET /healthz HTTP/1.1");
+        assert_eq!(line(None), "GET / HTTP/1.1");
     }
 
     #[tokio::test]

@@ -94,7 +94,8 @@ pub fn are_projected(pod: &Pod) -> bool {
     pod.spec.iter().flat_map(|spec| spec.volumes.iter().flatten()).any(is_projected)
 }
 
-fn is_projected(volume: &Volume) -> bool {
+/// Whether its files come from the API.
+pub fn is_projected(volume: &Volume) -> bool {
     volume.config_map.is_some()
         || volume.secret.is_some()
         || volume.downward_api.is_some()

@@ -145,7 +145,9 @@ impl Service {
                  join anew, or delete it"
             ));
         }
-        for (name, one) in self.node.members.liveness().borrow().iter().filter(|(name, _)| !elsewhere.contains_key(*name)) {
+        for (name, one) in
+            self.node.members.liveness().borrow().iter().filter(|(name, _)| !elsewhere.contains_key(*name))
+        {
             match (one.state, one.silent_ms) {
                 (flotilla_control::Liveness::Dead, 0) => {
                     problems.push(format!("node {name} was not heard since this daemon started"));
