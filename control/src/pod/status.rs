@@ -189,6 +189,8 @@ fn states(life: &Life<'_>, name: &str, track: &Track<'_>) -> (ContainerState, Co
         }
         State::Fresh | State::Created(_) => match life.waiting.get(name) {
             Some(why) => (waiting(&why.reason, why.message.clone()), last),
+            // Also for ever, after one of the first containers failed for good.
+            None if life.init_containers().next().is_some() => (waiting("PodInitializing", None), last),
             None => (waiting("ContainerCreating", None), last),
         },
     }

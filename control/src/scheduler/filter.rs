@@ -32,11 +32,12 @@ pub(super) enum Lack {
     Cordoned,
     Leaving,
     Selector,
+    /// Its key and value.
     Taint(String),
-    Port(String),
+    Port,
     Pods,
     /// The resources that are short.
-    Room(String),
+    Room(Vec<String>),
 }
 
 impl<'a> Slot<'a> {
@@ -85,10 +86,7 @@ impl<'a> Slot<'a> {
             UNSCHEDULABLE => Lack::Cordoned,
             NOT_READY => Lack::NotReady,
             UNREACHABLE => Lack::Unreachable,
-            key => match taint.value.as_deref() {
-                None | Some("") => Lack::Taint(key.to_owned()),
-                Some(value) => Lack::Taint(format!("{key}={value}")),
-            },
+            key => Lack::Taint(format!("{key}: {}", taint.value.as_deref().unwrap_or_default())),
         })
     }
 
@@ -120,9 +118,8 @@ impl<'a> Slot<'a> {
     }
 
     fn taken_port(&self, pod: &PodEntry) -> Option<Lack> {
-        let wanted = pod.facts.host_ports.iter();
-        let mut taken = wanted.filter(|port| self.ports.iter().any(|other| other.collides(port)));
-        taken.next().map(|port| Lack::Port(format!("{}/{}", port.port, port.protocol)))
+        let mut wanted = pod.facts.host_ports.iter();
+        wanted.any(|port| self.ports.iter().any(|other| other.collides(port))).then_some(Lack::Port)
     }
 
     fn shortage(&self, asked: &Resources) -> Option<Lack> {
@@ -141,11 +138,11 @@ impl<'a> Slot<'a> {
         if cpu && memory && others.clone().next().is_none() {
             return None;
         }
-        let mut short: Vec<&str> = Vec::new();
-        short.extend((!cpu).then_some("cpu"));
-        short.extend((!memory).then_some("memory"));
-        short.extend(others.by_ref().map(|(name, _)| name.as_str()));
-        Some(Lack::Room(short.join(" and ")))
+        let mut short: Vec<String> = Vec::new();
+        short.extend((!cpu).then(|| "cpu".into()));
+        short.extend((!memory).then(|| "memory".into()));
+        short.extend(others.by_ref().map(|(name, _)| name.clone()));
+        Some(Lack::Room(short))
     }
 }
 

@@ -92,7 +92,7 @@ impl<'a> Pass<'a> {
             looked_at += 1;
             let slot = &self.slots[index];
             match slot.refuses(pod) {
-                Some(lack) => tally.add(lack),
+                Some(lack) => tally.add(&lack),
                 None => {
                     fitting += 1;
                     let score = score::of(slot, pod, siblings.and_then(|on| on.get(&index)).copied().unwrap_or(0));

@@ -1,4 +1,4 @@
-//! Why no node takes a pod, in one sentence that a user can act on.
+//! Why no node takes a pod, in one sentence: kube-scheduler's, for people and alerts look for its words.
 
 use std::collections::BTreeMap;
 
@@ -7,42 +7,41 @@ use super::filter::Lack;
 /// How many nodes lack what.
 #[derive(Default)]
 pub(super) struct Tally {
-    counts: BTreeMap<Lack, usize>,
+    counts: BTreeMap<String, usize>,
 }
 
 impl Tally {
-    pub fn add(&mut self, lack: Lack) {
-        *self.counts.entry(lack).or_default() += 1;
+    pub fn add(&mut self, lack: &Lack) {
+        for reason in lack.reasons() {
+            *self.counts.entry(reason).or_default() += 1;
+        }
     }
 
-    /// `0/3 nodes: 2 lack memory, 1 is cordoned`: the most common reason first.
+    /// `0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient memory.`: in the order of the texts.
     pub fn sentence(&self, nodes: usize) -> String {
         if nodes == 0 {
-            return "0/0 nodes: the cluster has no nodes".into();
+            return "no nodes available to schedule pods".into();
         }
-        let mut reasons: Vec<(&Lack, usize)> = self.counts.iter().map(|(lack, count)| (lack, *count)).collect();
-        reasons.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        let reasons: Vec<String> = reasons.into_iter().map(|(lack, count)| lack.words(count)).collect();
-        format!("0/{nodes} nodes: {}", reasons.join(", "))
+        let mut reasons: Vec<String> = self.counts.iter().map(|(reason, count)| format!("{count} {reason}")).collect();
+        reasons.sort();
+        format!("0/{nodes} nodes are available: {}.", reasons.join(", "))
     }
 }
 
 impl Lack {
-    fn words(&self, count: usize) -> String {
-        let verb = |one: &str, many: &str| format!("{count} {}", if count == 1 { one } else { many });
-        let is = || verb("is", "are");
-        let has = || verb("has", "have");
-        match self {
-            Lack::Unreachable => format!("{} unreachable", is()),
-            Lack::NotReady => format!("{} not ready", is()),
-            Lack::Cordoned => format!("{} cordoned", is()),
-            Lack::Leaving => format!("{} leaving the cluster", is()),
-            Lack::Selector => format!("{} not match the pod's node selector", verb("does", "do")),
-            Lack::Taint(taint) => format!("{} the taint {taint} that the pod does not tolerate", has()),
-            Lack::Port(port) => format!("{} port {port} taken", has()),
-            Lack::Pods => format!("{} no room for another pod", has()),
-            Lack::Room(resources) => format!("{} {resources}", verb("lacks", "lack")),
-        }
+    fn reasons(&self) -> Vec<String> {
+        let untolerated = |taint: &str| format!("node(s) had untolerated taint {{{taint}}}");
+        vec![match self {
+            Lack::Unreachable => untolerated("node.kubernetes.io/unreachable: "),
+            Lack::NotReady => untolerated("node.kubernetes.io/not-ready: "),
+            Lack::Cordoned => "node(s) were unschedulable".into(),
+            Lack::Leaving => "node(s) were leaving the cluster".into(),
+            Lack::Selector => "node(s) didn't match Pod's node affinity/selector".into(),
+            Lack::Taint(taint) => untolerated(taint),
+            Lack::Port => "node(s) didn't have free ports for the requested pod ports".into(),
+            Lack::Pods => "Too many pods".into(),
+            Lack::Room(resources) => return resources.iter().map(|name| format!("Insufficient {name}")).collect(),
+        }]
     }
 }
 
@@ -53,19 +52,22 @@ mod tests {
     #[test]
     fn sentences() {
         let mut tally = Tally::default();
-        assert_eq!(tally.sentence(0), "0/0 nodes: the cluster has no nodes");
-        tally.add(Lack::Room("memory".into()));
-        tally.add(Lack::Cordoned);
-        tally.add(Lack::Room("memory".into()));
-        assert_eq!(tally.sentence(3), "0/3 nodes: 2 lack memory, 1 is cordoned");
-        let mut tally = Tally::default();
-        tally.add(Lack::Taint("gpu=yes".into()));
-        tally.add(Lack::Selector);
-        tally.add(Lack::Port("80/TCP".into()));
+        assert_eq!(tally.sentence(0), "no nodes available to schedule pods");
+        tally.add(&Lack::Room(vec!["cpu".into(), "memory".into()]));
+        tally.add(&Lack::Cordoned);
+        tally.add(&Lack::Room(vec!["memory".into()]));
         assert_eq!(
             tally.sentence(3),
-            "0/3 nodes: 1 does not match the pod's node selector, \
-             1 has the taint gpu=yes that the pod does not tolerate, 1 has port 80/TCP taken"
+            "0/3 nodes are available: 1 Insufficient cpu, 1 node(s) were unschedulable, 2 Insufficient memory."
+        );
+        let mut tally = Tally::default();
+        tally.add(&Lack::Taint("gpu: yes".into()));
+        tally.add(&Lack::Selector);
+        tally.add(&Lack::Port);
+        assert_eq!(
+            tally.sentence(3),
+            "0/3 nodes are available: 1 node(s) didn't have free ports for the requested pod ports, 1 node(s) didn't \
+             match Pod's node affinity/selector, 1 node(s) had untolerated taint {gpu: yes}."
         );
     }
 }

@@ -35,7 +35,7 @@ fn refusals_are_words_and_written_once() {
     sim.edit(&keys::node("n3"), |node| node["spec"]["unschedulable"] = true.into());
     sim.put_json("", "pods", pod("big", memory("9Gi")));
     sim.settle();
-    assert_eq!(refusal(&sim, "big"), "0/3 nodes: 2 lack memory, 1 is cordoned");
+    assert_eq!(refusal(&sim, "big"), "0/3 nodes are available: 1 node(s) were unschedulable, 2 Insufficient memory.");
     for _ in 0..3 {
         sim.view.mark_all();
         sim.settle();
@@ -96,11 +96,13 @@ fn selectors_affinity_taints_and_ports() {
     assert_eq!(bound, 2);
     assert_eq!(
         refusal(&sim, "port2"),
-        "0/3 nodes: 2 have port 80/TCP taken, 1 has the taint gpu=yes that the pod does not tolerate"
+        "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 node(s) didn't have free ports for the \
+         requested pod ports."
     );
     assert_eq!(
         refusal(&sim, "nowhere"),
-        "0/3 nodes: 2 do not match the pod's node selector, 1 has the taint gpu=yes that the pod does not tolerate"
+        "0/3 nodes are available: 1 node(s) had untolerated taint {gpu: yes}, 2 node(s) didn't match Pod's node \
+         affinity/selector."
     );
 }
 
@@ -114,7 +116,7 @@ fn priority_goes_before_age() {
     sim.put_json("", "pods", pod("urgent", urgent));
     sim.settle();
     assert_eq!(node_of(&sim, "urgent").as_deref(), Some("n1"));
-    assert_eq!(refusal(&sim, "old"), "0/1 nodes: 1 lacks memory");
+    assert_eq!(refusal(&sim, "old"), "0/1 nodes are available: 1 Insufficient memory.");
     sim.delete(&keys::pod("default", "urgent"));
     sim.settle();
     assert_eq!(node_of(&sim, "old").as_deref(), Some("n1"));
@@ -134,7 +136,10 @@ fn silent_nodes_are_avoided_before_they_are_tainted() {
     sim.hear("n1", Liveness::Dead);
     sim.put_json("", "pods", pod("c", json!({})));
     sim.settle();
-    assert_eq!(refusal(&sim, "c"), "0/2 nodes: 2 are unreachable");
+    assert_eq!(
+        refusal(&sim, "c"),
+        "0/2 nodes are available: 2 node(s) had untolerated taint {node.kubernetes.io/unreachable: }."
+    );
 }
 
 #[test]
@@ -142,7 +147,7 @@ fn without_nodes_there_is_a_reason_too() {
     let mut sim = Sim::new(6);
     sim.put_json("", "pods", pod("a", json!({})));
     sim.settle();
-    assert_eq!(refusal(&sim, "a"), "0/0 nodes: the cluster has no nodes");
+    assert_eq!(refusal(&sim, "a"), "no nodes available to schedule pods");
     sim.add_node("n1");
     sim.settle();
     assert_eq!(node_of(&sim, "a").as_deref(), Some("n1"));
@@ -166,5 +171,5 @@ fn a_node_holds_no_more_pods_than_it_says() {
     }
     sim.settle();
     assert_eq!(sim.active().iter().filter(|pod| pod.spec.as_ref().unwrap().node_name.is_some()).count(), 2);
-    assert_eq!(refusal(&sim, "p2"), "0/1 nodes: 1 has no room for another pod");
+    assert_eq!(refusal(&sim, "p2"), "0/1 nodes are available: 1 Too many pods.");
 }

@@ -31,17 +31,24 @@ const MAX_NAMESERVERS: usize = 3;
 /// Processes of a pod that says nothing else; as many as systemd gives a service by default here.
 const DEFAULT_PIDS: i64 = 4_096;
 
+/// Upstream's default.
+const CLUSTER_DOMAIN: &str = "cluster.local";
+
 /// The sandbox of a pod.
 pub fn sandbox(pod: &Pod) -> SandboxSpec {
     let spec = pod.spec.clone().unwrap_or_default();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
-    let uid = text(&pod.metadata.uid);
+    let (uid, namespace) = (text(&pod.metadata.uid), text(&pod.metadata.namespace));
+    let hostname: String = spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect();
+    let subdomain = spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty());
+    let full_name = subdomain.map(|subdomain| format!("{hostname}.{subdomain}.{namespace}.svc.{CLUSTER_DOMAIN}"));
     SandboxSpec {
         id: uid.clone(),
-        namespace: text(&pod.metadata.namespace),
+        namespace,
         name: text(&pod.metadata.name),
         uid,
-        hostname: spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect(),
+        hostname,
+        full_name: full_name.unwrap_or_default(),
         host_network: spec.host_network.unwrap_or(false),
         host_ipc: spec.host_ipc.unwrap_or(false),
         share_pid: spec.share_process_namespace.unwrap_or(false),

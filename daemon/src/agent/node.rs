@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Builtin, Key, Status, object};
 use flotilla_raft::WatchItem;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
 use tracing::{debug, info, warn};
@@ -30,6 +30,8 @@ const MEASURE: Duration = Duration::from_secs(2);
 const STARTING: Duration = Duration::from_secs(10);
 /// The kubelet evicts pods when less is free.
 const MIN_MEMORY_BYTES: u64 = 100 * 1024 * 1024;
+/// Conditions that stay as they are say so again after this, as kubelet's do.
+const HEARTBEAT: SignedDuration = SignedDuration::from_secs(300);
 /// How often the Node is looked at besides when it changes.
 const LOOK: Duration = Duration::from_secs(10);
 /// How often the node's own addresses are compared with those in its status.
@@ -257,17 +259,21 @@ fn set_pressure(status: &mut Value, kind: &str, pressed: bool, now: Timestamp) {
     set(status, kind, (if pressed { "True" } else { "False" }, reason, message), now);
 }
 
-/// Sets a condition; its times move only with its status.
+/// Sets a condition; its times move with its status, and now and then so that people see that somebody looks.
 fn set(status: &mut Value, kind: &str, (word, reason, message): (&str, &str, &str), now: Timestamp) {
     if !status["conditions"].is_array() {
         status["conditions"] = json!([]);
     }
     let Some(conditions) = status["conditions"].as_array_mut() else { return };
-    let known = conditions.iter_mut().find(|condition| condition["type"] == kind);
-    if known.as_ref().is_some_and(|known| known["status"] == word && known["reason"] == reason) {
+    let mut known = conditions.iter_mut().find(|condition| condition["type"] == kind);
+    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
+    if let Some(known) = known.as_mut().filter(|known| known["status"] == word && known["reason"] == reason) {
+        let told = known["lastHeartbeatTime"].as_str().and_then(|told| told.parse::<Timestamp>().ok());
+        if told.is_none_or(|told| now.duration_since(told) >= HEARTBEAT) {
+            known["lastHeartbeatTime"] = at.into();
+        }
         return;
     }
-    let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
     let condition = json!({"type": kind, "status": word, "reason": reason, "message": message,
         "lastHeartbeatTime": at, "lastTransitionTime": at});
     match known {

@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn a_job_is_described_with_its_pods_and_events() {
         let mut status = sample();
-        status.message = "0/3 nodes: 2 lack memory, 1 is cordoned".into();
+        status.message = "0/1 nodes are available: 1 Insufficient memory.".into();
         status.pods.push(PodSummary {
             name: "web-1".into(),
             status: "Pending".into(),
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(
             text,
             "Job        web (service, namespace default)\n\
-             Status     Running: 0/3 nodes: 2 lack memory, 1 is cordoned\n\
+             Status     Running: 0/1 nodes are available: 1 Insufficient memory.\n\
              Tasks      6 wanted, 6 running, 6 of the newest version\n\
              Images     nginx:1.27\n\
              Age        -\n\

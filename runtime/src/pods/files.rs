@@ -42,7 +42,9 @@ fn hosts(spec: &SandboxSpec, ip: Option<Ipv4Addr>) -> String {
             .into(),
     };
     if let Some(ip) = ip {
-        text.push_str(&format!("{ip}\t{}\n", spec.hostname));
+        let names = [&spec.full_name, &spec.hostname].into_iter().filter(|name| !name.is_empty());
+        let names: Vec<&str> = names.map(String::as_str).collect();
+        text.push_str(&format!("{ip}\t{}\n", names.join("\t")));
     }
     for alias in &spec.host_aliases {
         text.push_str(alias);
@@ -144,5 +146,8 @@ mod tests {
                 && text.contains("10.1.0.2\tweb-1\n")
                 && text.ends_with("10.0.0.9 db\n")
         );
+        let named = SandboxSpec { full_name: "web-1.web.default.svc.cluster.local".into(), ..spec };
+        let text = hosts(&named, Some(Ipv4Addr::new(10, 1, 0, 2)));
+        assert!(text.contains("10.1.0.2\tweb-1.web.default.svc.cluster.local\tweb-1\n"), "{text}");
     }
 }

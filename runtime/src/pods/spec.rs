@@ -69,6 +69,8 @@ pub struct SandboxSpec {
     /// The pod's; at most one sandbox of a pod exists at a time.
     pub uid: String,
     pub hostname: String,
+    /// Its name in the whole cluster; empty if it has none.
+    pub full_name: String,
     pub host_network: bool,
     /// Its containers share System V and POSIX IPC, and `/dev/shm`, with the host.
     pub host_ipc: bool,
