@@ -343,8 +343,13 @@ mod tests {
         let mut status = json!({});
         set_ready(&mut status, true, Timestamp::UNIX_EPOCH);
         let first = status.clone();
-        set_ready(&mut status, true, Timestamp::now());
+        let later = Timestamp::UNIX_EPOCH + HEARTBEAT;
+        set_ready(&mut status, true, later - SignedDuration::from_secs(1));
         assert_eq!(status, first);
+        set_ready(&mut status, true, later);
+        let condition = &status["conditions"][0];
+        assert_eq!(condition["lastHeartbeatTime"], "1970-01-01T00:05:00Z");
+        assert_eq!(condition["lastTransitionTime"], first["conditions"][0]["lastTransitionTime"]);
         set_ready(&mut status, false, Timestamp::now());
         assert_eq!(status["conditions"][0]["status"], "False");
         assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
