@@ -41,9 +41,14 @@ pub async fn backup(session: &Session, args: &BackupArgs) -> anyhow::Result<u8> 
         return to_standard_output(session, args.stale).await;
     }
     let target = target(&args.file)?;
-    let mut draft = Draft::create(&target)?;
-    let mut stream = session.cluster().backup(BackupRequest { stale: args.stale }).await?.into_inner();
+    // From before there is a draft, so that none is left behind.
     let mut ends = Ends::watch()?;
+    let mut draft = Draft::create(&target)?;
+    let mut client = session.cluster();
+    let mut stream = tokio::select! {
+        answered = client.backup(BackupRequest { stale: args.stale }) => answered?.into_inner(),
+        () = ends.asked() => return Ok(INTERRUPTED),
+    };
     let mut line = session.progress();
     let mut size_bytes = 0;
     loop {
