@@ -104,7 +104,8 @@ impl Roll {
     fn other_epoch(&self, id: NodeId, status: &Status) -> Option<EpochId> {
         let has_replica = status.voters.contains(&id) || status.learners.contains(&id);
         let epoch = self.epochs.get(&id).copied().filter(|epoch| *epoch != status.epoch);
-        epoch.filter(|_| !has_replica && !status.epoch.is_none())
+        // Nobody is judged before it is known who has a replica.
+        epoch.filter(|_| !has_replica && !status.voters.is_empty())
     }
 
     fn members(&self) -> impl Iterator<Item = Member> {

@@ -36,7 +36,7 @@ impl<T> Deref for Stored<T> {
 pub struct Other {
     pub revision: u64,
     pub uid: Option<Uid>,
-    /// Nothing of the most.
+    /// None for most of them.
     pub bound: Option<Box<Bound>>,
 }
 
