@@ -17,6 +17,8 @@ pub const STORE: &str = "store";
 pub const RESTORING: &str = "restoring";
 /// Says that the node that was here has left its cluster, and which it was.
 const LEFT: &str = "left";
+/// Says that the node has asked the others to take it out.
+const LEAVING: &str = "leaving";
 
 /// A daemon does not start here until somebody has done something about it: to try again does not help.
 #[derive(Debug, thiserror::Error)]
@@ -53,6 +55,21 @@ pub fn check(dir: &Path) -> anyhow::Result<()> {
 /// Whether the node that was here has left its cluster.
 pub fn has_left(dir: &Path) -> bool {
     dir.join(LEFT).exists()
+}
+
+/// Keeps that this node is about to ask the others to take it out: if it dies before it hears that they have, the next start
+/// goes on from there. One that stays all the same is none the worse for it.
+///
+/// # Errors
+/// If it cannot be written.
+pub fn mark_leaving(dir: &Path) -> io::Result<()> {
+    File::create(dir.join(LEAVING))?.sync_all()?;
+    File::open(dir)?.sync_all()
+}
+
+/// Whether this node asked the others to take it out, and has not heard that they have.
+pub fn is_leaving(dir: &Path) -> bool {
+    dir.join(LEAVING).exists() && !has_left(dir)
 }
 
 /// Keeps that the node of this directory has left its cluster.
@@ -179,6 +196,17 @@ mod tests {
             )
         );
         assert!(said(prepare_restore(dir.path())).contains("has left its cluster"));
+    }
+
+    #[test]
+    fn who_has_asked_to_go_is_leaving_until_it_has_left() {
+        let dir = holding(&["identity/identity.pem", "store/state"]);
+        assert!(!is_leaving(dir.path()));
+        mark_leaving(dir.path()).unwrap();
+        check(dir.path()).unwrap();
+        assert!(is_leaving(dir.path()), "the others may not have heard of it");
+        mark_left(dir.path(), "machine-3", "c1").unwrap();
+        assert!(!is_leaving(dir.path()));
     }
 
     #[test]

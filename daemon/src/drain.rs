@@ -7,6 +7,7 @@ use std::time::Duration;
 use flotilla_api::admit::Subresource;
 use flotilla_api::kinds::Builtin;
 use flotilla_api::{Reason, Status};
+use flotilla_net::Net;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -201,6 +202,7 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
 
 /// Has the others take this node out, and ends it when they have.
 async fn depart(node: &Node, drain: &Drain, send: &Sender) -> Result<(), Status> {
+    data_dir::mark_leaving(&node.config.data_dir).map_err(Status::internal)?;
     // From here on they do, even if it dies now.
     let kind = node.gate.built_in(Builtin::Node)?;
     node.gate
@@ -250,10 +252,8 @@ pub async fn end_when_deleted(node: Node) {
         return;
     }
     warn!("this Node was deleted: it goes when the others have taken it out of the group");
-    let mut refusals = 0;
-    while refusals < REFUSALS || node.is_leaving.load(Ordering::Relaxed) {
+    while node.is_leaving.load(Ordering::Relaxed) || !is_taken_out(&node.net).await {
         tokio::time::sleep(POLL).await;
-        refusals = if members::is_let_in(&node.net).await { 0 } else { refusals + 1 };
     }
     node.local.stop_all(DELETED_GRACE).await;
     let cluster = node.trust.cluster().to_string();
@@ -265,6 +265,17 @@ pub async fn end_when_deleted(node: Node) {
          anew, remove the data directory and run 'flotilla up --join TOKEN'"
     );
     node.stop.cancel();
+}
+
+/// Whether the others have taken this node out: they say so again and again.
+pub async fn is_taken_out(net: &Net) -> bool {
+    for _ in 0..REFUSALS {
+        tokio::time::sleep(POLL).await;
+        if members::is_let_in(net).await {
+            return false;
+        }
+    }
+    true
 }
 
 async fn tell(send: &Sender, message: String, done: usize, total: usize) {

@@ -420,10 +420,15 @@ impl Keeper {
     }
 
     async fn follow_liveness(&self) {
-        let mut liveness = self.net.liveness();
+        let (mut liveness, mut status) = (self.net.liveness(), self.store.status());
         loop {
             self.publish_liveness();
-            if liveness.changed().await.is_err() {
+            // Who is of another epoch depends on who has a replica.
+            let changed = tokio::select! {
+                changed = liveness.changed() => changed,
+                changed = status.changed() => changed,
+            };
+            if changed.is_err() {
                 return;
             }
         }

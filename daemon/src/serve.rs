@@ -185,14 +185,19 @@ async fn start(
         trust.found(&sealed, &identity, advertise, &config.labels).await?;
         enrol::founded(config)?;
     }
-    wait_for_leader(&store, &net).await?;
+    let accounts = Accounts::new(gate.clone());
+    let local = Arc::new(Local::open(config, accounts.clone(), gate.clone(), &own.name, net.clone()).await?);
+    if let Standing::Gone = wait_for_leader(&store, &net, &config.data_dir).await? {
+        // It died before it heard so. What runs here was made anew elsewhere.
+        local.clear().await?;
+        enrol::leave(config, &own.name, identity.cluster()).context("it cannot be kept that this node has left")?;
+        data_dir::check(&config.data_dir)?;
+    }
     if restored {
         trust.resettle(&identity, advertise, &config.labels).await?;
         enrol::founded(config)?;
     }
 
-    let accounts = Accounts::new(gate.clone());
-    let local = Arc::new(Local::open(config, accounts.clone(), gate.clone(), &own.name, net.clone()).await?);
     net.register(Alpn::Stream, Arc::new(StreamHandler { local: local.clone() }));
     let blobs = config.layers_from_peers.then(|| share_layers(&net, &members, &local, &tasks, stop));
     let streams = Streams::new(net.clone(), members.clone(), (*local).clone(), tasks.clone());
@@ -352,8 +357,15 @@ async fn report(what: &'static str, stop: CancellationToken, face: impl Future<O
     }
 }
 
+/// What a machine with the identity of a node finds that it is.
+enum Standing {
+    Member,
+    /// The others have taken it out, as it had asked them to.
+    Gone,
+}
+
 /// Waits until somebody leads. A leader that was restarted believes that it still does until a quorum says so.
-async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
+async fn wait_for_leader(store: &Store, net: &Net, data_dir: &Path) -> anyhow::Result<Standing> {
     let mut status = store.status();
     loop {
         let ready = status.wait_for(|status| status.leader.is_some());
@@ -367,12 +379,15 @@ async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
         let now = status.borrow().clone();
         // By a quorum, or through a slice, of its own epoch: a majority that was thought lost goes on.
         if confirmed {
-            return Ok(());
+            return Ok(Standing::Member);
         }
         if let Some(epoch) = now.superseded_by {
             bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
         }
         let let_in = members::is_let_in(net).await;
+        if !let_in && data_dir::is_leaving(data_dir) && drain::is_taken_out(net).await {
+            return Ok(Standing::Gone);
+        }
         if !let_in {
             warn!(
                 "the other nodes do not know this machine as a member: if its Node was deleted, remove the data directory and \
@@ -381,7 +396,7 @@ async fn wait_for_leader(store: &Store, net: &Net) -> anyhow::Result<()> {
         }
         // Whoever led when this node stopped counts until it is known better.
         if let_in && now.leader.is_some_and(|leader| leader != now.id) {
-            return Ok(());
+            return Ok(Standing::Member);
         }
         if let_in {
             info!("waiting for a quorum of the cluster's voters");

@@ -20,12 +20,19 @@ const ROOT: &str = "/sys/fs/cgroup";
 const CGROUP2_MAGIC: i64 = 0x6367_7270;
 /// Groups nested deeper than this are not walked.
 const MAX_DEPTH: usize = 8;
+/// What a pod is limited by.
+const CONTROLLERS: [&str; 3] = ["cpu", "memory", "pids"];
 const KILL_PAUSE: Duration = Duration::from_millis(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     #[error("cgroup path {0:?} is not absolute and clean")]
     BadPath(String),
+    #[error(
+        "this machine has no cgroup controller for {0}, which limit what pods use: mount them below /sys/fs/cgroup, or start \
+         the kernel with them (cgroup_enable=memory on some boards)"
+    )]
+    Missing(String),
     #[error("cgroup {path}: cannot {action}")]
     Io { path: PathBuf, action: &'static str, source: io::Error },
 }
@@ -80,6 +87,23 @@ pub fn counts_swap() -> bool {
         Layout::V2 => true,
         Layout::V1(_) => controller_root("memory").is_some_and(|m| m.join("memory.memsw.limit_in_bytes").exists()),
     }
+}
+
+/// Whether pods can be limited on this machine.
+///
+/// # Errors
+/// Which controllers it lacks.
+pub fn check() -> Result<(), CgroupError> {
+    let v2 = fs::read_to_string(Path::new(ROOT).join("cgroup.controllers")).unwrap_or_default();
+    missing(|controller| match layout() {
+        Layout::V2 => v2.split_whitespace().any(|one| one == controller),
+        Layout::V1(_) => controller_root(controller).is_some(),
+    })
+}
+
+fn missing(has: impl Fn(&str) -> bool) -> Result<(), CgroupError> {
+    let missing: Vec<&str> = CONTROLLERS.into_iter().filter(|controller| !has(controller)).collect();
+    if missing.is_empty() { Ok(()) } else { Err(CgroupError::Missing(missing.join(", "))) }
 }
 
 fn v1_hierarchies(mountinfo: &str) -> Vec<(PathBuf, Vec<String>)> {
@@ -431,6 +455,13 @@ mod tests {
         let found = v1_hierarchies(text);
         assert_eq!(found.len(), 1);
         assert!(found[0].1.contains(&"cpuacct".to_owned()));
+    }
+
+    #[test]
+    fn what_a_machine_lacks_is_named() {
+        check().unwrap();
+        let words = missing(|controller| controller == "cpu").unwrap_err().to_string();
+        assert!(words.contains("no cgroup controller for memory, pids,"), "{words}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ async fn a_machine_stays_what_it_is_until_somebody_says_otherwise() {
     a_token_of_another_cluster_is_not_ignored(&mut cluster, &token).await;
     who_left_stays_away(&mut cluster, &other, &token).await;
     who_cannot_listen_founds_nothing(&mut cluster, &other, &token).await;
+    who_died_while_it_left_has_left(&mut cluster, &other).await;
 }
 
 /// The one that a member has joined with does no harm; nothing is what it was if that of another cluster did.
@@ -95,6 +96,19 @@ async fn who_cannot_listen_founds_nothing(cluster: &mut Cluster, node: &str, tok
     fs::remove_file(&file).unwrap();
     cluster.dev.start(node, None).unwrap();
     cluster.dev.wait_answering(node).await.unwrap();
+}
+
+/// The others took the node out, and its daemon was killed before it heard of it.
+async fn who_died_while_it_left_has_left(cluster: &mut Cluster, node: &str) {
+    let data = cluster.dev.places().data(node);
+    cluster.dev.stop_daemon(node).unwrap();
+    fs::write(data.join("leaving"), "").unwrap();
+    let _ = cli::ok(cluster, "node-1", &["delete", "node", node]);
+
+    let said = up(cluster, node, &[]);
+    assert_eq!(said.code, REFUSED, "{said:?}");
+    assert!(said.err.contains(&format!("has left its cluster; remove {}", data.display())), "{said:?}");
+    assert!(!data.join("identity").exists(), "what made it a node is forgotten");
 }
 
 fn empty(dir: &Path) {

@@ -37,6 +37,8 @@ struct Inner {
     images: Images,
     /// Set once the node knows its pod addresses.
     pods: OnceLock<Pods>,
+    /// Why none can run here.
+    trouble: OnceLock<String>,
     sources: Sources,
     usage: Mutex<Usage>,
     /// Sandboxes and containers being made: more at once only take the processors from those that run, and from the
@@ -66,6 +68,7 @@ impl Local {
             net,
             images,
             pods: OnceLock::new(),
+            trouble: OnceLock::new(),
             sources,
             usage: Mutex::default(),
             starts: Semaphore::new(STARTS_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from)),
@@ -87,6 +90,21 @@ impl Local {
             masquerade: true,
             native_cidrs: vec![cluster],
         };
+        self.adopt(Some(network)).await
+    }
+
+    /// Ends what runs on a machine that is a node no more.
+    ///
+    /// # Errors
+    /// If the directories cannot be read.
+    pub async fn clear(&self) -> anyhow::Result<()> {
+        self.adopt(None).await?;
+        self.stop_all(Duration::ZERO).await;
+        Ok(())
+    }
+
+    async fn adopt(&self, network: Option<NetworkConfig>) -> anyhow::Result<()> {
+        let config = &self.inner.config;
         let engine = match &config.engine {
             None => EngineChoice::Libcontainer,
             Some(path) => EngineChoice::Command { path: path.clone() },
@@ -97,7 +115,7 @@ impl Local {
             engine,
             cgroup_parent: config.cgroup_parent.clone(),
             shim: vec!["/proc/self/exe".into(), "shim".into()],
-            network: Some(network),
+            network,
             log: LogRotation::default(),
         })
         .await
@@ -113,6 +131,19 @@ impl Local {
     /// `None` until the node knows its pod addresses.
     pub fn pods(&self) -> Option<&Pods> {
         self.inner.pods.get()
+    }
+
+    /// Keeps why no pods can run here.
+    pub(super) fn give_up(&self, why: String) {
+        _ = self.inner.trouble.set(why);
+    }
+
+    /// Whether pods can run here; otherwise why not, in words for people.
+    pub(super) fn readiness(&self) -> Result<(), &str> {
+        match self.pods() {
+            Some(_) => Ok(()),
+            None => Err(self.inner.trouble.get().map_or("the node has no pod addresses yet", String::as_str)),
+        }
     }
 
     pub(super) fn sources(&self) -> &Sources {

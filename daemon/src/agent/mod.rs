@@ -57,7 +57,10 @@ pub async fn run(node: Node) {
     let pods = async {
         let cidr = node::pod_cidr(&node).await;
         if let Err(error) = node.local.start(&cidr).await {
-            tracing::error!(error = format!("{error:#}"), "pods cannot run on this node");
+            let why = format!("{error:#}");
+            tracing::error!(error = why, "pods cannot run on this node");
+            node.local.give_up(why);
+            node::announce(&node).await;
             return std::future::pending().await;
         }
         info!(cidr, "running pods");

@@ -138,7 +138,7 @@ pub async fn label(node: &Node) {
 /// Says how the node is, if the store says something else.
 async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
     let addresses = addresses(node);
-    let ready = node.local.pods().is_some();
+    let readiness = node.local.readiness();
     let user = crate::gate::User::node(node.members.own_name());
     let kind = node.gate.built_in(Builtin::Node)?;
     let options = WriteOptions::by(MANAGER);
@@ -158,8 +158,8 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
             status["addresses"] = listed(&addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
-            if ready || !(starting && is_ready(&status)) {
-                set_ready(&mut status, ready, now);
+            if readiness.is_ok() || !(starting && is_ready(&status)) {
+                set_ready(&mut status, readiness, now);
             }
             for (kind, pressed) in
                 [("MemoryPressure", short_of_memory), ("DiskPressure", low_space), ("PIDPressure", false)]
@@ -238,11 +238,12 @@ fn is_ready(status: &Value) -> bool {
     conditions.is_some_and(|all| all.iter().any(|one| one["type"] == "Ready" && one["status"] == "True"))
 }
 
-fn set_ready(status: &mut Value, ready: bool, now: Timestamp) {
-    match ready {
-        true => set(status, "Ready", ("True", "FlotillaReady", "flotilla is posting ready status"), now),
-        false => set(status, "Ready", ("False", "PodNetworkNotReady", "the node has no pod addresses yet"), now),
-    }
+fn set_ready(status: &mut Value, readiness: Result<(), &str>, now: Timestamp) {
+    let condition = match readiness {
+        Ok(()) => ("True", "FlotillaReady", "flotilla is posting ready status"),
+        Err(why) => ("False", "FlotillaNotReady", why),
+    };
+    set(status, "Ready", condition, now);
 }
 
 /// In the kubelet's words. What says that the disk is full is not longer than what says that it is not: a full one takes
@@ -267,15 +268,17 @@ fn set(status: &mut Value, kind: &str, (word, reason, message): (&str, &str, &st
     let Some(conditions) = status["conditions"].as_array_mut() else { return };
     let mut known = conditions.iter_mut().find(|condition| condition["type"] == kind);
     let at = now.strftime("%Y-%m-%dT%H:%M:%SZ").to_string();
-    if let Some(known) = known.as_mut().filter(|known| known["status"] == word && known["reason"] == reason) {
+    let is_same = |known: &Value| known["status"] == word && known["reason"] == reason && known["message"] == message;
+    if let Some(known) = known.as_mut().filter(|known| is_same(known)) {
         let told = known["lastHeartbeatTime"].as_str().and_then(|told| told.parse::<Timestamp>().ok());
         if told.is_none_or(|told| now.duration_since(told) >= HEARTBEAT) {
             known["lastHeartbeatTime"] = at.into();
         }
         return;
     }
+    let since = known.as_ref().filter(|known| known["status"] == word).map(|known| known["lastTransitionTime"].clone());
     let condition = json!({"type": kind, "status": word, "reason": reason, "message": message,
-        "lastHeartbeatTime": at, "lastTransitionTime": at});
+        "lastHeartbeatTime": at, "lastTransitionTime": since.unwrap_or_else(|| at.into())});
     match known {
         Some(known) => *known = condition,
         None => conditions.push(condition),
@@ -341,17 +344,21 @@ mod tests {
     #[test]
     fn the_condition_moves_only_with_its_status() {
         let mut status = json!({});
-        set_ready(&mut status, true, Timestamp::UNIX_EPOCH);
+        set_ready(&mut status, Ok(()), Timestamp::UNIX_EPOCH);
         let first = status.clone();
         let later = Timestamp::UNIX_EPOCH + HEARTBEAT;
-        set_ready(&mut status, true, later - SignedDuration::from_secs(1));
+        set_ready(&mut status, Ok(()), later - SignedDuration::from_secs(1));
         assert_eq!(status, first);
-        set_ready(&mut status, true, later);
+        set_ready(&mut status, Ok(()), later);
         let condition = &status["conditions"][0];
         assert_eq!(condition["lastHeartbeatTime"], "1970-01-01T00:05:00Z");
         assert_eq!(condition["lastTransitionTime"], first["conditions"][0]["lastTransitionTime"]);
-        set_ready(&mut status, false, Timestamp::now());
+        set_ready(&mut status, Err("not yet"), Timestamp::now());
         assert_eq!(status["conditions"][0]["status"], "False");
+        let since = status["conditions"][0]["lastTransitionTime"].clone();
+        set_ready(&mut status, Err("never"), Timestamp::now() + HEARTBEAT);
+        assert_eq!(status["conditions"][0]["message"], "never");
+        assert_eq!(status["conditions"][0]["lastTransitionTime"], since, "it is as ready as it was");
         assert_eq!(status["conditions"].as_array().map(Vec::len), Some(1));
         set_pressure(&mut status, "DiskPressure", false, Timestamp::now());
         let before = status.to_string().len();

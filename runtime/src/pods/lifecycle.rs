@@ -49,7 +49,8 @@ pub async fn open(config: Config) -> Result<Pods, PodsError> {
     for dir in [&config.root, &config.run] {
         fs::create_dir_all(dir).map_err(|source| PodsError::io(dir, source))?;
     }
-    Cgroup::new(&config.cgroup_parent)?;
+    cgroup::check()?;
+    Cgroup::new(&config.cgroup_parent)?.create(&Limits::default())?;
     let records = records(&config)?;
     let network = match &config.network {
         Some(network) => Some(Network::open(network.clone(), records.iter().filter_map(forward).collect()).await?),
