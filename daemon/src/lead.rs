@@ -30,6 +30,8 @@ const MAX_PROPOSALS: usize = 1_024;
 const PAGE: usize = 1_000;
 /// The longest wait for the View to see what was just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
+/// Between two looks at what was written, while nothing has to be planned.
+const PAUSE: Duration = Duration::from_millis(5);
 /// Work whose Change was overtaken is planned again after this, besides when the View changes.
 const RETRY: SignedDuration = SignedDuration::from_millis(20);
 /// The same after it was refused because a voter's disk is nearly full.
@@ -160,7 +162,7 @@ async fn reconcile(store: &Store, members: &Members, settings: &Settings, term: 
         if work.is_empty() {
             let due = shell.next_due(now);
             tokio::select! {
-                item = shell.watch.next() => shell.observe(item)?,
+                item = shell.next() => shell.observe(item)?,
                 changed = liveness.changed() => {
                     if changed.is_err() { return Err(LeadError::Ended) }
                     liveness.mark_changed();
@@ -226,6 +228,13 @@ impl<'a> Shell<'a> {
                 Ok(())
             }
         }
+    }
+
+    /// The watch's next item, but no sooner than after a pause: most of what is written is none of the planners' business,
+    /// and to wake for each of it would take the processors from those who write.
+    async fn next(&mut self) -> Option<WatchItem> {
+        sleep_until(Instant::now() + PAUSE).await;
+        self.watch.next().await
     }
 
     /// Takes what the watch has ready, without waiting for more.

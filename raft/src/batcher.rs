@@ -1,7 +1,7 @@
 //! Group commit: Changes that wait are proposed together, as one log entry.
 //!
 //! While `ENTRIES_UNDER_WAY` entries are on their way, Changes gather; the busier the disk, the greater
-//! the entries.
+//! the entries. A Change that finds none on its way is proposed right where it comes from: nobody has to wake for it.
 //!
 //! Invariant: an entry holds at most `ENTRY_BYTES` and `ENTRY_CHANGES`, but always at least one Change.
 
@@ -40,6 +40,7 @@ enum Item {
 #[derive(Clone)]
 pub(crate) struct Batcher {
     queue: mpsc::Sender<Item>,
+    proposer: Proposer,
     closing: CancellationToken,
 }
 
@@ -47,8 +48,8 @@ impl Batcher {
     pub fn start(raft: Raft, machine: Arc<Machine>, events: EventBounds, tasks: &TaskTracker) -> Self {
         let closing = machine.closing().clone();
         let (queue, items) = mpsc::channel(QUEUED_CHANGES);
-        let slots = Arc::new(Semaphore::new(ENTRIES_UNDER_WAY));
-        let run = Run { raft, machine, events, items, held: None, slots };
+        let proposer = Proposer { raft, machine, events, slots: Arc::new(Semaphore::new(ENTRIES_UNDER_WAY)) };
+        let run = Run { proposer: proposer.clone(), items, held: None };
         let closed = closing.clone();
         runtime::spawn(tasks, async move {
             tokio::select! {
@@ -57,14 +58,28 @@ impl Batcher {
                 () = run.run() => {}
             }
         });
-        Self { queue, closing }
+        Self { queue, proposer, closing }
     }
 
     /// Proposes a Change that has been checked against the limits.
     pub async fn propose(&self, change: Change) -> Result<Outcome, Refusal> {
         let (told, outcome) = oneshot::channel();
-        self.send(Item::Change(change, told)).await?;
+        match self.slot_if_idle() {
+            Some(slot) => {
+                let batch = Batch { changes: vec![change], ..self.proposer.batch() };
+                let waiting = Waiting { changes: vec![told], ..Waiting::default() };
+                self.proposer.submit(batch, waiting, slot).await;
+            }
+            None => self.send(Item::Change(change, told)).await?,
+        }
         self.hear(outcome).await
+    }
+
+    /// A slot, if no entry is under way and nothing waits for the next one.
+    fn slot_if_idle(&self) -> Option<OwnedSemaphorePermit> {
+        let slots = &self.proposer.slots;
+        let idle = slots.available_permits() == ENTRIES_UNDER_WAY && self.queue.capacity() == QUEUED_CHANGES;
+        idle.then(|| slots.clone().try_acquire_owned().ok()).flatten()
     }
 
     /// Forgets history up to a revision.
@@ -95,14 +110,49 @@ impl Batcher {
     }
 }
 
-struct Run {
+/// Makes entries of Changes. A cheap handle.
+#[derive(Clone)]
+struct Proposer {
     raft: Raft,
     machine: Arc<Machine>,
     events: EventBounds,
+    slots: Arc<Semaphore>,
+}
+
+impl Proposer {
+    /// A batch as of now, with nothing in it.
+    fn batch(&self) -> Batch {
+        Batch {
+            version: self.machine.state().version(),
+            now_ms: now_ms(),
+            events: self.events,
+            compact: None,
+            raise: None,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Hands an entry to openraft. Who waits for it is told where its fate becomes known.
+    async fn submit(&self, batch: Batch, waiting: Waiting, slot: OwnedSemaphorePermit) {
+        let command = match batch.encode() {
+            Ok(command) => command,
+            Err(error) => return waiting.tell(Err(Refusal::Failed(error.to_string()))),
+        };
+        let fate = Fate::new(|written| {
+            waiting.tell(outcomes(written));
+            drop(slot);
+        });
+        if let Err(error) = self.raft.client_write_ff(command, Some(fate)).await {
+            tracing::debug!(%error, "Raft has stopped");
+        }
+    }
+}
+
+struct Run {
+    proposer: Proposer,
     items: mpsc::Receiver<Item>,
     /// It did not fit the previous entry.
     held: Option<Item>,
-    slots: Arc<Semaphore>,
 }
 
 /// Who waits for an entry.
@@ -123,21 +173,14 @@ impl Run {
                 },
             };
             // The slot comes before the rest of the entry, so that Changes gather meanwhile.
-            let Ok(slot) = self.slots.clone().acquire_owned().await else { return };
+            let Ok(slot) = self.proposer.slots.clone().acquire_owned().await else { return };
             let (batch, waiting) = self.gather(first);
-            self.submit(batch, waiting, slot).await;
+            self.proposer.submit(batch, waiting, slot).await;
         }
     }
 
     fn gather(&mut self, first: Item) -> (Batch, Waiting) {
-        let mut batch = Batch {
-            version: self.machine.state().version(),
-            now_ms: now_ms(),
-            events: self.events,
-            compact: None,
-            raise: None,
-            changes: Vec::new(),
-        };
+        let mut batch = self.proposer.batch();
         let mut waiting = Waiting::default();
         let mut size_bytes = 0;
         let mut next = Some(first);
@@ -170,21 +213,6 @@ impl Run {
             };
         }
         (batch, waiting)
-    }
-
-    /// Hands an entry to openraft, in order. Who waits for it is told where its fate becomes known.
-    async fn submit(&self, batch: Batch, waiting: Waiting, slot: OwnedSemaphorePermit) {
-        let command = match batch.encode() {
-            Ok(command) => command,
-            Err(error) => return waiting.tell(Err(Refusal::Failed(error.to_string()))),
-        };
-        let fate = Fate::new(|written| {
-            waiting.tell(outcomes(written));
-            drop(slot);
-        });
-        if let Err(error) = self.raft.client_write_ff(command, Some(fate)).await {
-            tracing::debug!(%error, "Raft has stopped");
-        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{MissedTickBehavior, interval, sleep};
 
 use crate::disk::DiskError;
 use crate::epoch::{Epoch, EpochId};
@@ -21,6 +21,8 @@ use crate::versions;
 
 const STALL_CHECK_MS: u64 = 250;
 const CHORE_MS: u64 = 1000;
+/// What moves with each entry is published no more often than this: whoever writes would wake for it.
+const PROGRESS: Duration = Duration::from_millis(100);
 
 /// Where a status is read from.
 pub(crate) struct Sources {
@@ -34,7 +36,7 @@ pub(crate) struct Sources {
 /// Keeps the published status current until the store closes.
 pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>) {
     let Sources { raft, log, machine, space, epoch } = from;
-    let (mut metrics, mut standing) = (raft.metrics(), epoch.standing());
+    let (mut metrics, mut server, mut standing) = (raft.metrics(), raft.server_metrics(), epoch.standing());
     let mut trouble = machine.disk().trouble().watch();
     loop {
         let found = trouble.borrow_and_update().clone();
@@ -43,6 +45,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
         }
         let (revision, log_bytes) = (machine.hub().revision(), log.retained_bytes());
         let standing_now = *standing.borrow_and_update();
+        drop(server.borrow_and_update());
         let next =
             Status::from_metrics(&metrics.borrow_and_update(), standing_now, revision, log_bytes, space.is_low());
         let fatal = found.damaged.or(next.fatal).or(found.failed);
@@ -52,12 +55,17 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
             *current = next;
             changed
         });
+        let progress = async {
+            sleep(PROGRESS).await;
+            metrics.changed().await
+        };
         tokio::select! {
             biased;
             () = machine.closing().cancelled() => return,
             changed = trouble.changed() => if changed.is_err() { return },
             changed = standing.changed() => if changed.is_err() { return },
-            changed = metrics.changed() => if changed.is_err() { return },
+            changed = server.changed() => if changed.is_err() { return },
+            changed = progress => if changed.is_err() { return },
         }
     }
 }

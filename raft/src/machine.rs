@@ -9,20 +9,22 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine};
-use openraft::{OptionalSend, RaftSnapshotBuilder};
+use openraft::{EntryPayload, OptionalSend, RaftSnapshotBuilder};
 use tokio_util::sync::CancellationToken;
 
 use crate::disk::{Disk, DiskError};
 use crate::runtime;
 use crate::snapshot::{self, SnapshotData, SnapshotDir};
 use crate::state::State;
-use crate::types::{Answer, LogId, SnapshotMeta, StoredMembership, Types};
+use crate::types::{Answer, Entry, LogId, SnapshotMeta, StoredMembership, Types};
 use crate::watch::Hub;
 
 type Snapshot = openraft::alias::SnapshotOf<Types, SnapshotData>;
 
 /// Entries that are applied in one go, before anyone is answered.
 const APPLIED_TOGETHER: usize = 64;
+/// What is sure to find room in memory while the disk is not busy: the state takes a few times as much.
+const SWIFT_BYTES: usize = 1 << 20;
 
 /// The state with what hangs on it. Shared by openraft, readers and watchers.
 pub(crate) struct Machine {
@@ -128,6 +130,13 @@ impl Machine {
     }
 }
 
+fn bytes_of(entry: &Entry) -> usize {
+    match &entry.payload {
+        EntryPayload::Normal(command) => command.0.len(),
+        EntryPayload::Blank | EntryPayload::Membership(_) => 0,
+    }
+}
+
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, DiskError> + Send + 'static) -> io::Result<T> {
     runtime::blocking(work).await?.map_err(io::Error::other)
 }
@@ -146,8 +155,12 @@ impl RaftStateMachine<Types> for Arc<Machine> {
     {
         let mut chunks = entries.try_ready_chunks(APPLIED_TOGETHER);
         while let Some(chunk) = chunks.try_next().await.map_err(|e| e.1)? {
-            // A stalled disk must not hold up what others do.
-            let answers = runtime::in_place(|| self.apply_all(chunk)).await?;
+            let is_swift = chunk.iter().map(|(entry, _)| bytes_of(entry)).sum::<usize>() <= SWIFT_BYTES;
+            let answers = match is_swift && !self.state().is_busy() {
+                true => self.apply_all(chunk)?,
+                // A stalled disk must not hold up what others do.
+                false => runtime::in_place(|| self.apply_all(chunk)).await?,
+            };
             answers.into_iter().for_each(|(responder, answer)| responder.send(answer));
         }
         Ok(())

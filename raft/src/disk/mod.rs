@@ -142,6 +142,9 @@ pub(crate) trait Database: Read + Send + Sync {
     /// Writes to memory, unless the database is durable with each commit; it counts when it is flushed.
     fn write(&self, batch: WriteBatch) -> Result<(), DbError>;
 
+    /// Whether a write to memory may have to wait for the disk just now.
+    fn is_busy(&self) -> bool;
+
     /// Writes, and waits until it is on disk. May hold up its thread: only for a thread of its own.
     fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>>;
 
@@ -219,6 +222,11 @@ impl Db {
     pub fn write(&self, batch: WriteBatch) -> Result<(), DbError> {
         self.may_write()?;
         self.written(self.db.write(batch))
+    }
+
+    /// See [`Database::is_busy`].
+    pub fn is_busy(&self) -> bool {
+        self.db.is_busy()
     }
 
     pub async fn commit(&self, batch: WriteBatch) -> Result<(), DbError> {

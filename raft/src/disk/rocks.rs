@@ -14,7 +14,7 @@ use nix::sys::statvfs::statvfs;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BlockBasedIndexType, BlockBasedOptions, Cache, DB, DBCompressionType, DBRecoveryMode, Direction, ErrorKind,
-    FlushOptions, IteratorMode, Options, ReadOptions, ReadTier, Snapshot, WriteBufferManager, WriteOptions,
+    FlushOptions, IteratorMode, Options, ReadOptions, ReadTier, Snapshot, WriteBufferManager, WriteOptions, properties,
 };
 
 use super::journal::{self, Journal, Mark};
@@ -297,6 +297,14 @@ impl Database for RocksDb {
             Some(journal) => self.append(journal, native(batch)),
             None => Ok(self.db.write_opt(native(batch), &unlogged())?),
         }
+    }
+
+    /// With nothing left to flush there is a whole buffer for what is written next.
+    fn is_busy(&self) -> bool {
+        let is_zero = |property| matches!(self.db.property_int_value(property), Ok(Some(0)));
+        ![properties::NUM_IMMUTABLE_MEM_TABLE, properties::IS_WRITE_STOPPED, properties::ACTUAL_DELAYED_WRITE_RATE]
+            .into_iter()
+            .all(is_zero)
     }
 
     fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>> {

@@ -197,6 +197,10 @@ impl Database for SimDb {
         self.put_through(batch, false)
     }
 
+    fn is_busy(&self) -> bool {
+        true
+    }
+
     fn commit(&self, batch: WriteBatch) -> BoxFuture<'_, Result<(), DbError>> {
         Box::pin(async move {
             let world = world();

@@ -114,6 +114,11 @@ impl State {
         self.db.flush()
     }
 
+    /// Whether applying may have to wait for the disk just now.
+    pub fn is_busy(&self) -> bool {
+        self.db.is_busy()
+    }
+
     /// Copies the state as of now into a new directory, by hard links where possible.
     pub fn checkpoint(&self, into: &Path) -> Result<(), DbError> {
         self.db.checkpoint(into)
