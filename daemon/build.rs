@@ -12,7 +12,11 @@ fn main() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(files, [&root])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    // Watchers of one event share its bytes.
-    tonic_prost_build::configure().bytes(".flotilla.v1.WatchEvent.json").compile_fds(descriptors)?;
+    // Watchers of one event share its bytes, and whoever reads a list does not copy each of its items.
+    tonic_prost_build::configure()
+        .bytes(".flotilla.v1.WatchEvent.json")
+        .bytes(".flotilla.v1.ListObjectsResponse.items")
+        .codec_path("crate::codec::Codec")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -87,7 +87,7 @@ fn metadata_at(json: &[u8]) -> Option<usize> {
 fn end_of_string(json: &[u8], mut at: usize) -> Option<usize> {
     loop {
         at += 1;
-        at += json.get(at..)?.iter().position(|byte| matches!(byte, b'"' | b'\\'))?;
+        at += memchr::memchr2(b'"', b'\\', json.get(at..)?)?;
         match json[at] {
             b'"' => return Some(at),
             _ => at += 1,

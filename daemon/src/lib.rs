@@ -13,6 +13,7 @@ mod audit;
 mod blobs;
 pub mod cli;
 pub mod client;
+mod codec;
 pub mod config;
 pub mod convert;
 mod data_dir;

@@ -162,7 +162,7 @@ async fn watch(
 
 fn bare_list(list: List<Vec<u8>>, kind: &Kind) -> proto::ListObjectsResponse {
     proto::ListObjectsResponse {
-        items: list.items,
+        items: list.items.into_iter().map(Into::into).collect(),
         revision: list.revision,
         continue_token: list.continue_token,
         columns: Vec::new(),

@@ -67,7 +67,7 @@ impl Objects for World {
         Ok(Response::new(ListObjectsResponse {
             columns: columns.iter().map(column).collect(),
             rows: pods.iter().map(|pod| Row { cells: kind.row(pod, now) }).collect(),
-            items: pods.iter().map(|pod| pod.to_string().into_bytes()).collect(),
+            items: pods.iter().map(|pod| pod.to_string().into()).collect(),
             revision: 7,
             continue_token: continue_token.into(),
             api_version: kind.api_version(),
