@@ -17,7 +17,7 @@ const MAX_MESSAGE_BYTES: usize = 1024;
 const DEFAULT_NAMESPACE: &str = "default";
 
 /// What an Event says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Severity {
     Normal,
     Warning,

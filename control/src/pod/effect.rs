@@ -69,6 +69,6 @@ pub enum StopReason {
     PodFinished,
     /// The sandbox has to be made anew.
     SandboxChanged,
-    /// Its liveness or startup probe failed too often.
-    Unhealthy,
+    /// A liveness or startup probe of it failed too often.
+    Unhealthy(ProbeKind),
 }

@@ -65,7 +65,7 @@ pub(super) struct Verdict {
     pub started: bool,
     pub ready: bool,
     /// The probe that failed too often, and the grace period it sets.
-    pub unhealthy: Option<Option<i64>>,
+    pub unhealthy: Option<(ProbeKind, Option<i64>)>,
     pub due: Vec<ProbeKind>,
     pub next_at: Option<Timestamp>,
 }
@@ -104,7 +104,7 @@ impl Verdict {
         now: Timestamp,
     ) {
         if kind != ProbeKind::Readiness && record.is_some_and(|record| record.has_failed(probe)) {
-            self.unhealthy = Some(probe.termination_grace_period_seconds);
+            self.unhealthy = Some((kind, probe.termination_grace_period_seconds));
             return;
         }
         let period = i64::from(threshold(probe.period_seconds, 10));
@@ -162,6 +162,6 @@ mod tests {
         let again = next(Some(&next(Some(&healed), false, 3)), false, 4);
         assert!(!again.passing);
         let probes = Probes { liveness: Some(again), ..Probes::default() };
-        assert_eq!(judge(&container, &probes, at(0), at(5)).unhealthy, Some(None));
+        assert_eq!(judge(&container, &probes, at(0), at(5)).unhealthy, Some((ProbeKind::Liveness, None)));
     }
 }

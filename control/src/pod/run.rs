@@ -156,13 +156,13 @@ impl<'a> Life<'a> {
             State::Created(attempt) => self.start(container, attempt.attempt, attempt.crashes),
             State::Running(attempt, started_at) => {
                 let verdict = probes::judge(container, &attempt.probes, started_at, self.now);
-                if let (Some(grace), None) = (verdict.unhealthy, attempt.stopping) {
+                if let (Some((kind, grace)), None) = (verdict.unhealthy, attempt.stopping) {
                     let grace = grace.unwrap_or_else(|| self.grace_seconds());
                     self.effects.push(Effect::StopContainer {
                         name: container.name.clone(),
                         attempt: attempt.attempt,
                         kill_at: meta::plus_seconds(self.now, grace),
-                        why: StopReason::Unhealthy,
+                        why: StopReason::Unhealthy(kind),
                     });
                 }
                 if attempt.stopping.is_none() {
@@ -226,7 +226,8 @@ impl<'a> Life<'a> {
             }
         };
         if let Some(failure) = self.observed.container_failures.get(&container.name) {
-            self.wait(&container.name, &failure.reason, Some(failure.message.clone()));
+            let message = Some(&failure.message).filter(|message| !message.is_empty());
+            self.wait(&container.name, &failure.reason, message.cloned());
             let at = setup_retry_at(failure);
             if at > self.now {
                 self.wake(at);

@@ -44,8 +44,18 @@ pub struct Done {
 pub enum Outcome {
     Done,
     Pulled(Box<Image>),
-    Probed { ok: bool, message: String },
-    Failed { reason: String, message: String },
+    Probed {
+        ok: bool,
+        message: String,
+    },
+    /// The effect was carried out, but for a hook of the container.
+    HookFailed,
+    /// A volume could not be made.
+    Unmounted(String),
+    Failed {
+        reason: String,
+        message: String,
+    },
 }
 
 /// In kubelet's words.
@@ -53,6 +63,9 @@ struct Trouble {
     reason: &'static str,
     message: String,
 }
+
+/// The reason of trouble with a volume.
+const FAILED_MOUNT: &str = "FailedMount";
 
 impl Trouble {
     fn new(reason: &'static str) -> impl Fn(String) -> Self {
@@ -64,6 +77,7 @@ impl Carrier {
     pub async fn carry_out(self, effect: Effect) -> Done {
         let outcome = match self.act(&effect).await {
             Ok(outcome) => outcome,
+            Err(Trouble { reason: FAILED_MOUNT, message }) => Outcome::Unmounted(message),
             Err(trouble) => Outcome::Failed { reason: trouble.reason.into(), message: trouble.message },
         };
         Done { effect, outcome }
@@ -73,8 +87,8 @@ impl Carrier {
         match effect {
             Effect::PullImage { image, .. } => return self.pull(image).await,
             Effect::CreateSandbox => self.create_sandbox().await?,
-            Effect::StartContainer { name, attempt, .. } => self.start(name, *attempt).await?,
-            Effect::StopContainer { name, attempt, kill_at, .. } => self.stop(name, *attempt, *kill_at).await?,
+            Effect::StartContainer { name, attempt, .. } => return self.start(name, *attempt).await,
+            Effect::StopContainer { name, attempt, kill_at, .. } => return self.stop(name, *attempt, *kill_at).await,
             Effect::RemoveContainer { name, attempt } => self.remove(name, *attempt).await?,
             // Its exits are published; what remains of the sandbox is only memory.
             Effect::StopSandbox | Effect::RemoveSandbox => self.remove_sandbox().await?,
@@ -145,7 +159,7 @@ impl Carrier {
         Ok(())
     }
 
-    async fn start(&self, name: &str, attempt: u32) -> Result<(), Trouble> {
+    async fn start(&self, name: &str, attempt: u32) -> Result<Outcome, Trouble> {
         let turn = self.local.turn().await.ok_or_else(leaving)?;
         let pods = self.pods()?;
         let key = container_key(name, attempt);
@@ -153,13 +167,13 @@ impl Carrier {
         match found {
             None => self.create(name, attempt).await?,
             Some(Phase::Created) => {}
-            Some(_) => return Ok(()),
+            Some(_) => return Ok(Outcome::Done),
         }
         let trouble = Trouble::new("RunContainerError");
         if let Err(error) = pods.start_container(&self.uid, &key).await {
             // One that could not start has its exit, with the engine's words.
             let ended = pods.get(&self.uid).and_then(|s| s.container(name, attempt).map(|c| c.phase.exit().is_some()));
-            return if ended == Some(true) { Ok(()) } else { Err(trouble(chain(&error))) };
+            return if ended == Some(true) { Ok(Outcome::Done) } else { Err(trouble(chain(&error))) };
         }
         drop(turn);
         let hook = self.container(name)?.lifecycle.and_then(|lifecycle| lifecycle.post_start);
@@ -168,8 +182,9 @@ impl Carrier {
         {
             warn!(uid = self.uid, container = name, message, "the postStart hook failed; the container is stopped");
             _ = pods.stop_container(&self.uid, &key, Duration::from_secs(2)).await;
+            return Ok(Outcome::HookFailed);
         }
-        Ok(())
+        Ok(Outcome::Done)
     }
 
     async fn create(&self, name: &str, attempt: u32) -> Result<(), Trouble> {
@@ -182,7 +197,8 @@ impl Carrier {
         let of = |error: SourceError| config_error(error.0);
         let volumes = {
             let _laying = self.volumes.lock().await;
-            volumes::make(sources, &pod, &place, &self.local.volume_dir(&self.uid)).await.map_err(of)?
+            let made = volumes::make(sources, &pod, &place, &self.local.volume_dir(&self.uid)).await;
+            made.map_err(|error| Trouble::new(FAILED_MOUNT)(error.0))?
         };
         let environment = environment(sources, &pod, &container, &place).await.map_err(of)?;
         let reference = container.image.clone().unwrap_or_default();
@@ -255,18 +271,20 @@ impl Carrier {
         format!("{}-{key}", self.uid)
     }
 
-    async fn stop(&self, name: &str, attempt: u32, kill_at: Timestamp) -> Result<(), Trouble> {
+    async fn stop(&self, name: &str, attempt: u32, kill_at: Timestamp) -> Result<Outcome, Trouble> {
         let pods = self.pods()?;
         let key = container_key(name, attempt);
         let left = || Duration::try_from(kill_at.duration_since(Timestamp::now())).unwrap_or_default();
         let hook = self.container(name).ok().and_then(|container| container.lifecycle?.pre_stop);
+        let mut outcome = Outcome::Done;
         if let Some(hook) = &hook
             && let Err(message) = self.run_hook(hook, name, &key, left()).await
         {
             debug!(uid = self.uid, container = name, message, "the preStop hook failed");
+            outcome = Outcome::HookFailed;
         }
         let stopped = pods.stop_container(&self.uid, &key, left()).await;
-        stopped.map_err(|error| Trouble::new("FailedKillPod")(chain(&error)))
+        stopped.map(|()| outcome).map_err(|error| Trouble::new("FailedKillPod")(chain(&error)))
     }
 
     async fn run_hook(&self, hook: &LifecycleHandler, name: &str, key: &str, within: Duration) -> Result<(), String> {

@@ -2,20 +2,89 @@
 //!
 //! Invariant: only what the status before did not say is news, so that a daemon that starts again repeats nothing.
 
+use std::time::Duration;
+
 use flotilla_api::k8s_openapi::api::core::v1::{ContainerState, ContainerStatus, PodStatus};
 use flotilla_control::event::Severity;
+use flotilla_control::pod::{ProbeKind, StopReason};
 
-/// One thing to tell: how bad, the reason in a word, and the message.
-pub type News = (Severity, &'static str, String);
+/// One thing to tell.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct News {
+    /// The container that it is about; none for the pod.
+    pub container: Option<String>,
+    pub severity: Severity,
+    /// In a word.
+    pub reason: &'static str,
+    pub message: String,
+}
 
-/// What `after` says of the pod called `name` that `before` did not.
-pub fn between(name: &str, before: &PodStatus, after: &PodStatus) -> Vec<News> {
-    containers(after)
-        .flat_map(|now| {
-            let old = containers(before).find(|old| old.name == now.name);
-            of_container(name, old, now)
-        })
-        .collect()
+impl News {
+    pub fn of_pod(severity: Severity, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { container: None, severity, reason, message: message.into() }
+    }
+
+    pub fn of(container: &str, severity: Severity, reason: &'static str, message: impl Into<String>) -> Self {
+        Self { container: Some(container.to_owned()), ..Self::of_pod(severity, reason, message) }
+    }
+
+    pub fn pulling(container: &str, image: &str) -> Self {
+        Self::of(container, Severity::Normal, "Pulling", format!("Pulling image \"{image}\""))
+    }
+
+    pub fn pulled(container: &str, image: &str, took: Duration, size_bytes: u64) -> Self {
+        let took = go_duration(took);
+        let words = format!(
+            "Successfully pulled image \"{image}\" in {took} ({took} including waiting). Image size: {size_bytes} bytes."
+        );
+        Self::of(container, Severity::Normal, "Pulled", words)
+    }
+
+    pub fn present(container: &str, image: &str) -> Self {
+        let words = format!("Container image \"{image}\" already present on machine");
+        Self::of(container, Severity::Normal, "Pulled", words)
+    }
+
+    pub fn created(container: &str) -> Self {
+        Self::of(container, Severity::Normal, "Created", format!("Created container: {container}"))
+    }
+
+    pub fn killing(container: &str, why: StopReason) -> Self {
+        let probe = match why {
+            StopReason::Unhealthy(ProbeKind::Startup) => "startup",
+            StopReason::Unhealthy(_) => "liveness",
+            _ => return Self::of(container, Severity::Normal, "Killing", format!("Stopping container {container}")),
+        };
+        let words = format!("Container {container} failed {probe} probe, will be restarted");
+        Self::of(container, Severity::Normal, "Killing", words)
+    }
+}
+
+/// As Go writes it, to the millisecond.
+fn go_duration(duration: Duration) -> String {
+    let ms = duration.as_millis();
+    if ms < 1000 {
+        return format!("{ms}ms");
+    }
+    let (minutes, ms) = (ms / 60_000, ms % 60_000);
+    let seconds = format!("{}.{:03}", ms / 1000, ms % 1000);
+    let seconds = seconds.trim_end_matches('0').trim_end_matches('.');
+    if minutes == 0 { format!("{seconds}s") } else { format!("{minutes}m{seconds}s") }
+}
+
+/// What `after` says of a pod that `before` did not. `pod` is it in kubelet's form, `NAME_NAMESPACE(UID)`.
+pub fn between(pod: &str, before: &PodStatus, after: &PodStatus) -> Vec<News> {
+    let of_containers = containers(after).flat_map(|now| {
+        let old = containers(before).find(|old| old.name == now.name);
+        of_container(pod, old, now)
+    });
+    of_containers.chain(of_deadline(before, after)).collect()
+}
+
+fn of_deadline(before: &PodStatus, after: &PodStatus) -> Option<News> {
+    const REASON: &str = "DeadlineExceeded";
+    let is_new = after.reason.as_deref() == Some(REASON) && before.reason.as_deref() != Some(REASON);
+    is_new.then(|| News::of_pod(Severity::Normal, REASON, after.message.clone().unwrap_or_default()))
 }
 
 fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
@@ -28,7 +97,8 @@ fn of_container(pod: &str, old: Option<&ContainerStatus>, now: &ContainerStatus)
     if let Some(id) = started(now).filter(|id| old.and_then(started) != Some(id)) {
         let known = old.and_then(|old| old.last_state.as_ref()?.terminated.as_ref()?.container_id.as_deref());
         if known != Some(id) {
-            news.push((Severity::Normal, "Started", format!("Started container {}", now.name)));
+            let words = format!("Started container {}", now.name);
+            news.push(News::of(&now.name, Severity::Normal, "Started", words));
         }
     }
     let (was, is) = (old.and_then(|old| old.state.as_ref()), now.state.as_ref());
@@ -41,7 +111,8 @@ fn of_container(pod: &str, old: Option<&ContainerStatus>, now: &ContainerStatus)
         let ours = ended.message.as_deref().filter(|_| !matches!(reason, "Error" | "OOMKilled"));
         let said = ours.map_or_else(String::new, |message| format!(": {message}"));
         let words = format!("Container {} ended with exit code {} ({reason}){said}", now.name, ended.exit_code);
-        news.push((Severity::Warning, if reason == "OOMKilled" { "OOMKilling" } else { "Exited" }, words));
+        let reason = if reason == "OOMKilled" { "OOMKilling" } else { "Exited" };
+        news.push(News::of(&now.name, Severity::Warning, reason, words));
     }
     news
 }
@@ -62,7 +133,7 @@ fn waiting(pod: &str, container: &str, was: Option<&ContainerState>, is: Option<
         return None;
     }
     let message = waiting.message.clone().unwrap_or_default();
-    Some(match waiting.reason.as_deref().unwrap_or_default() {
+    let (severity, reason, message) = match waiting.reason.as_deref().unwrap_or_default() {
         "" | "ContainerCreating" | "PodInitializing" => return None,
         "CrashLoopBackOff" => {
             let words = format!("Back-off restarting failed container {container} in pod {pod}");
@@ -70,7 +141,8 @@ fn waiting(pod: &str, container: &str, was: Option<&ContainerState>, is: Option<
         }
         "ImagePullBackOff" => (Severity::Normal, "BackOff", message),
         _ => (Severity::Warning, "Failed", message),
-    })
+    };
+    Some(News::of(container, severity, reason, message))
 }
 
 #[cfg(test)]
@@ -87,7 +159,7 @@ mod tests {
     }
 
     fn reasons(before: &PodStatus, after: &PodStatus) -> Vec<&'static str> {
-        between("p", before, after).into_iter().map(|(_, reason, _)| reason).collect()
+        between("p_n(u)", before, after).into_iter().map(|news| news.reason).collect()
     }
 
     fn ended(code: i32, reason: &str, attempt: u32) -> Value {
@@ -111,6 +183,34 @@ mod tests {
             reasons(&status(&json!({"running": {}}), 0), &status(&ended(137, "OOMKilled", 0), 0)),
             ["OOMKilling"]
         );
+    }
+
+    #[test]
+    fn the_end_of_a_pod_that_ran_too_long_is_told_of_the_pod() {
+        let exceeded = PodStatus {
+            reason: Some("DeadlineExceeded".into()),
+            message: Some("too long".into()),
+            ..PodStatus::default()
+        };
+        let news = between("p_n(u)", &PodStatus::default(), &exceeded);
+        assert_eq!(news, [News::of_pod(Severity::Normal, "DeadlineExceeded", "too long")]);
+        assert!(between("p_n(u)", &exceeded, &exceeded).is_empty());
+    }
+
+    #[test]
+    fn words_are_those_of_a_kubelet() {
+        let backoff = status(&json!({"waiting": {"reason": "CrashLoopBackOff", "message": "m"}}), 1);
+        let news = between("p_n(u)", &PodStatus::default(), &backoff);
+        assert_eq!(news[0].message, "Back-off restarting failed container c in pod p_n(u)");
+        assert_eq!(news[0].container.as_deref(), Some("c"));
+        let pulled = News::pulled("c", "i:1", Duration::from_millis(1_230), 77);
+        let words = "Successfully pulled image \"i:1\" in 1.23s (1.23s including waiting). Image size: 77 bytes.";
+        assert_eq!(pulled.message, words);
+        assert_eq!(go_duration(Duration::from_millis(345)), "345ms");
+        assert_eq!(go_duration(Duration::from_millis(62_500)), "1m2.5s");
+        assert_eq!(News::killing("c", StopReason::Deleted).message, "Stopping container c");
+        let killing = News::killing("c", StopReason::Unhealthy(ProbeKind::Liveness));
+        assert_eq!(killing.message, "Container c failed liveness probe, will be restarted");
     }
 
     #[test]

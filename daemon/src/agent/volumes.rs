@@ -54,7 +54,7 @@ pub async fn make(
                 at
             }
             made => made.map_err(|error| {
-                SourceError(format!("MountVolume.SetUp failed for volume \"{}\": {error}", volume.name))
+                SourceError(format!("MountVolume.SetUp failed for volume \"{}\" : {error}", volume.name))
             })?,
         };
         paths.insert(volume.name.clone(), path);

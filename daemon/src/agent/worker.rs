@@ -2,7 +2,7 @@
 //!
 //! Invariant: the status that tells of an exit is published before the exit's record is removed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,8 +22,9 @@ use super::carry::{Carrier, Done, Outcome, all_containers};
 use super::events::Teller;
 use super::local::Local;
 use super::memory::{Fact, Memory};
+use super::news::{self, News};
+use super::observe;
 use super::resize::Resizes;
-use super::{news, observe};
 use crate::gate::{DeleteOptions, WriteOptions};
 
 const MANAGER: &str = "flotilla-agent";
@@ -45,6 +46,10 @@ pub struct Worker {
     sandbox_failure: Option<Failure>,
     container_failures: BTreeMap<String, Failure>,
     images: BTreeMap<String, Image>,
+    /// When pulls that are under way began, by image.
+    pulls: BTreeMap<String, Instant>,
+    /// Containers whose next start comes after a pull for them.
+    pulled_for: BTreeSet<String>,
     /// Pulls that failed in a row.
     pull_tries: BTreeMap<String, u32>,
     probes: BTreeMap<String, Probes>,
@@ -78,6 +83,8 @@ impl Worker {
             sandbox_failure: None,
             container_failures: BTreeMap::new(),
             images: BTreeMap::new(),
+            pulls: BTreeMap::new(),
+            pulled_for: BTreeSet::new(),
             pull_tries: BTreeMap::new(),
             probes: BTreeMap::new(),
             stopping: BTreeMap::new(),
@@ -187,7 +194,7 @@ impl Worker {
         };
         self.refresh(pod, observed);
         for message in self.resizes.follow(&self.local, &self.uid, pod) {
-            self.tell(Severity::Warning, "ResizeError", &message);
+            self.tell(News::of_pod(Severity::Warning, "ResizeError", message));
         }
         self.carry_out(step.effects.into_iter().filter(|effect| done || !forgets(effect)).collect());
         if step.finished && done && pod.metadata.deletion_timestamp.is_some() {
@@ -254,16 +261,17 @@ impl Worker {
             }
             let key = |name: &str, attempt: u32| flotilla_runtime::state::container_key(name, attempt);
             match &effect {
-                Effect::PullImage { image, .. } => {
+                Effect::PullImage { image, container } => {
                     self.images.insert(image.clone(), Image::Pulling);
-                    self.tell(Severity::Normal, "Pulling", &format!("Pulling image \"{image}\""));
+                    self.pulls.insert(image.clone(), Instant::now());
+                    self.tell(News::pulling(container, image));
                 }
                 Effect::StartContainer { name, attempt, crashes, image_id } => {
                     self.memory.set(key(name, *attempt), Fact { crashes: *crashes, image_id: image_id.clone() })
                 }
-                Effect::StopContainer { name, attempt, kill_at, .. } => {
+                Effect::StopContainer { name, attempt, kill_at, why } => {
                     self.stopping.insert(key(name, *attempt), *kill_at);
-                    self.tell(Severity::Normal, "Killing", &format!("Stopping container {name}"));
+                    self.tell(News::killing(name, *why));
                 }
                 _ => {}
             }
@@ -283,9 +291,11 @@ impl Worker {
             message,
         };
         match (&done.effect, done.outcome) {
-            (Effect::PullImage { image, .. }, Outcome::Pulled(found)) => {
+            (Effect::PullImage { image, container }, Outcome::Pulled(found)) => {
                 self.pull_tries.remove(image);
-                self.tell(Severity::Normal, "Pulled", &format!("Successfully pulled image \"{image}\""));
+                let took = self.pulls.remove(image).map_or(Duration::ZERO, |began| began.elapsed());
+                self.pulled_for.insert(container.clone());
+                self.tell(News::pulled(container, image, took, found.size_bytes));
                 self.images.insert(image.clone(), Image::Present { id: image_id(&found), pulled_at: Some(now) });
             }
             (Effect::PullImage { image, .. }, Outcome::Failed { reason, message }) => {
@@ -298,11 +308,27 @@ impl Worker {
                 self.sandbox_failure = Some(again(self.sandbox_failure.as_ref(), &reason, message));
             }
             (Effect::CreateSandbox, _) => self.sandbox_failure = None,
+            (Effect::StartContainer { name, .. }, Outcome::Unmounted(message)) => {
+                self.tell(News::of_pod(Severity::Warning, "FailedMount", message));
+                // The pod has not come as far as its containers: they wait as they did.
+                let failure = again(self.container_failures.get(name), self.setting_up(), String::new());
+                self.container_failures.insert(name.clone(), failure);
+            }
             (Effect::StartContainer { name, .. }, Outcome::Failed { reason, message }) => {
                 let failure = again(self.container_failures.get(name), &reason, message);
                 self.container_failures.insert(name.clone(), failure);
             }
-            (Effect::StartContainer { name, .. }, _) => _ = self.container_failures.remove(name),
+            (Effect::StartContainer { name, .. }, outcome) => {
+                self.container_failures.remove(name);
+                self.tell_of_start(name);
+                if let Outcome::HookFailed = outcome {
+                    self.tell(News::of(name, Severity::Warning, "FailedPostStartHook", "PostStartHook failed"));
+                    self.tell(News::of(name, Severity::Normal, "Killing", "FailedPostStartHook"));
+                }
+            }
+            (Effect::StopContainer { name, .. }, Outcome::HookFailed) => {
+                self.tell(News::of(name, Severity::Warning, "FailedPreStopHook", "PreStopHook failed"));
+            }
             (Effect::RemoveContainer { name, attempt }, Outcome::Done) => {
                 let key = flotilla_runtime::state::container_key(name, *attempt);
                 self.memory.remove(&key);
@@ -340,7 +366,8 @@ impl Worker {
         if let Some(probe) = probe {
             *record = Some(ProbeRecord::after(record.as_ref(), kind, probe, ok, message, now));
             if !ok {
-                self.tell(Severity::Warning, "Unhealthy", &format!("{kind_word} probe failed: {said}"));
+                let words = format!("{kind_word} probe failed: {said}");
+                self.tell(News::of(name, Severity::Warning, "Unhealthy", words));
             }
         }
     }
@@ -348,14 +375,32 @@ impl Worker {
     /// Tells of what a status says for the first time.
     fn tell_of(&mut self, pod: &Pod, status: &PodStatus) {
         let before = self.told.replace(status.clone()).or_else(|| pod.status.clone()).unwrap_or_default();
-        for (severity, reason, message) in news::between(names(pod).1, &before, status) {
-            self.tell(severity, reason, &message);
+        let (namespace, name) = names(pod);
+        for news in news::between(&format!("{name}_{namespace}({})", self.uid), &before, status) {
+            self.tell(news);
         }
     }
 
-    fn tell(&mut self, severity: Severity, reason: &str, message: &str) {
+    /// Tells of what came before a container's start.
+    fn tell_of_start(&mut self, name: &str) {
+        let pod = self.last.clone();
+        let container = pod.and_then(|pod| all_containers(&pod).into_iter().find(|container| container.name == name));
+        let Some(container) = container else { return };
+        if !self.pulled_for.remove(name) {
+            self.tell(News::present(name, container.image.as_deref().unwrap_or_default()));
+        }
+        self.tell(News::created(name));
+    }
+
+    /// What a container waits for while its pod is set up.
+    fn setting_up(&self) -> &'static str {
+        let inits = self.last.as_ref().and_then(|pod| pod.spec.as_ref()?.init_containers.as_ref());
+        if inits.is_none_or(Vec::is_empty) { "ContainerCreating" } else { "PodInitializing" }
+    }
+
+    fn tell(&mut self, news: News) {
         let Some(pod) = self.last.clone() else { return };
-        if let Some(telling) = self.teller.tell(&self.local, &pod, severity, reason, message) {
+        if let Some(telling) = self.teller.tell(&self.local, &pod, news) {
             self.telling.spawn(telling);
         }
     }

@@ -302,7 +302,9 @@ fn probes_decide_about_readiness_and_life() {
     node.probed("a", ProbeKind::Liveness, false);
     node.settle();
     assert_eq!(node.container("a").restart_count, 1);
-    assert!(node.done.iter().any(|effect| matches!(effect, Effect::StopContainer { why: StopReason::Unhealthy, .. })));
+    assert!(
+        node.done.iter().any(|effect| matches!(effect, Effect::StopContainer { why: StopReason::Unhealthy(_), .. }))
+    );
 }
 
 #[test]
