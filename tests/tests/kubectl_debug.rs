@@ -1,4 +1,5 @@
-//! A person looks into a pod while it runs, with a container of their own, and gives it other resources.
+//! A person finds out why a pod does not come up, looks into one while it runs, with a container of their own, and gives it
+//! other resources.
 
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
@@ -34,12 +35,110 @@ async fn a_running_pod_is_looked_into_and_resized() {
     let kubectl = Kubectl::new(&scene.cluster, "node-2");
     kubectl.ok_with(&["create", "-f", "-"], &shell(&busybox));
     kubectl.ok(&["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]);
+    hear_what_happens(&kubectl, &busybox).await;
+    hear_what_is_missing(&kubectl, &busybox).await;
+    stay_in_the_volume(&kubectl, &busybox);
     look(&kubectl, &busybox);
     type_at_a_terminal(&kubectl, &busybox);
     leave_a_container(&kubectl, &busybox).await;
     look_at_a_copy(&kubectl, &busybox).await;
     resize(&kubectl).await;
     resize_to_too_little(&kubectl).await;
+}
+
+/// The messages of a pod's Events for one reason, each after the part of the pod that it is about.
+fn told(kubectl: &Kubectl, pod: &str, reason: &str) -> String {
+    let selector = format!("--field-selector=involvedObject.name={pod},reason={reason}");
+    let words = r#"jsonpath={range .items[*]}{.involvedObject.fieldPath}: {.message}{"\n"}{end}"#;
+    kubectl.ok(&["get", "events", &selector, "-o", words])
+}
+
+/// Waits until it is told.
+async fn tells(kubectl: &Kubectl, pod: &str, reason: &str, words: &str) {
+    let look = || async {
+        let said = told(kubectl, pod, reason);
+        if said.contains(words) { Ok(()) } else { Err(said) }
+    };
+    eventually(LIMIT, &format!("{reason} is told of {pod}"), look).await;
+}
+
+async fn hear_what_happens(kubectl: &Kubectl, busybox: &str) {
+    let present = format!("spec.containers{{main}}: Container image \"{busybox}\" already present on machine");
+    let pulled = told(kubectl, "shell", "Pulled");
+    let fetched = format!("spec.containers{{main}}: Successfully pulled image \"{busybox}\" in ");
+    assert!(pulled.contains(&present) || pulled.contains(&fetched) && pulled.contains(" bytes."), "{pulled}");
+    tells(kubectl, "shell", "Created", "spec.containers{main}: Created container: main").await;
+    tells(kubectl, "shell", "Started", "spec.containers{main}: Started container main").await;
+}
+
+/// A pod whose Secret is not there, and whose hook fails.
+async fn hear_what_is_missing(kubectl: &Kubectl, busybox: &str) {
+    let pod = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: missing}}
+spec:
+  terminationGracePeriodSeconds: 1
+  restartPolicy: Never
+  volumes: [{{name: keys, secret: {{secretName: later}}}}]
+  containers:
+  - name: main
+    image: {busybox}
+    command: [sh, -c, 'while :; do sleep 0.2; done']
+    volumeMounts: [{{name: keys, mountPath: /keys}}]
+    lifecycle: {{postStart: {{exec: {{command: ['false']}}}}}}
+"
+    );
+    kubectl.ok_with(&["create", "-f", "-"], &pod);
+    let unmounted = ": MountVolume.SetUp failed for volume \"keys\" : secret \"later\" not found";
+    tells(kubectl, "missing", "FailedMount", unmounted).await;
+    let waits = "jsonpath={.status.containerStatuses[0].state.waiting}";
+    let said = kubectl.ok(&["get", "pod", "missing", "-o", waits]);
+    assert_eq!(said, "{\"reason\":\"ContainerCreating\"}");
+    kubectl.ok(&["create", "secret", "generic", "later", "--from-literal=a=b"]);
+    tells(kubectl, "missing", "FailedPostStartHook", "spec.containers{main}: PostStartHook failed").await;
+    kubectl.ok(&["delete", "pod/missing", "secret/later"]);
+}
+
+/// A container that puts a link into a volume gets nothing outside of it by asking for a part of the volume.
+fn stay_in_the_volume(kubectl: &Kubectl, busybox: &str) {
+    let outside = std::env::temp_dir().join(format!("flotilla-outside-{}", std::process::id()));
+    std::fs::create_dir(&outside).expect("a directory can be made");
+    let pod = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: parts}}
+spec:
+  terminationGracePeriodSeconds: 1
+  volumes: [{{name: shared, emptyDir: {{}}}}]
+  initContainers:
+  - name: link
+    image: {busybox}
+    command: [sh, -c, 'ln -s {outside} /shared/out']
+    volumeMounts: [{{name: shared, mountPath: /shared}}]
+  containers:
+  - name: inside
+    image: {busybox}
+    command: [sh, -c, 'echo kept > /part/file; while :; do sleep 0.2; done']
+    volumeMounts: [{{name: shared, mountPath: /part, subPath: own/part}}]
+  - name: escaping
+    image: {busybox}
+    command: ['true']
+    volumeMounts: [{{name: shared, mountPath: /part, subPath: out/made}}]
+",
+        outside = outside.display()
+    );
+    kubectl.ok_with(&["create", "-f", "-"], &pod);
+    let refused = "--for=jsonpath={.status.containerStatuses[?(@.name==\"escaping\")].state.waiting.reason}";
+    kubectl.ok(&["wait", &format!("{refused}=CreateContainerConfigError"), "pod/parts", "--timeout=60s"]);
+    let ready = "--for=jsonpath={.status.containerStatuses[?(@.name==\"inside\")].ready}=true";
+    kubectl.ok(&["wait", ready, "pod/parts", "--timeout=60s"]);
+    assert_eq!(kubectl.ok(&["exec", "parts", "-c", "inside", "--", "cat", "/part/file"]), "kept\n");
+    kubectl.ok(&["delete", "pod", "parts"]);
+    // Also what was made and left again would be seen.
+    std::fs::remove_dir(&outside).expect("nothing was made outside of the volume");
 }
 
 fn debug<'a>(image: &'a str, more: &[&'a str]) -> Vec<&'a str> {
