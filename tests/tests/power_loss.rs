@@ -24,6 +24,10 @@ async fn a_cluster_that_lost_power_has_every_acknowledged_write_and_runs_its_job
     for node in &nodes {
         cluster.dev.start(node, None).unwrap();
     }
+    // One that was ready stays so for a while, also before it answers again.
+    for node in &nodes {
+        cluster.dev.wait_answering(node).await.unwrap();
+    }
     cluster.dev.wait_ready(&nodes).await.unwrap();
     for node in &nodes {
         assert_eq!(written.missing(&cluster, node).await.unwrap(), Vec::<String>::new(), "on {node}");
