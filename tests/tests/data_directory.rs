@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use flotilla_net::{ClusterId, Token};
-use flotilla_tests::{Cluster, cli, eventually};
+use flotilla_tests::{Cluster, cli, eventually, object};
 
 const WAIT: Duration = Duration::from_secs(40);
 /// The exit code of a daemon that is not to be started again by itself.
@@ -98,9 +98,21 @@ async fn who_cannot_listen_founds_nothing(cluster: &mut Cluster, node: &str, tok
     cluster.dev.wait_answering(node).await.unwrap();
 }
 
-/// The others took the node out, and its daemon was killed before it heard of it.
+/// The others took the node out, and its daemon was killed before it heard of it. What ran there ends with it.
 async fn who_died_while_it_left_has_left(cluster: &mut Cluster, node: &str) {
     let data = cluster.dev.places().data(node);
+    let pod = format!(
+        "{{apiVersion: v1, kind: Pod, metadata: {{name: left}}, spec: {{nodeName: {node}, \
+         containers: [{{name: main, image: flotilla.dev/hello:latest}}]}}}}"
+    );
+    object::apply(cluster, "node-1", pod.as_bytes()).await.unwrap();
+    let runs = || async {
+        let said = cli::ok(cluster, "node-1", &["get", "pod", "left"]);
+        if said.contains("Running") { Ok(()) } else { Err(said) }
+    };
+    eventually(WAIT, "the pod runs", runs).await;
+    let sandboxes = || fs::read_dir(data.join("pods")).unwrap().count();
+    assert_eq!(sandboxes(), 1);
     cluster.dev.stop_daemon(node).unwrap();
     fs::write(data.join("leaving"), "").unwrap();
     let _ = cli::ok(cluster, "node-1", &["delete", "node", node]);
@@ -109,6 +121,7 @@ async fn who_died_while_it_left_has_left(cluster: &mut Cluster, node: &str) {
     assert_eq!(said.code, REFUSED, "{said:?}");
     assert!(said.err.contains(&format!("has left its cluster; remove {}", data.display())), "{said:?}");
     assert!(!data.join("identity").exists(), "what made it a node is forgotten");
+    assert_eq!(sandboxes(), 0, "its pods have ended");
 }
 
 fn empty(dir: &Path) {
