@@ -1,6 +1,6 @@
 //! Probes: one attempt at asking a container how it is.
 //!
-//! Defined by the Kubernetes API reference, `Probe`.
+//! Defined by the Kubernetes API reference, `Probe`; what is said of a failure is what kubelet says.
 
 use std::io;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use flotilla_api::k8s_openapi::api::core::v1::{Container, HTTPGetAction};
 use flotilla_api::k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use flotilla_control::pod::ProbeKind;
 use flotilla_runtime::Pods;
-use flotilla_runtime::pods::ExecSpec;
+use flotilla_runtime::pods::{ExecSpec, PodsError};
 use flotilla_runtime::state::container_key;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
@@ -36,13 +36,17 @@ pub async fn run(pods: &Pods, sandbox: &str, container: &Container, attempt: u32
     let Some(probe) = probe else { return (true, String::new()) };
     let within = Duration::from_secs(probe.timeout_seconds.unwrap_or(1).max(1) as u64);
     if let Some(exec) = &probe.exec {
-        let spec = ExecSpec { args: exec.command.clone().unwrap_or_default(), ..ExecSpec::default() };
+        let args = exec.command.clone().unwrap_or_default();
+        let command = args.join(" ");
+        let spec = ExecSpec { args, ..ExecSpec::default() };
         return match pods.exec_sync(sandbox, &container_key(&container.name, attempt), &spec, within).await {
             Ok(output) if output.code == 0 => (true, String::new()),
             Ok(output) => {
                 let said = [output.stdout, output.stderr].concat();
-                let said = String::from_utf8_lossy(&said[..said.len().min(MAX_MESSAGE_BYTES)]).trim().to_owned();
-                (false, format!("exit code {}: {said}", output.code))
+                (false, String::from_utf8_lossy(&said[..said.len().min(MAX_MESSAGE_BYTES)]).trim().to_owned())
+            }
+            Err(PodsError::Timeout(_)) => {
+                (false, format!("command timed out: {command:?} timed out after {}s", within.as_secs()))
             }
             Err(error) => (false, error.to_string()),
         };
@@ -55,8 +59,8 @@ pub async fn run(pods: &Pods, sandbox: &str, container: &Container, attempt: u32
         let host = socket.host.clone().unwrap_or_else(|| address(pods, sandbox));
         return match timeout(within, TcpStream::connect((host.as_str(), port))).await {
             Ok(Ok(_)) => (true, String::new()),
-            Ok(Err(error)) => (false, format!("dial tcp {host}:{port}: {error}")),
-            Err(_) => (false, format!("dial tcp {host}:{port}: no answer within {} s", within.as_secs())),
+            Ok(Err(error)) => (false, undialled(&host, port, &error)),
+            Err(_) => (false, format!("dial tcp {host}:{port}: i/o timeout")),
         };
     }
     if let Some(grpc) = &probe.grpc {
@@ -65,7 +69,11 @@ pub async fn run(pods: &Pods, sandbox: &str, container: &Container, attempt: u32
         return match timeout(within, grpc_health(&host, grpc.port, service)).await {
             Ok(Ok(())) => (true, String::new()),
             Ok(Err(message)) => (false, message),
-            Err(_) => (false, format!("no answer within {} s", within.as_secs())),
+            Err(_) => {
+                let (port, seconds) = (grpc.port, within.as_secs());
+                let words = "context deadline exceeded";
+                (false, format!("timeout: failed to connect service \"{host}:{port}\" within {seconds}s: {words}"))
+            }
         };
     }
     (true, String::new())
@@ -82,17 +90,35 @@ pub async fn http(
     let Some(port) = port(container, &get.port) else { return (false, no_port(&get.port)) };
     let scheme = if get.scheme.as_deref() == Some("HTTPS") { "https" } else { "http" };
     let host = get.host.clone().filter(|host| !host.is_empty()).unwrap_or_else(|| address(pods, sandbox));
+    let failed = |why: &str| (false, format!("Get \"{scheme}://{host}:{port}{}\": {why}", path(get)));
     match timeout(within, ask(scheme == "https", &host, port, get)).await {
         Ok(Ok(status @ 200..=399)) => (true, format!("HTTP status {status}")),
         Ok(Ok(status)) => (false, format!("HTTP probe failed with statuscode: {status}")),
-        Ok(Err(error)) => (false, format!("Get \"{scheme}://{host}:{port}\": {error}")),
-        Err(_) => (false, format!("Get \"{scheme}://{host}:{port}\": no answer within {} s", within.as_secs())),
+        Ok(Err(error)) => failed(&error.to_string()),
+        Err(_) => failed("context deadline exceeded (Client.Timeout exceeded while awaiting headers)"),
     }
+}
+
+/// A path needs no slash before it.
+fn path(get: &HTTPGetAction) -> String {
+    let path = get.path.as_deref().unwrap_or_default();
+    format!("/{}", path.strip_prefix('/').unwrap_or(path))
+}
+
+fn undialled(host: &str, port: u16, error: &io::Error) -> String {
+    let why = match error.kind() {
+        io::ErrorKind::ConnectionRefused => "connect: connection refused".to_owned(),
+        io::ErrorKind::HostUnreachable => "connect: no route to host".to_owned(),
+        io::ErrorKind::NetworkUnreachable => "connect: network is unreachable".to_owned(),
+        _ => error.to_string(),
+    };
+    format!("dial tcp {host}:{port}: {why}")
 }
 
 async fn ask(tls: bool, host: &str, port: u16, get: &HTTPGetAction) -> io::Result<u16> {
     let request = request(host, port, get);
-    let stream = TcpStream::connect((host, port)).await?;
+    let connected = TcpStream::connect((host, port)).await;
+    let stream = connected.map_err(|error| io::Error::other(undialled(host, port, &error)))?;
     let head = match tls {
         false => first_line(stream, &request).await?,
         true => {
@@ -118,9 +144,7 @@ async fn first_line(mut stream: impl AsyncRead + AsyncWrite + Unpin, request: &s
 }
 
 fn request(host: &str, port: u16, get: &HTTPGetAction) -> String {
-    let path = get.path.as_deref().unwrap_or_default();
-    let path = path.strip_prefix('/').unwrap_or(path);
-    let mut request = format!("GET /{path} HTTP/1.1\r\nConnection: close\r\n");
+    let mut request = format!("GET {} HTTP/1.1\r\nConnection: close\r\n", path(get));
     let mut named = false;
     for header in get.http_headers.iter().flatten() {
         // Validation keeps line breaks out of headers; they must not split the request even if it did not.
@@ -207,7 +231,7 @@ async fn grpc_health(host: &str, port: i32, service: String) -> Result<(), Strin
     let answer = HealthClient::new(channel).check(request).await.map_err(|status| status.message().to_owned())?;
     match answer.into_inner().status() {
         ServingStatus::Serving => Ok(()),
-        other => Err(format!("service unhealthy (responded with {other:?})")),
+        other => Err(format!("service unhealthy (responded with {:?})", other.as_str_name())),
     }
 }
 
@@ -245,6 +269,13 @@ mod tests {
         assert_eq!(status_of(b"HTTP/1.0 503\n"), Some(503));
         assert_eq!(status_of(b"SSH-2.0-x\r\n"), None);
         assert_eq!(status_of(b""), None);
+    }
+
+    #[test]
+    fn who_is_not_there_is_told_of_in_kubelets_words() {
+        let words = |kind: io::ErrorKind| undialled("10.0.0.1", 80, &kind.into());
+        assert_eq!(words(io::ErrorKind::ConnectionRefused), "dial tcp 10.0.0.1:80: connect: connection refused");
+        assert_eq!(words(io::ErrorKind::HostUnreachable), "dial tcp 10.0.0.1:80: connect: no route to host");
     }
 
     #[test]
