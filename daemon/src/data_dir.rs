@@ -58,12 +58,21 @@ pub fn has_left(dir: &Path) -> bool {
 }
 
 /// Keeps that this node is about to ask the others to take it out: if it dies before it hears that they have, the next start
-/// goes on from there. One that stays all the same is none the worse for it.
+/// goes on from there.
 ///
 /// # Errors
 /// If it cannot be written.
 pub fn mark_leaving(dir: &Path) -> io::Result<()> {
     File::create(dir.join(LEAVING))?.sync_all()?;
+    File::open(dir)?.sync_all()
+}
+
+/// Takes that back: the node stays.
+///
+/// # Errors
+/// If it cannot be removed.
+pub fn mark_staying(dir: &Path) -> io::Result<()> {
+    fs::remove_file(dir.join(LEAVING))?;
     File::open(dir)?.sync_all()
 }
 
@@ -205,6 +214,9 @@ mod tests {
         mark_leaving(dir.path()).unwrap();
         check(dir.path()).unwrap();
         assert!(is_leaving(dir.path()), "the others may not have heard of it");
+        mark_staying(dir.path()).unwrap();
+        assert!(!is_leaving(dir.path()));
+        mark_leaving(dir.path()).unwrap();
         mark_left(dir.path(), "machine-3", "c1").unwrap();
         assert!(!is_leaving(dir.path()));
     }

@@ -197,6 +197,12 @@ pub async fn leave(node: &Node, drain: Drain, send: &Sender) -> Result<(), Statu
     node.is_leaving.store(true, Ordering::Relaxed);
     let left = depart(node, &drain, send).await;
     node.is_leaving.store(left.is_ok(), Ordering::Relaxed);
+    if left.is_err()
+        && data_dir::is_leaving(&node.config.data_dir)
+        && let Err(error) = data_dir::mark_staying(&node.config.data_dir)
+    {
+        warn!(%error, "it cannot be taken back that this node leaves");
+    }
     left
 }
 
