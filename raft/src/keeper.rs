@@ -38,6 +38,7 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
     let Sources { raft, log, machine, space, epoch } = from;
     let (mut metrics, mut server, mut standing) = (raft.metrics(), raft.server_metrics(), epoch.standing());
     let mut trouble = machine.disk().trouble().watch();
+    let mut pause = PROGRESS;
     loop {
         let found = trouble.borrow_and_update().clone();
         if let Some(detail) = &found.damaged {
@@ -55,8 +56,9 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
             *current = next;
             changed
         });
+        let pausing = sleep(std::mem::replace(&mut pause, PROGRESS));
         let progress = async {
-            sleep(PROGRESS).await;
+            pausing.await;
             metrics.changed().await
         };
         tokio::select! {
@@ -64,7 +66,8 @@ pub(crate) async fn publish_status(from: Sources, status: watch::Sender<Status>)
             () = machine.closing().cancelled() => return,
             changed = trouble.changed() => if changed.is_err() { return },
             changed = standing.changed() => if changed.is_err() { return },
-            changed = server.changed() => if changed.is_err() { return },
+            // openraft tells this a moment before the metrics, which are what is published: they are not waited for.
+            changed = server.changed() => if changed.is_err() { return } else { pause = Duration::ZERO },
             changed = progress => if changed.is_err() { return },
         }
     }
