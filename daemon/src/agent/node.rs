@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use flotilla_api::admit::Subresource;
 use flotilla_api::{Builtin, Key, Status, object};
 use flotilla_raft::WatchItem;
+use flotilla_runtime::images::Image;
 use jiff::{SignedDuration, Timestamp};
 use nix::sys::statvfs::statvfs;
 use serde_json::{Value, json};
@@ -24,6 +25,9 @@ const MANAGER: &str = "flotilla-agent";
 const MAX_PODS: u32 = 1_000;
 /// Memory that pods cannot have: the daemon's own and some for the kernel.
 const RESERVED_MEMORY_BYTES: u64 = 128 * 1024 * 1024;
+/// The kubelet's bounds for the images that a Node lists, and for the names of each.
+const MAX_IMAGES: usize = 50;
+const MAX_IMAGE_NAMES: usize = 5;
 /// How often use is measured.
 const MEASURE: Duration = Duration::from_secs(2);
 /// A daemon that starts again leaves its node as ready as it was for this long: the pods ran on without it.
@@ -145,6 +149,7 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
     let now = Timestamp::now();
     let disk_bytes = disk_bytes(&node.config.data_dir);
     let low_space = node.gate.store().status().borrow().low_space;
+    let images = images(node.local.images().list());
     let short_of_memory = usage::free_memory_bytes().is_some_and(|bytes| bytes < MIN_MEMORY_BYTES);
     node.gate
         .update(&user, &kind, ("", node.members.own_name()), Subresource::Status, &options, |object| {
@@ -157,6 +162,10 @@ async fn put_status(node: &Node, starting: bool) -> Result<(), Status> {
             status["allocatable"] = with_others(resources(cpu_millis, allocatable, disk_bytes, pods), &known);
             status["addresses"] = listed(&addresses, node.members.own_name());
             status["nodeInfo"] = node_info();
+            // A full disk takes nothing that grows, and must not keep the rest from being said.
+            if !low_space {
+                set_images(&mut status, &images);
+            }
             status["daemonEndpoints"] = json!({"kubeletEndpoint": {"Port": node.config.listen.port()}});
             if readiness.is_ok() || !(starting && is_ready(&status)) {
                 set_ready(&mut status, readiness, now);
@@ -214,14 +223,49 @@ fn listed(addresses: &[SocketAddr], name: &str) -> Value {
     Value::Array(listed)
 }
 
+/// The largest images, with some of the names of each; as many as the kubelet lists.
+fn images(mut images: Vec<Image>) -> Vec<Value> {
+    images.sort_by(|one, other| (other.size_bytes, &one.digest).cmp(&(one.size_bytes, &other.digest)));
+    let listed = images.into_iter().take(MAX_IMAGES).map(|image| {
+        let names: Vec<String> = image.repo_digests.into_iter().chain(image.references).take(MAX_IMAGE_NAMES).collect();
+        json!({"names": names, "sizeBytes": image.size_bytes})
+    });
+    listed.collect()
+}
+
+/// A node without images lists none: an empty list would be taken for a change each time.
+fn set_images(status: &mut Value, images: &[Value]) {
+    match status.as_object_mut() {
+        Some(status) if images.is_empty() => _ = status.remove("images"),
+        _ => status["images"] = json!(images),
+    }
+}
+
+/// What the machine is called by its maker, or by its hypervisor; else by its system.
+fn system_uuid(read: impl Fn(&str) -> String) -> String {
+    let places = [
+        "/sys/class/dmi/id/product_uuid",
+        "/proc/device-tree/system-id",
+        "/proc/device-tree/vm,uuid",
+        "/etc/machine-id",
+    ];
+    places.into_iter().map(read).find(|id| !id.is_empty()).unwrap_or_default()
+}
+
 fn node_info() -> Value {
-    let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+    let read = |path: &str| {
+        std::fs::read_to_string(path)
+            .unwrap_or_default()
+            .trim_matches(|c: char| c.is_whitespace() || c == '\0')
+            .to_owned()
+    };
+    let machine_id = ["/etc/machine-id", "/var/lib/dbus/machine-id"].into_iter().map(read).find(|id| !id.is_empty());
     let os = read("/etc/os-release");
     let os =
         os.lines().find_map(|line| line.strip_prefix("PRETTY_NAME=")).unwrap_or("Linux").trim_matches('"').to_owned();
     json!({
-        "machineID": read("/etc/machine-id"),
-        "systemUUID": read("/sys/class/dmi/id/product_uuid"),
+        "machineID": machine_id.unwrap_or_default(),
+        "systemUUID": system_uuid(read),
         "bootID": read("/proc/sys/kernel/random/boot_id"),
         "kernelVersion": read("/proc/sys/kernel/osrelease"),
         "osImage": os,
@@ -319,6 +363,8 @@ pub async fn pod_cidr(node: &Node) -> String {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_runtime::images::{Digest, ImageConfig};
+
     use super::*;
 
     #[test]
@@ -327,6 +373,40 @@ mod tests {
         assert_eq!(max_pods(Some("10.244.0.0/24")), 253);
         assert_eq!(max_pods(Some("10.244.0.0/30")), 1);
         assert_eq!(max_pods(None), MAX_PODS);
+    }
+
+    #[test]
+    fn the_largest_images_are_listed() {
+        let image = |size_bytes: u64| Image {
+            references: (0..9).map(|tag| format!("r/x:{tag}")).collect(),
+            repo_digests: vec![format!("r/x@sha256:{size_bytes}")],
+            digest: Digest::of(&size_bytes.to_be_bytes()),
+            id: Digest::of(b""),
+            size_bytes,
+            created: None,
+            config: ImageConfig::default(),
+            layers: Vec::new(),
+            used: Timestamp::UNIX_EPOCH,
+        };
+        let listed = images((1..=60).map(image).collect());
+        assert_eq!(listed.len(), MAX_IMAGES);
+        let names = ["r/x@sha256:60", "r/x:0", "r/x:1", "r/x:2", "r/x:3"];
+        assert_eq!(listed[0], json!({"names": names, "sizeBytes": 60}));
+        assert_eq!(listed[49]["sizeBytes"], 11);
+        let mut status = json!({});
+        set_images(&mut status, &listed[..1]);
+        assert_eq!(status, json!({"images": [listed[0]]}));
+        set_images(&mut status, &[]);
+        assert_eq!(status, json!({}));
+    }
+
+    #[test]
+    fn a_machine_without_a_makers_id_goes_by_its_own() {
+        let only = |place: &'static str| move |path: &str| if path == place { "id".to_owned() } else { String::new() };
+        for place in ["/sys/class/dmi/id/product_uuid", "/proc/device-tree/vm,uuid", "/etc/machine-id"] {
+            assert_eq!(system_uuid(only(place)), "id");
+        }
+        assert_eq!(system_uuid(|_| String::new()), "");
     }
 
     #[test]
