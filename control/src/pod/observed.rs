@@ -79,7 +79,6 @@ pub enum AttemptState {
 pub struct Exit {
     /// 128 and the signal's number if a signal ended it.
     pub code: i32,
-    pub signal: Option<i32>,
     pub cause: ExitCause,
     pub message: Option<String>,
     /// `None` if it never ran.

@@ -5,7 +5,7 @@
 
 use flotilla_api::k8s_openapi::api::core::v1::{
     Container, ContainerState, ContainerStateRunning, ContainerStateWaiting, ContainerStatus, HostIP, PodCondition,
-    PodIP, PodStatus, ResourceRequirements,
+    PodIP, PodStatus, ResourceRequirements, VolumeMount, VolumeMountStatus,
 };
 use flotilla_api::kinds::pod::qos_class;
 
@@ -121,8 +121,25 @@ fn container_status(life: &Life<'_>, container: &Container) -> ContainerStatus {
         last_state: Some(last),
         resources: resources_in_force(life, container).or(resources(container, track)),
         allocated_resources: resources(container, track).and_then(|resources| resources.requests),
+        volume_mounts: volume_mounts(container),
         ..ContainerStatus::default()
     }
+}
+
+/// A container's mounts. A volume is mounted by itself: what may be mounted below its root does not become read-only.
+fn volume_mounts(container: &Container) -> Option<Vec<VolumeMountStatus>> {
+    let status = |mount: &VolumeMount| {
+        let read_only = mount.read_only.filter(|read_only| *read_only);
+        VolumeMountStatus {
+            name: mount.name.clone(),
+            mount_path: mount.mount_path.clone(),
+            read_only,
+            recursive_read_only: read_only.map(|_| "Disabled".to_owned()),
+            ..VolumeMountStatus::default()
+        }
+    };
+    let mounts: Vec<_> = container.volume_mounts.iter().flatten().map(status).collect();
+    (!mounts.is_empty()).then_some(mounts)
 }
 
 /// What a container still has that was resized and is not there yet.
@@ -258,6 +275,17 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn mounts_are_told_of_as_upstream_tells_of_them() {
+        let container = |value| serde_json::from_value::<Container>(value).unwrap();
+        let mounts = json!([{"name": "v", "mountPath": "/v", "readOnly": true}, {"name": "w", "mountPath": "/w"}]);
+        let told = volume_mounts(&container(json!({"name": "a", "volumeMounts": mounts})));
+        let wanted = json!([{"name": "v", "mountPath": "/v", "readOnly": true, "recursiveReadOnly": "Disabled"},
+            {"name": "w", "mountPath": "/w"}]);
+        assert_eq!(serde_json::to_value(told).unwrap(), wanted);
+        assert_eq!(volume_mounts(&container(json!({"name": "a"}))), None);
+    }
 
     #[test]
     fn what_others_said_meanwhile_stays() {

@@ -113,7 +113,6 @@ fn remembered<'a>(known: Option<&ContainerStatus>, now: Timestamp) -> State<'a> 
     if let Some(running) = state.and_then(|state| state.running.as_ref()) {
         return carried(Exit {
             code: LOST_CODE,
-            signal: None,
             cause: ExitCause::Lost,
             message: Some("The container could not be located when the pod was looked at".into()),
             started_at: running.started_at.as_ref().map(|time| time.0),
@@ -142,7 +141,6 @@ fn last_known(known: Option<&ContainerStatus>, attempt: u32) -> Option<Container
 fn exit_of(terminated: &ContainerStateTerminated, now: Timestamp) -> Exit {
     Exit {
         code: terminated.exit_code,
-        signal: terminated.signal,
         cause: match terminated.reason.as_deref() {
             Some("OOMKilled") => ExitCause::OutOfMemory,
             Some("StartError") => ExitCause::NotStarted,
@@ -167,7 +165,8 @@ pub(super) fn terminated(exit: &Exit, id: Option<&str>) -> ContainerStateTermina
     ContainerStateTerminated {
         container_id: id.filter(|id| !id.is_empty()).map(str::to_owned),
         exit_code: exit.code,
-        signal: exit.signal,
+        // As from upstream's runtimes, the code alone tells of it.
+        signal: None,
         reason: Some(reason.to_owned()),
         message: exit.message.clone(),
         started_at: exit.started_at.map(meta::seconds),

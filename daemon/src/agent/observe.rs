@@ -54,7 +54,6 @@ fn state(container: &ContainerState) -> Option<AttemptState> {
         Phase::Running => AttemptState::Running { started_at: started_at.unwrap_or(time(container.created_ms)) },
         Phase::Exited(exit) => AttemptState::Exited(Exit {
             code: exit.code,
-            signal: exit.signal,
             cause: match exit.reason.as_str() {
                 _ if exit.oom_killed => ExitCause::OutOfMemory,
                 REASON_START_ERROR => ExitCause::NotStarted,

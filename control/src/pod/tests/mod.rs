@@ -166,8 +166,7 @@ impl Node {
         let attempt = self.current(name);
         let AttemptState::Running { started_at } = attempt.state else { panic!("{name} does not run") };
         let started_at = Some(started_at);
-        attempt.state =
-            AttemptState::Exited(Exit { code, signal: None, cause, message: None, started_at, finished_at: now });
+        attempt.state = AttemptState::Exited(Exit { code, cause, message: None, started_at, finished_at: now });
     }
 
     fn advance(&mut self, seconds: i64) {
