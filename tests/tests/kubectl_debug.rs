@@ -37,6 +37,8 @@ async fn a_running_pod_is_looked_into_and_resized() {
     kubectl.ok(&["wait", "--for=condition=Ready", "pod/shell", "--timeout=60s"]);
     hear_what_happens(&kubectl, &busybox).await;
     hear_what_is_missing(&kubectl, &busybox).await;
+    take_too_much(&kubectl, &busybox);
+    fall_ill(&kubectl, &busybox).await;
     stay_in_the_volume(&kubectl, &busybox);
     look(&kubectl, &busybox);
     type_at_a_terminal(&kubectl, &busybox);
@@ -44,6 +46,7 @@ async fn a_running_pod_is_looked_into_and_resized() {
     look_at_a_copy(&kubectl, &busybox).await;
     resize(&kubectl).await;
     resize_to_too_little(&kubectl).await;
+    be_evicted(&kubectl).await;
 }
 
 /// The messages of a pod's Events for one reason, each after the part of the pod that it is about.
@@ -69,6 +72,11 @@ async fn hear_what_happens(kubectl: &Kubectl, busybox: &str) {
     assert!(pulled.contains(&present) || pulled.contains(&fetched) && pulled.contains(" bytes."), "{pulled}");
     tells(kubectl, "shell", "Created", "spec.containers{main}: Created container: main").await;
     tells(kubectl, "shell", "Started", "spec.containers{main}: Started container main").await;
+    let images = || async {
+        let said = kubectl.ok(&["get", "nodes", "-o", "jsonpath={.items[*].status.images[*].names}"]);
+        if said.contains(busybox) { Ok(()) } else { Err(said) }
+    };
+    eventually(LIMIT, "a node says that it has the image", images).await;
 }
 
 /// A pod whose Secret is not there, and whose hook fails.
@@ -99,6 +107,60 @@ spec:
     kubectl.ok(&["create", "secret", "generic", "later", "--from-literal=a=b"]);
     tells(kubectl, "missing", "FailedPostStartHook", "spec.containers{main}: PostStartHook failed").await;
     kubectl.ok(&["delete", "pod/missing", "secret/later"]);
+}
+
+/// A pod that writes more into a volume than it may.
+fn take_too_much(kubectl: &Kubectl, busybox: &str) {
+    let pod = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: greedy}}
+spec:
+  volumes: [{{name: room, emptyDir: {{sizeLimit: 1Mi}}}}]
+  containers:
+  - name: main
+    image: {busybox}
+    command: [sh, -c, 'dd if=/dev/zero of=/room/file bs=1M count=2; while :; do sleep 0.2; done']
+    volumeMounts: [{{name: room, mountPath: /room}}]
+"
+    );
+    kubectl.ok_with(&["create", "-f", "-"], &pod);
+}
+
+async fn be_evicted(kubectl: &Kubectl) {
+    // With a space at its end, as kubelet says it.
+    let words = "Usage of EmptyDir volume \"room\" exceeds the limit \"1Mi\". ";
+    tells(kubectl, "greedy", "Evicted", words).await;
+    kubectl.ok(&["wait", "--for=jsonpath={.status.phase}=Failed", "pod/greedy", "--timeout=60s"]);
+    let said = kubectl.ok(&["get", "pod", "greedy", "-o", "jsonpath={.status.reason}: {.status.message}"]);
+    assert_eq!(said, format!("Evicted: {words}"));
+    kubectl.ok(&["delete", "pod", "greedy"]);
+}
+
+/// A container that is found ill and cannot say farewell.
+async fn fall_ill(kubectl: &Kubectl, busybox: &str) {
+    let pod = format!(
+        "
+apiVersion: v1
+kind: Pod
+metadata: {{name: ill}}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: main
+    image: {busybox}
+    command: [sh, -c, 'while :; do sleep 0.2; done']
+    livenessProbe: {{exec: {{command: [sh, -c, 'echo unwell; exit 1']}}, periodSeconds: 1, failureThreshold: 1}}
+    lifecycle: {{preStop: {{exec: {{command: ['false']}}}}}}
+"
+    );
+    kubectl.ok_with(&["create", "-f", "-"], &pod);
+    tells(kubectl, "ill", "Unhealthy", "spec.containers{main}: Liveness probe failed: unwell").await;
+    let killed = "spec.containers{main}: Container main failed liveness probe, will be restarted";
+    tells(kubectl, "ill", "Killing", killed).await;
+    tells(kubectl, "ill", "FailedPreStopHook", "spec.containers{main}: PreStopHook failed").await;
+    kubectl.ok(&["delete", "pod", "ill"]);
 }
 
 /// A container that puts a link into a volume gets nothing outside of it by asking for a part of the volume.

@@ -65,6 +65,8 @@ pub enum StopReason {
     Deleted,
     /// The pod ran longer than it may.
     DeadlineExceeded,
+    /// The pod took more than it may.
+    Evicted,
     /// The other containers are done, or failed for good.
     PodFinished,
     /// The sandbox has to be made anew.

@@ -129,8 +129,10 @@ impl<'a> Life<'a> {
         } else if let Some(end) = self.known_end() {
             self.end = Some(end);
             self.wind_down(StopReason::PodFinished);
+        } else if let Some(end) = self.eviction() {
+            self.exceed(end, StopReason::Evicted);
         } else if let Some(end) = self.deadline() {
-            self.exceed(end);
+            self.exceed(end, StopReason::DeadlineExceeded);
         } else {
             self.run();
         }
@@ -151,6 +153,12 @@ impl<'a> Life<'a> {
     fn start_time(&self) -> Timestamp {
         let time = self.pod.status.as_ref().and_then(|status| status.start_time.as_ref());
         time.map_or(self.now, |time| time.0)
+    }
+
+    /// The end of a pod that took more than it may. Defined by Kubernetes' documentation, "Node-pressure Eviction".
+    fn eviction(&self) -> Option<End> {
+        let message = self.observed.excess.clone()?;
+        Some(End { phase: "Failed", reason: Some("Evicted".into()), message: Some(message) })
     }
 
     /// The end of a pod that ran longer than it may. Until then, asks to be woken.

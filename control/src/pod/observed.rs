@@ -21,6 +21,8 @@ pub struct Observed {
     pub images: BTreeMap<String, Image>,
     /// Running containers that may not have the resources that the pod gives them yet, and why not if they were refused.
     pub behind: BTreeMap<String, Option<String>>,
+    /// What the pod took more of than it may, in words; it is ended for that.
+    pub excess: Option<String>,
     /// The node's own address.
     pub host_ip: Option<String>,
 }

@@ -38,7 +38,9 @@ impl Life<'_> {
 
     /// The pod is over but stays: its logs may still be asked for.
     pub(super) fn wind_down(&mut self, why: StopReason) {
-        let kill_at = meta::plus_seconds(self.now, self.grace_seconds().max(MIN_GRACE_SECONDS));
+        // As upstream: what fills the disk has no time of its own.
+        let grace = if why == StopReason::Evicted { 0 } else { self.grace_seconds() };
+        let kill_at = meta::plus_seconds(self.now, grace.max(MIN_GRACE_SECONDS));
         self.stop_live(kill_at, why);
         let ready = self.observed.sandbox.as_ref().is_some_and(|sandbox| sandbox.state == SandboxState::Ready);
         if ready && self.tracks.values().all(|track| track.live().is_none()) {
@@ -46,8 +48,8 @@ impl Life<'_> {
         }
     }
 
-    pub(super) fn exceed(&mut self, end: End) {
-        self.wind_down(StopReason::DeadlineExceeded);
+    pub(super) fn exceed(&mut self, end: End, why: StopReason) {
+        self.wind_down(why);
         self.end_when_stopped(end);
     }
 

@@ -44,6 +44,8 @@ struct Inner {
     /// Sandboxes and containers being made: more at once only take the processors from those that run, and from the
     /// heartbeats.
     starts: Semaphore,
+    /// Volumes being measured: one after the other, so that a node full of them still has its disk for the pods.
+    measures: Semaphore,
 }
 
 impl Local {
@@ -72,6 +74,7 @@ impl Local {
             sources,
             usage: Mutex::default(),
             starts: Semaphore::new(STARTS_PER_CORE * std::thread::available_parallelism().map_or(1, usize::from)),
+            measures: Semaphore::new(1),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -191,6 +194,11 @@ impl Local {
     /// begin here any more.
     pub(super) async fn turn(&self) -> Option<SemaphorePermit<'_>> {
         self.inner.starts.acquire().await.ok()
+    }
+
+    /// Waits for a turn to measure volumes, as [`Local::turn`].
+    pub(super) async fn measure(&self) -> Option<SemaphorePermit<'_>> {
+        self.inner.measures.acquire().await.ok()
     }
 
     pub fn usage(&self) -> Usage {

@@ -20,6 +20,7 @@ mod node;
 mod observe;
 mod probe;
 mod resize;
+mod room;
 mod source;
 mod subpath;
 mod tidy;

@@ -78,13 +78,18 @@ pub fn between(pod: &str, before: &PodStatus, after: &PodStatus) -> Vec<News> {
         let old = containers(before).find(|old| old.name == now.name);
         of_container(pod, old, now)
     });
-    of_containers.chain(of_deadline(before, after)).collect()
+    of_containers.chain(of_end(before, after)).collect()
 }
 
-fn of_deadline(before: &PodStatus, after: &PodStatus) -> Option<News> {
-    const REASON: &str = "DeadlineExceeded";
-    let is_new = after.reason.as_deref() == Some(REASON) && before.reason.as_deref() != Some(REASON);
-    is_new.then(|| News::of_pod(Severity::Normal, REASON, after.message.clone().unwrap_or_default()))
+/// Why this node ended a pod that would have gone on.
+fn of_end(before: &PodStatus, after: &PodStatus) -> Option<News> {
+    let (severity, reason) = match after.reason.as_deref()? {
+        "DeadlineExceeded" => (Severity::Normal, "DeadlineExceeded"),
+        "Evicted" => (Severity::Warning, "Evicted"),
+        _ => return None,
+    };
+    let is_new = before.reason != after.reason;
+    is_new.then(|| News::of_pod(severity, reason, after.message.clone().unwrap_or_default()))
 }
 
 fn containers(status: &PodStatus) -> impl Iterator<Item = &ContainerStatus> {
@@ -186,15 +191,17 @@ mod tests {
     }
 
     #[test]
-    fn the_end_of_a_pod_that_ran_too_long_is_told_of_the_pod() {
-        let exceeded = PodStatus {
-            reason: Some("DeadlineExceeded".into()),
-            message: Some("too long".into()),
+    fn an_end_by_the_node_is_told_once_and_of_the_pod() {
+        let of = |reason: &str| PodStatus {
+            reason: Some(reason.into()),
+            message: Some("too much".into()),
             ..PodStatus::default()
         };
-        let news = between("p_n(u)", &PodStatus::default(), &exceeded);
-        assert_eq!(news, [News::of_pod(Severity::Normal, "DeadlineExceeded", "too long")]);
-        assert!(between("p_n(u)", &exceeded, &exceeded).is_empty());
+        for (reason, severity) in [("DeadlineExceeded", Severity::Normal), ("Evicted", Severity::Warning)] {
+            let news = between("p_n(u)", &PodStatus::default(), &of(reason));
+            assert_eq!(news, [News::of_pod(severity, reason, "too much")]);
+            assert!(between("p_n(u)", &of(reason), &of(reason)).is_empty());
+        }
     }
 
     #[test]

@@ -25,6 +25,7 @@ use super::memory::{Fact, Memory};
 use super::news::{self, News};
 use super::observe;
 use super::resize::Resizes;
+use super::room::Room;
 use crate::gate::{DeleteOptions, WriteOptions};
 
 const MANAGER: &str = "flotilla-agent";
@@ -63,6 +64,7 @@ pub struct Worker {
     refreshing: JoinSet<()>,
     refreshed: Instant,
     resizes: Resizes,
+    room: Room,
     /// Held by who lays down volumes.
     volumes: Arc<Mutex<()>>,
     /// The last Pod, for what remains to be said when the object is gone.
@@ -95,6 +97,7 @@ impl Worker {
             refreshing: JoinSet::new(),
             refreshed: Instant::now(),
             resizes: Resizes::default(),
+            room: Room::default(),
             volumes: Arc::default(),
             last: None,
             told: None,
@@ -142,6 +145,7 @@ impl Worker {
             Some(_) = self.telling.join_next(), if !self.telling.is_empty() => {}
             Some(_) = self.refreshing.join_next(), if !self.refreshing.is_empty() => {}
             () = self.resizes.next() => {}
+            () = self.room.next() => {}
             () = tokio::time::sleep(wait) => {}
         }
     }
@@ -159,6 +163,7 @@ impl Worker {
             container_failures: self.container_failures.clone(),
             images: self.images_of(pod),
             behind: pod.map(|pod| self.resizes.behind(&self.local, &self.uid, pod)).unwrap_or_default(),
+            excess: self.room.excess().map(str::to_owned),
             host_ip: Some(self.local.host_ip()),
         }
     }
@@ -193,6 +198,8 @@ impl Worker {
             matches!(effect, Effect::RemoveContainer { .. } | Effect::StopSandbox | Effect::RemoveSandbox)
         };
         self.refresh(pod, observed);
+        let runs = observed.sandbox.as_ref().is_some_and(|sandbox| sandbox.state == pod::SandboxState::Ready);
+        self.room.follow(&self.local, &self.uid, pod, runs && !step.finished);
         for message in self.resizes.follow(&self.local, &self.uid, pod) {
             self.tell(News::of_pod(Severity::Warning, "ResizeError", message));
         }

@@ -285,6 +285,28 @@ fn a_dead_sandbox_is_made_anew() {
 }
 
 #[test]
+fn who_takes_too_much_is_evicted() {
+    let mut node = one("Always");
+    node.settle();
+    node.stubborn = true;
+    node.observed.excess = Some("Usage of EmptyDir volume \"v\" exceeds the limit \"1Mi\". ".into());
+    node.settle();
+    assert_eq!(node.phase(), "Running");
+    let kill_at = node.now + SignedDuration::from_secs(1);
+    let stop = |effect: &Effect| matches!(effect, Effect::StopContainer { kill_at: at, why: StopReason::Evicted, .. } if *at == kill_at);
+    assert!(node.done.iter().any(stop), "{:?}", node.done);
+    node.exit("a", 137);
+    node.settle();
+    let status = node.pod.status.clone().unwrap();
+    assert_eq!((node.phase(), status.reason.as_deref()), ("Failed", Some("Evicted")));
+    assert_eq!(status.message, node.observed.excess);
+    node.observed.excess = None;
+    node.settle();
+    assert_eq!(node.pod.status.as_ref().unwrap().reason.as_deref(), Some("Evicted"), "it is final");
+    assert_eq!(node.starts().len(), 1);
+}
+
+#[test]
 fn probes_decide_about_readiness_and_life() {
     let probe = json!({"periodSeconds": 5, "failureThreshold": 2, "tcpSocket": {"port": 80}});
     let mut node = Node::new(json!({"containers": [{"name": "a", "readinessProbe": probe, "livenessProbe": probe}]}));
