@@ -21,6 +21,7 @@ mod definitions;
 pub mod dev;
 mod drain;
 pub mod enrol;
+mod footprint;
 #[cfg(any(test, fuzzing))]
 #[doc(hidden)]
 pub mod fuzz;

@@ -34,7 +34,7 @@ use crate::slice::{self, ApiHandler, SliceHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
 use crate::turnstile::Turnstile;
-use crate::{VERSION, addresses, data_dir, definitions, drain, grpc, lead, listen};
+use crate::{VERSION, addresses, data_dir, definitions, drain, footprint, grpc, lead, listen};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -243,6 +243,7 @@ async fn start(
     spawn(&tasks, "unix", report("the Unix socket", stop.clone(), unix));
     let tcp = listen::serve_tcp(listener, tls, net.clone(), faces, stop.clone());
     spawn(&tasks, "tcp", report("the API port", stop.clone(), tcp));
+    spawn(&tasks, "footprint", footprint::settle(stop.clone()));
     info!(socket = %config.socket().display(), api = %config.listen, "ready");
     if founder {
         invite(&node).await;

@@ -11,7 +11,7 @@ use crate::machine::{anonymous_mb, rss_mb};
 use crate::report::Report;
 
 const NODES: usize = 3;
-const SETTLE: Duration = Duration::from_secs(5);
+pub const SETTLE: Duration = Duration::from_secs(5);
 const LASTING: Duration = Duration::from_secs(10);
 const LEADER_AIM_MB: f64 = 80.0;
 

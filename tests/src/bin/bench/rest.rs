@@ -12,6 +12,7 @@ use http::Method;
 use serde_json::{Value, json};
 
 use crate::flotilla_cluster::Flotilla;
+use crate::idle::SETTLE;
 use crate::load::{VALUE_BYTES, value};
 use crate::machine::rss_mb;
 use crate::report::{Report, Spread};
@@ -62,6 +63,7 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
 async fn memory(report: &mut Report) -> anyhow::Result<()> {
     let flotilla = Flotilla::start(1).await?;
     let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
+    tokio::time::sleep(SETTLE).await;
     report.aimed("REST, 1 node, idle: resident memory", rss_mb(pid)?, 37.7, "MB");
     fill(&Door::of(&flotilla)?, "many", OBJECTS).await?;
     report.aimed(&format!("REST: resident memory after {OBJECTS} objects"), rss_mb(pid)?, 101.6, "MB");
