@@ -11,6 +11,7 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
+use memchr::memchr2;
 use serde_json::{Map, Value, json};
 
 use super::route::Target;
@@ -117,22 +118,18 @@ pub async fn indented(response: Response<Body>, zipped: bool) -> Response<Body> 
 /// JSON as Go indents it; `None` if that would be too long.
 fn indent(json: &[u8]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(json.len() * 2);
-    let (mut depth, mut in_text, mut is_escaped) = (0, false, false);
+    let (mut depth, mut rest) = (0_usize, json);
     let new_line = |out: &mut Vec<u8>, depth: usize| {
         out.push(b'\n');
         out.resize(out.len() + 2 * depth, b' ');
     };
-    for (index, byte) in json.iter().copied().enumerate() {
-        if in_text {
-            out.push(byte);
-            (in_text, is_escaped) = (is_escaped || byte != b'"', !is_escaped && byte == b'\\');
-            continue;
-        }
+    while let Some((&byte, after)) = rest.split_first() {
+        let mut taken = 1;
         match byte {
             b'{' | b'[' => {
                 out.push(byte);
                 depth += 1;
-                if !matches!(json.get(index + 1), Some(b'}' | b']')) {
+                if !matches!(after.first(), Some(b'}' | b']')) {
                     new_line(&mut out, depth);
                 }
             }
@@ -149,16 +146,31 @@ fn indent(json: &[u8]) -> Option<Vec<u8>> {
             }
             b':' => out.extend_from_slice(b": "),
             byte if byte.is_ascii_whitespace() => {}
-            byte => {
-                in_text = byte == b'"';
-                out.push(byte);
+            b'"' => {
+                taken = text_length(rest);
+                out.extend_from_slice(&rest[..taken]);
             }
+            byte => out.push(byte),
         }
+        rest = &rest[taken..];
         if out.len() > MAX_INDENTED_BYTES {
             return None;
         }
     }
     Some(out)
+}
+
+/// Of the text that JSON begins with, in bytes with its quotes; all of it if it does not end.
+fn text_length(json: &[u8]) -> usize {
+    let mut at = 1;
+    while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
+        at += found + 1;
+        if json[at - 1] == b'"' {
+            return at;
+        }
+        at += 1;
+    }
+    json.len()
 }
 
 /// Gives an answer its body, compressed if that is long and to be `zipped`.
@@ -401,6 +413,13 @@ mod tests {
         assert_eq!(indented(long, true).await.headers()[header::CONTENT_ENCODING], "gzip");
         let deep = [vec![b'['; 100], b"1,".repeat(1 << 20), b"1".to_vec(), vec![b']'; 100]].concat();
         assert_eq!(indent(&deep), None);
+    }
+
+    #[test]
+    fn a_text_without_an_end_is_indented_as_far_as_it_goes() {
+        for open in [r#"""#, r#""\"#, r#""\""#, r#""a"#] {
+            assert_eq!(indent(open.as_bytes()).as_deref(), Some(open.as_bytes()), "{open}");
+        }
     }
 
     #[tokio::test]
