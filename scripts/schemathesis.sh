@@ -61,7 +61,7 @@ for document in "${documents[@]}"; do
   curl -sSf --cacert "$work/ca.pem" --cert "$work/bundle.pem" "$server/openapi/v3/$document" | narrow >"$work/document.json"
   # From there, since it keeps notes where it runs.
   (cd "$work" && "$ST" run document.json --url "$server" --checks not_a_server_error --phases examples,coverage,fuzzing \
-    --max-time "$SECONDS_EACH" --max-examples 20 --workers 2 --request-timeout 20 --no-shrink --continue-on-failure \
+    --max-time "$SECONDS_EACH" --max-examples 20 --workers 1 --request-timeout 20 --no-shrink --continue-on-failure \
     --suppress-health-check all --warnings off --request-cert bundle.pem --tls-verify ca.pem) ||
     failed+=("$document")
 done
