@@ -10,6 +10,7 @@ use flotilla_tests::cli;
 use futures::future::try_join_all;
 use http::Method;
 use serde_json::{Value, json};
+use tokio::task::JoinHandle;
 
 use crate::flotilla_cluster::Flotilla;
 use crate::idle::SETTLE;
@@ -19,7 +20,10 @@ use crate::report::{Report, Spread};
 
 const CLIENTS: [usize; 3] = [1, 16, 100];
 const LASTING: Duration = Duration::from_secs(5);
-const LISTS: [usize; 2] = [500, 10_000];
+const LISTS: [(Listed, usize); 3] = [(Listed::ConfigMaps, 500), (Listed::ConfigMaps, 10_000), (Listed::Pods, 10_000)];
+/// A thousand requests a second: as many clients, each of which sends one this often.
+const PACED_CLIENTS: u32 = 20;
+const PACE: Duration = Duration::from_millis(20);
 const WATCHERS: [usize; 2] = [10, 1_000];
 const WATCHERS_A_CONNECTION: usize = 50;
 const WRITES: usize = 30;
@@ -46,9 +50,13 @@ pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
             report.alone("… p99", took.percentile_ms(99), "ms");
         }
     }
-    for count in LISTS {
-        let took = lists(&door, count).await?;
-        report.aimed(&format!("REST: list of {count} ConfigMaps, p50 of 20"), took.percentile_ms(50), 50.0, "ms");
+    for work in [Work::Create, Work::Get, Work::Update] {
+        let took = paced(&door, work).await?;
+        report.aimed(&format!("REST: {work:?} at 1000 requests/s, p99"), took.percentile_ms(99), 10.0, "ms");
+    }
+    for (kind, count) in LISTS {
+        let took = lists(&door, kind, count).await?;
+        report.aimed(&format!("REST: list of {count} {kind:?}, p50 of 20"), took.percentile_ms(50), 50.0, "ms");
     }
     for watchers in WATCHERS {
         let took = events(&door, watchers).await?;
@@ -65,7 +73,7 @@ async fn memory(report: &mut Report) -> anyhow::Result<()> {
     let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
     tokio::time::sleep(SETTLE).await;
     report.aimed("REST, 1 node, idle: resident memory", rss_mb(pid)?, 37.7, "MB");
-    fill(&Door::of(&flotilla)?, "many", OBJECTS).await?;
+    fill(&Door::of(&flotilla)?, Listed::ConfigMaps, "many", OBJECTS).await?;
     report.aimed(&format!("REST: resident memory after {OBJECTS} objects"), rss_mb(pid)?, 101.6, "MB");
     Ok(())
 }
@@ -95,6 +103,32 @@ enum Work {
     Update,
 }
 
+#[derive(Clone, Copy, Debug)]
+enum Listed {
+    ConfigMaps,
+    Pods,
+}
+
+impl Listed {
+    fn path(self, namespace: &str) -> String {
+        format!("/api/v1/namespaces/{namespace}/{}", format!("{self:?}").to_lowercase())
+    }
+
+    fn object(self, name: &str) -> Value {
+        match self {
+            Self::ConfigMaps => map(name, &value()),
+            Self::Pods => pod(name),
+        }
+    }
+}
+
+/// A pod that nobody schedules.
+fn pod(name: &str) -> Value {
+    let container = json!({"name": "main", "image": "nginx", "ports": [{"containerPort": 80}]});
+    let spec = json!({"schedulerName": "nobody", "containers": [container]});
+    json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec})
+}
+
 fn map(name: &str, value: &str) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"value": value}})
 }
@@ -104,8 +138,25 @@ async fn load(door: &Door, clients: usize, work: Work) -> anyhow::Result<Spread>
     let until = Instant::now() + LASTING;
     let each = open.into_iter().enumerate().map(|(number, rest)| {
         let name = format!("rest-{clients}-{number}-{work:?}").to_lowercase();
-        tokio::spawn(requests(rest, name, work, until))
+        tokio::spawn(requests(rest, name, work, until, Duration::ZERO))
     });
+    all(each).await
+}
+
+/// Each client's requests at its pace, the clients one after the other.
+async fn paced(door: &Door, work: Work) -> anyhow::Result<Spread> {
+    let open = try_join_all((0..PACED_CLIENTS).map(|_| door.open())).await?;
+    let until = Instant::now() + LASTING;
+    let each = open.into_iter().zip(0..PACED_CLIENTS).map(|(rest, number)| {
+        tokio::spawn(async move {
+            tokio::time::sleep(PACE / PACED_CLIENTS * number).await;
+            requests(rest, format!("paced-{number}-{work:?}").to_lowercase(), work, until, PACE).await
+        })
+    });
+    all(each).await
+}
+
+async fn all(each: impl Iterator<Item = JoinHandle<anyhow::Result<Vec<Duration>>>>) -> anyhow::Result<Spread> {
     let mut times = Vec::new();
     for one in try_join_all(each).await? {
         times.extend(one?);
@@ -113,7 +164,14 @@ async fn load(door: &Door, clients: usize, work: Work) -> anyhow::Result<Spread>
     Spread::of(times)
 }
 
-async fn requests(mut rest: Rest, name: String, work: Work, until: Instant) -> anyhow::Result<Vec<Duration>> {
+/// One request after the other, and no more than one in each `pace`.
+async fn requests(
+    mut rest: Rest,
+    name: String,
+    work: Work,
+    until: Instant,
+    pace: Duration,
+) -> anyhow::Result<Vec<Duration>> {
     let path = format!("{MAPS}/{name}");
     if !matches!(work, Work::Create) {
         rest.ok(Method::POST, MAPS, Some(&map(&name, &value()))).await?;
@@ -133,22 +191,23 @@ async fn requests(mut rest: Rest, name: String, work: Work, until: Instant) -> a
             }
         };
         took.push(began.elapsed());
+        tokio::time::sleep_until((began + pace).into()).await;
     }
     Ok(took)
 }
 
 /// Makes so many objects in a namespace of their own.
-async fn fill(door: &Door, namespace: &str, count: usize) -> anyhow::Result<()> {
+async fn fill(door: &Door, kind: Listed, namespace: &str, count: usize) -> anyhow::Result<()> {
     let mut rest = door.open().await?;
     let space = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace}});
     rest.ok(Method::POST, "/api/v1/namespaces", Some(&space)).await?;
     const WRITERS: usize = 50;
-    let path = format!("/api/v1/namespaces/{namespace}/configmaps");
+    let path = kind.path(namespace);
     let writers = (0..WRITERS).map(|writer| {
         let (mut rest, path) = (rest.clone(), path.clone());
         async move {
             for number in (writer..count).step_by(WRITERS) {
-                rest.ok(Method::POST, &path, Some(&map(&format!("m-{number}"), &value()))).await?;
+                rest.ok(Method::POST, &path, Some(&kind.object(&format!("m-{number}")))).await?;
             }
             anyhow::Ok(())
         }
@@ -156,14 +215,14 @@ async fn fill(door: &Door, namespace: &str, count: usize) -> anyhow::Result<()> 
     try_join_all(writers).await.map(drop)
 }
 
-async fn lists(door: &Door, count: usize) -> anyhow::Result<Spread> {
-    let namespace = format!("list-{count}");
-    fill(door, &namespace, count).await?;
+async fn lists(door: &Door, kind: Listed, count: usize) -> anyhow::Result<Spread> {
+    let namespace = format!("list-{kind:?}-{count}").to_lowercase();
+    fill(door, kind, &namespace, count).await?;
     let mut rest = door.open().await?;
     let mut took = Vec::new();
     for _ in 0..20 {
         let began = Instant::now();
-        let body = rest.ok(Method::GET, &format!("/api/v1/namespaces/{namespace}/configmaps"), None).await?;
+        let body = rest.ok(Method::GET, &kind.path(&namespace), None).await?;
         took.push(began.elapsed());
         anyhow::ensure!(body.len() > count * VALUE_BYTES, "the list is short: {} bytes", body.len());
     }
