@@ -56,14 +56,17 @@ impl Serialize for BareMetadata<'_> {
     }
 }
 
-/// Stored bytes as readers get them, without decoding them: `metadata.resourceVersion` is put in at the front of the
-/// metadata. `None` if there is no metadata, which is never stored.
-pub fn splice(stored: &[u8], revision: u64) -> Option<Vec<u8>> {
+/// Puts stored bytes behind what is in `out`, as readers get them and without decoding them: `metadata.resourceVersion` comes
+/// in at the front of the metadata. `None` if there is no metadata, which is never stored.
+pub fn splice(stored: &[u8], revision: u64, out: &mut Vec<u8>) -> Option<()> {
     let at = metadata_at(stored)?;
     let (head, tail) = stored.split_at(at);
     let comma = if tail.first() == Some(&b'}') { "" } else { "," };
     let field = format!("\"resourceVersion\":\"{revision}\"{comma}");
-    Some([head, field.as_bytes(), tail].concat())
+    out.extend_from_slice(head);
+    out.extend_from_slice(field.as_bytes());
+    out.extend_from_slice(tail);
+    Some(())
 }
 
 /// Where the fields of the outermost object's metadata begin, in JSON without blanks.
@@ -132,15 +135,17 @@ mod tests {
             let stored = encode_value(&object).unwrap();
             assert_eq!(stored, encode(&object).unwrap());
             assert!(!serde_json::from_slice::<Value>(&stored).unwrap()["metadata"]["resourceVersion"].is_string());
-            let spliced: Value = serde_json::from_slice(&splice(&stored, 42).unwrap()).unwrap();
-            assert_eq!(spliced, decode_value(&stored, 42).unwrap());
+            let mut spliced = b"[".to_vec();
+            splice(&stored, 42, &mut spliced).unwrap();
+            assert_eq!(serde_json::from_slice::<Value>(&spliced[1..]).unwrap(), decode_value(&stored, 42).unwrap());
         }
     }
 
     #[test]
     fn what_has_no_metadata_is_not_spliced() {
         for bytes in ["", "{}", "[]", "}", "\"", "{\"a\":{\"metadata\":{}}}", "{\"metadata\":\"x\"}", "{\"a\":\"\\"] {
-            assert_eq!(splice(bytes.as_bytes(), 1), None, "{bytes}");
+            let mut out = Vec::new();
+            assert_eq!((splice(bytes.as_bytes(), 1, &mut out), out), (None, Vec::new()), "{bytes}");
         }
     }
 }

@@ -17,8 +17,6 @@ use crate::gate::Gate;
 
 /// How long to wait before something that failed is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Definitions that are read at a time.
-const PAGE: usize = 100;
 
 /// Follows the definitions until `stop`.
 pub async fn follow(gate: Gate, stop: CancellationToken) {
@@ -81,19 +79,11 @@ impl Follower {
     /// Makes the registry say what the store does; returns as of which revision.
     fn catch_up(&mut self, store: &Store, prefix: &str) -> Result<u64, ReadError> {
         let turns = store.turns();
-        let (mut after, mut revision) = (None, None);
-        let mut found = Vec::new();
-        loop {
-            let page = store.range(Range { prefix: prefix.to_owned(), after: after.take(), revision, limit: PAGE })?;
-            revision = Some(page.revision);
-            let last = page.items.last().map(|kv| kv.key.as_str().to_owned());
-            found.extend(page.items);
-            match last {
-                Some(last) if page.more => after = Some(last),
-                _ => break,
-            }
+        let (mut found, mut pages) = (Vec::new(), store.pages(Range::prefix(prefix)));
+        for page in pages.by_ref() {
+            found.extend(page?);
         }
-        let revision = revision.unwrap_or_default();
+        let revision = pages.revision();
         if store.turns() != turns || store.fed_by().is_some() {
             return Err(ReadError::Compacted { wanted: revision + 1, oldest: revision + 1 });
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use flotilla_api::kinds::jointoken::JoinTokenObject;
 use flotilla_api::{Builtin, Change, object};
 use flotilla_control::{Context, Settings, View, Work, plan};
-use flotilla_raft::{Event, ProposeError, Range, ReadError, Store, Watch, WatchItem};
+use flotilla_raft::{Event, KeyValue, ProposeError, Range, ReadError, Store, Watch, WatchItem};
 use futures::StreamExt;
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::{Instant, sleep_until, timeout};
@@ -26,8 +26,6 @@ use crate::{accounts, requests, roles, secrets};
 
 /// Changes proposed at once; the store batches them into few log entries.
 const MAX_PROPOSALS: usize = 1_024;
-/// Objects of a page when the View is filled.
-const PAGE: usize = 1_000;
 /// The longest wait for the View to see what was just written.
 const CATCH_UP: Duration = Duration::from_secs(5);
 /// Between two looks at what was written, while nothing has to be planned.
@@ -190,21 +188,14 @@ impl<'a> Shell<'a> {
     async fn fill(store: &'a Store, term: u64) -> Result<Self, LeadError> {
         store.barrier().await?;
         let mut view = View::default();
-        let (mut after, mut revision) = (None, None);
-        loop {
-            let range = Range { prefix: String::new(), after: after.take(), revision, limit: PAGE };
-            let page = store.range(range)?;
-            revision = Some(page.revision);
-            for kv in &page.items {
+        let mut pages = store.pages(Range::default());
+        for page in pages.by_ref() {
+            for kv in page? {
                 view.observe(&kv.key, Some((&kv.value, kv.mod_revision)));
-            }
-            match page.items.last() {
-                Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-                _ => break,
             }
         }
         view.mark_all();
-        let seen = revision.unwrap_or_default();
+        let seen = pages.revision();
         let watch = store.watch("", seen + 1).await?;
         Ok(Self { store, term, view, watch, seen, due: BTreeMap::new() })
     }
@@ -354,7 +345,9 @@ async fn compact(store: &Store, history: Duration) {
 /// Removes join tokens that have long expired.
 async fn forget_tokens(store: &Store) {
     loop {
-        for change in expired_tokens(store, Timestamp::now()) {
+        let tokens = store.pages(Range::prefix(Builtin::JoinToken.collection().prefix()));
+        // What cannot be read is looked at the next time.
+        for change in tokens.map_while(Result::ok).flat_map(|page| removal(&page, Timestamp::now())) {
             // One that was used or revoked meanwhile is looked at again.
             if let Err(error) = store.propose(change).await {
                 debug!(error = &error as &dyn std::error::Error, "an expired token stays for now");
@@ -364,10 +357,9 @@ async fn forget_tokens(store: &Store) {
     }
 }
 
-fn expired_tokens(store: &Store, now: Timestamp) -> Vec<Change> {
-    let range = Range { limit: PAGE, ..Range::prefix(Builtin::JoinToken.collection().prefix()) };
-    let Ok(listing) = store.range(range) else { return Vec::new() };
-    let expired = listing.items.iter().filter(|kv| {
+/// What removes the tokens among these that are expired.
+fn removal(tokens: &[KeyValue], now: Timestamp) -> Vec<Change> {
+    let expired = tokens.iter().filter(|kv| {
         object::decode::<JoinTokenObject>(&kv.value, kv.mod_revision).is_ok_and(|token| is_forgettable(&token, now))
     });
     expired.map(|kv| Change::new(MANAGER, MANAGER).remove(kv.key.clone(), kv.mod_revision)).collect()

@@ -21,8 +21,6 @@ use tracing::{debug, info};
 const USER: &str = "system:flotilla";
 const DEFAULTS_MANAGER: &str = "flotilla-defaults";
 const AGGREGATION_MANAGER: &str = "clusterrole-aggregation-controller";
-/// Objects in one look at the store.
-const PAGE: usize = 500;
 /// The pause after something failed, or was overtaken.
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
 
@@ -66,21 +64,15 @@ fn all<T: DeserializeOwned>(
     collection: &GroupResource,
 ) -> Result<(HashMap<String, Found<T>>, u64), ReadError> {
     let mut found = HashMap::new();
-    let (mut after, mut revision) = (None, None);
-    loop {
-        let range = Range { prefix: collection.prefix(), after: after.take(), revision, limit: PAGE };
-        let page = store.range(range)?;
-        revision = Some(page.revision);
-        for kv in &page.items {
+    let mut pages = store.pages(Range::prefix(collection.prefix()));
+    for page in pages.by_ref() {
+        for kv in page? {
             if let Ok(object) = serde_json::from_slice(&kv.value) {
                 found.insert(kv.key.name().to_owned(), Found { object, revision: kv.mod_revision });
             }
         }
-        match page.items.last() {
-            Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-            _ => return Ok((found, page.revision)),
-        }
     }
+    Ok((found, pages.revision()))
 }
 
 fn collection<T: Resource>() -> GroupResource {

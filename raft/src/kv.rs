@@ -62,6 +62,9 @@ pub struct Range {
     pub after: Option<String>,
     /// At most this many; 0 means no limit but the store's own.
     pub limit: usize,
+    /// No more once their values are this long together, in bytes; 0 means no limit but the store's own. What is held in
+    /// memory anyway is not counted.
+    pub max_bytes: usize,
     /// As of this revision; `None` means now.
     pub revision: Option<u64>,
 }

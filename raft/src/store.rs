@@ -28,6 +28,7 @@ use crate::membership::Absences;
 use crate::network::{LowSpace, Network};
 use crate::options::Options;
 use crate::outcome::{Applied, Outcome};
+use crate::pages::Pages;
 use crate::reads::Reads;
 use crate::refill::{self, Mark};
 use crate::runtime::{self, watch};
@@ -267,6 +268,11 @@ impl Store {
             Source::Slice(slice) => slice.range(&range),
             Source::Replica(machine) => machine.state().range(&range),
         }
+    }
+
+    /// The same, a page of about 256 KiB at a time, all as of one revision. A limit bounds each page.
+    pub fn pages(&self, range: Range) -> Pages {
+        Pages::new(self.clone(), range)
     }
 
     /// How many keys a range has, whatever its limit; `None` if they are more than `most`.

@@ -118,6 +118,7 @@ async fn what_cannot_be_is_refused_as_upstream_does() {
     forms(&admin).await;
     bindings(&admin).await;
     pages(&admin).await;
+    long_lists(&admin, &Caller::new(&cluster, "node-1", "watcher", &[])).await;
     deletes(&admin).await;
 
     // Whoever uses a version of old is told so, whatever comes of it.
@@ -280,6 +281,47 @@ async fn pages(admin: &Caller) {
     let (_, after) = token.split_once(':').expect("a revision and a key");
     let rest = admin.get(&format!("{MAPS}?continue=newest:{after}")).await.json();
     assert_eq!(rest["items"].as_array().map(Vec::len), Some(all - 1), "{rest}");
+}
+
+/// A list that is sent while it is read is what a short one is, and so is what a watch begins with.
+async fn long_lists(admin: &Caller, watcher: &Caller) {
+    let text = "\\\"x ".repeat(50_000);
+    for name in ["l1", "l2", "l3"] {
+        let map = json!({"metadata": {"name": name, "labels": {"of": "lists"}}, "data": {"text": text}});
+        assert_eq!(admin.post(MAPS, &map).await.code, 201);
+    }
+    let lists = format!("{MAPS}?labelSelector=of%3Dlists");
+    let (long, paged) = (admin.get(&lists).await, admin.get(&format!("{lists}&limit=10")).await);
+    assert!(long.head.contains("transfer-encoding: chunked"), "{}", long.head);
+    assert!(paged.head.contains("content-length: "), "{}", paged.head);
+    assert_eq!(long.body, paged.body);
+    assert_eq!(long.json()["items"].as_array().map(Vec::len), Some(3));
+    let laid_out = admin.get(&format!("{lists}&pretty=true")).await;
+    let paged = admin.get(&format!("{lists}&limit=10&pretty=true")).await;
+    assert_eq!(laid_out.body, paged.body);
+    assert!(laid_out.body.starts_with("{\n  \"kind\": \"ConfigMapList\",\n"), "{}", &laid_out.body[..200]);
+    let head = admin.ask(&Method::HEAD, &lists, None).await.expect("an answer");
+    assert_eq!((head.code, head.body.as_str()), (200, ""));
+
+    // Whoever may watch and not list is told what there is as well, as upstream has it.
+    let role = json!({"metadata": {"name": "watch"}, "rules": [{"apiGroups": [""], "resources": ["configmaps"], "verbs": ["watch"]}]});
+    let roles = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
+    assert_eq!(admin.post(&format!("{roles}/roles"), &role).await.code, 201);
+    let binding = json!({"metadata": {"name": "watch"},
+                         "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": "watch"},
+                         "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "watcher"}]});
+    assert_eq!(admin.post(&format!("{roles}/rolebindings"), &binding).await.code, 201);
+    assert_eq!(watcher.get(&lists).await.code, 403);
+    let begin =
+        "watch=true&timeoutSeconds=1&allowWatchBookmarks=true&sendInitialEvents=true&resourceVersionMatch=NotOlderThan";
+    let watched = watcher.get(&format!("{lists}&{begin}")).await;
+    let events: Vec<Value> = watched.body.lines().map(|line| serde_json::from_str(line).expect("an event")).collect();
+    let told: Vec<_> = events.iter().map(|one| (&one["type"], &one["object"]["metadata"]["name"])).collect();
+    let name = |name: &str| json!(name);
+    let added = name("ADDED");
+    assert_eq!(told[..3], [(&added, &name("l1")), (&added, &name("l2")), (&added, &name("l3"))]);
+    assert_eq!(events[3]["type"], "BOOKMARK");
+    assert_eq!(events[3]["object"]["metadata"]["annotations"]["k8s.io/initial-events-end"], "true");
 }
 
 /// Some kinds are shown when they are deleted, of others is said what they were called.

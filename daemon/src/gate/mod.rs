@@ -52,7 +52,7 @@ pub use authorize::{HEALTH_PATHS, resource_action};
 pub use delete::{DeleteOptions, Propagation};
 #[cfg(any(test, fuzzing))]
 pub(crate) use read::Continue;
-pub use read::{At, Happened, List, ListQuery, ObjectEvent, Observer};
+pub use read::{At, Found, Happened, List, ListQuery, ObjectEvent, Observer};
 pub use seal::{Ring, Sealer, keyring_key};
 pub(crate) use write::prepare;
 pub use write::{How, Ownership, WriteOptions, Written};
@@ -267,8 +267,8 @@ fn object(kv: &KeyValue) -> Result<Value, Status> {
 }
 
 /// The JSON of a stored pair, with its resourceVersion, as sealed as it is stored.
-fn splice(kv: &KeyValue) -> Result<Vec<u8>, Status> {
-    flotilla_api::object::splice(&kv.value, kv.mod_revision)
+fn splice(kv: &KeyValue, out: &mut Vec<u8>) -> Result<(), Status> {
+    flotilla_api::object::splice(&kv.value, kv.mod_revision, out)
         .ok_or_else(|| Status::internal(format!("{} is stored without metadata", kv.key)))
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use bytes::Bytes;
 use flotilla_api::selector::{Fields, Labels};
 use flotilla_api::{Kind, Reason, Status};
-use flotilla_raft::{Event, KeyValue, Range, ReadError, Watch, WatchItem};
+use flotilla_raft::{Event, KeyValue, Pages, Range, ReadError, Watch, WatchItem};
 use serde_json::Value;
 
 use super::authorize::Attempt;
@@ -78,8 +78,47 @@ pub struct List<T> {
     pub remaining: Option<usize>,
 }
 
-/// A page in the store, however few of its objects match a selector.
-const PAGE: usize = 500;
+impl<T> List<T> {
+    fn last(items: Vec<T>, revision: u64) -> Self {
+        Self { items, revision, continue_token: String::new(), remaining: None }
+    }
+}
+
+/// Everything that matches a query, all as of one revision, read as it is needed.
+pub struct Found {
+    gate: Gate,
+    kind: Kind,
+    query: ListQuery,
+    pages: Pages,
+    page: std::vec::IntoIter<KeyValue>,
+}
+
+impl Found {
+    pub fn revision(&self) -> u64 {
+        self.pages.revision()
+    }
+
+    /// Puts the next object behind what is in `out`, as JSON; says whether there was one.
+    ///
+    /// # Errors
+    /// `Expired` if what is yet to be read is compacted by now, or why the store cannot be read. It is the end then.
+    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+        loop {
+            for kv in self.page.by_ref() {
+                if self.query.takes(&kv)? {
+                    return self.gate.write_json(&self.kind, &kv, out).map(|()| true);
+                }
+            }
+            match self.pages.next() {
+                Some(page) => self.page = page.map_err(|error| too_old(error, &self.query))?.into_iter(),
+                None => return Ok(false),
+            }
+        }
+    }
+}
+
+/// What a stored object becomes longer by when its revision is put in, at most.
+const REVISION_FIELD_BYTES: usize = 48;
 /// What comes after the first page is counted as far as this.
 const MAX_COUNTED: usize = 10_000;
 
@@ -151,9 +190,15 @@ impl Gate {
 
     /// The same as JSON, without decoding it if nothing of it is sealed.
     fn json(&self, kind: &Kind, kv: &KeyValue) -> Result<Vec<u8>, Status> {
+        let mut json = Vec::with_capacity(kv.value.len() + REVISION_FIELD_BYTES);
+        self.write_json(kind, kv, &mut json)?;
+        Ok(json)
+    }
+
+    fn write_json(&self, kind: &Kind, kv: &KeyValue, out: &mut Vec<u8>) -> Result<(), Status> {
         match is_plain(kind) {
-            true => splice(kv),
-            false => Ok(self.value(kind, kv)?.to_string().into_bytes()),
+            true => splice(kv, out),
+            false => serde_json::to_writer(out, &self.value(kind, kv)?).map_err(Status::internal),
         }
     }
 
@@ -166,45 +211,66 @@ impl Gate {
         query: &ListQuery,
         item: impl Fn(&KeyValue) -> Result<T, Status>,
     ) -> Result<List<T>, Status> {
-        self.authorize_collection(user, verb, kind, query).await?;
-        let query = &Self::check_fields(kind, query)?;
-        let token = Some(query.continue_token.as_str()).filter(|token| !token.is_empty()).map(Continue::parse);
-        let token = token.transpose()?;
-        let mut revision = match &token {
-            None => self.reach(query.at).await?,
-            Some(Continue { revision: None, .. }) => self.reach(At::Latest).await?,
-            Some(Continue { revision, .. }) => *revision,
-        };
-        let mut after = token.as_ref().map(|token| token.after.clone());
-        if let Some(revision) = revision {
-            self.store.reach(revision).await.map_err(read_status)?;
-        }
+        let (query, token, mut pages) = self.pages(user, verb, kind, query).await?;
         let mut items = Vec::new();
-        loop {
-            let range = Range { prefix: query.prefix(kind), after: after.take(), revision, limit: PAGE };
-            let page = self.store.range(range).map_err(|error| too_old(error, query))?;
-            revision = Some(page.revision);
-            for kv in &page.items {
+        while let Some(page) = pages.next() {
+            let page = page.map_err(|error| too_old(error, &query))?;
+            let last = page.last().map(|kv| kv.key.clone());
+            for kv in &page {
                 if query.takes(kv)? {
                     items.push(item(kv)?);
                 }
                 if query.limit > 0 && items.len() == query.limit {
-                    let last = page.items.last().is_some_and(|last| last.key == kv.key) && !page.more;
-                    let list = List { items, revision: page.revision, continue_token: String::new(), remaining: None };
-                    return match last {
+                    let is_last = pages.is_over() && last.as_ref() == Some(&kv.key);
+                    let list = List::last(items, pages.revision());
+                    return match is_last {
                         true => Ok(list),
-                        false => Ok(self.to_be_continued(list, query.prefix(kind), query, token, kv)),
+                        false => Ok(self.to_be_continued(list, query.prefix(kind), &query, token, kv)),
                     };
                 }
             }
-            match page.items.last() {
-                Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-                _ => {
-                    let (revision, continue_token) = (page.revision, String::new());
-                    return Ok(List { items, revision, continue_token, remaining: None });
-                }
-            }
         }
+        Ok(List::last(items, pages.revision()))
+    }
+
+    /// Everything that matches, for a request with this verb, read as it is needed. There is no limit to it.
+    ///
+    /// # Errors
+    /// As [`Gate::list`].
+    pub async fn all(&self, user: &User, verb: Verb, kind: &Kind, query: &ListQuery) -> Result<Found, Status> {
+        let (query, _, mut pages) = self.pages(user, verb, kind, query).await?;
+        // What cannot be had at all is said at once.
+        let first = pages.next().transpose().map_err(|error| too_old(error, &query))?;
+        let page = first.unwrap_or_default().into_iter();
+        Ok(Found { gate: self.clone(), kind: kind.clone(), query, pages, page })
+    }
+
+    /// What there is to list for a request with this verb, once it may and can be read; the query in the words of the stored
+    /// kind, and its continue token.
+    async fn pages(
+        &self,
+        user: &User,
+        verb: Verb,
+        kind: &Kind,
+        query: &ListQuery,
+    ) -> Result<(ListQuery, Option<Continue>, Pages), Status> {
+        self.authorize_collection(user, verb, kind, query).await?;
+        let query = Self::check_fields(kind, query)?;
+        let token = Some(query.continue_token.as_str()).filter(|token| !token.is_empty()).map(Continue::parse);
+        let token = token.transpose()?;
+        let revision = match &token {
+            None => self.reach(query.at).await?,
+            Some(Continue { revision: None, .. }) => self.reach(At::Latest).await?,
+            Some(Continue { revision, .. }) => *revision,
+        };
+        if let Some(revision) = revision {
+            self.store.reach(revision).await.map_err(read_status)?;
+        }
+        let after = token.as_ref().map(|token| token.after.clone());
+        // No more than is asked for, if nothing is passed over.
+        let limit = if query.takes_all() { query.limit } else { 0 };
+        let pages = self.store.pages(Range { after, revision, limit, ..Range::prefix(query.prefix(kind)) });
+        Ok((query, token, pages))
     }
 
     /// A page that more follow, after `last`. What follows is counted once; the pages after the first take away from that.
@@ -223,7 +289,7 @@ impl Gate {
                 remaining.and_then(|before| before.checked_sub(page.items.len()))
             }
             _ => {
-                let rest = Range { prefix, after: Some(after.clone()), revision, limit: 0 };
+                let rest = Range { after: Some(after.clone()), revision, ..Range::prefix(prefix) };
                 self.store.count(&rest, MAX_COUNTED).ok().flatten()
             }
         };

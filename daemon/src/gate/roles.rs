@@ -12,8 +12,6 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info};
 
-/// Objects in one look at the store.
-const PAGE: usize = 500;
 /// How long a refused request waits until the index has seen what was written before it.
 const MAX_LAG: Duration = Duration::from_secs(3);
 /// The pause before the index is built anew after its watch broke.
@@ -75,20 +73,13 @@ impl Roles {
         store.until_fed(false).await;
         let turns = store.turns();
         let mut policy = Policy::default();
-        let (mut after, mut revision) = (None, None);
-        loop {
-            let range = Range { prefix: prefix(), after: after.take(), revision, limit: PAGE };
-            let page = store.range(range)?;
-            revision = Some(page.revision);
-            for kv in &page.items {
+        let mut pages = store.pages(Range::prefix(prefix()));
+        for page in pages.by_ref() {
+            for kv in page? {
                 policy.observe(&kv.key, Some(&kv.value));
             }
-            match page.items.last() {
-                Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-                _ => break,
-            }
         }
-        let revision = revision.unwrap_or_default();
+        let revision = pages.revision();
         let watch = store.watch(&prefix(), revision + 1).await?;
         if store.turns() != turns || store.fed_by().is_some() {
             return Err(ReadError::Compacted { wanted: revision + 1, oldest: revision + 1 });

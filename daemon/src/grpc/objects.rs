@@ -11,7 +11,7 @@ use tonic::{Request, Response};
 use super::watch::{Answer, Sender, stream};
 use super::{refuse, user};
 use crate::gate::{
-    DeleteOptions, Gate, Happened, List, ListQuery, ObjectEvent, Outcome, Propagation, User, WriteOptions,
+    DeleteOptions, Found, Gate, Happened, List, ListQuery, ObjectEvent, Outcome, Propagation, User, Verb, WriteOptions,
 };
 use crate::node::Node;
 use crate::proto::{self, objects_server::Objects};
@@ -124,18 +124,22 @@ async fn watch(
 ) -> Result<(), Status> {
     let kind = gate.kind(&request.kind)?;
     let query = ListQuery::parse(namespace(request.namespace), &request.label_selector, &request.field_selector)?;
-    let mut from = request.revision;
-    if from == 0 {
-        let list = gate.list_json(user, &kind, &query).await?;
-        from = list.revision;
-        for json in list.items {
-            let event = proto::WatchEvent { r#type: "ADDED".into(), json: json.into(), revision: from };
+    let found = match request.revision {
+        0 => Some(gate.all(user, Verb::Watch, &kind, &query).await?),
+        _ => None,
+    };
+    let from = found.as_ref().map_or(request.revision, Found::revision);
+    let mut observer = gate.watch(user, &kind, query, from).await?;
+    if let Some(mut found) = found {
+        let mut json = Vec::new();
+        while found.next(&mut json)? {
+            let json = std::mem::take(&mut json).into();
+            let event = proto::WatchEvent { r#type: "ADDED".into(), json, revision: from };
             if send.send(Ok(event)).await.is_err() {
                 return Ok(());
             }
         }
     }
-    let mut observer = gate.watch(user, &kind, query, from).await?;
     let mut told = from;
     loop {
         let event = match timeout(BOOKMARK_INTERVAL, observer.next()).await {

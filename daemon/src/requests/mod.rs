@@ -29,8 +29,6 @@ const MANAGER: &str = "flotilla-requests";
 /// How often the requests are looked at besides when they change: old ones have to go.
 const LOOK: Duration = Duration::from_secs(60);
 const RETRY: Duration = Duration::from_secs(1);
-/// Requests of one look at the store.
-const PAGE: usize = 500;
 
 /// Signs and removes requests for as long as this node leads.
 pub async fn keep(store: &Store, trust: &Arc<Trust>, term: u64) {
@@ -55,24 +53,18 @@ async fn follow(store: &Store, trust: &Trust, term: u64) -> Result<(), Status> {
 
 /// Looks at every request once; as of which revision.
 async fn look(store: &Store, trust: &Trust, term: u64, prefix: &str) -> Result<u64, Status> {
-    let (mut after, mut revision) = (None, None);
-    loop {
-        let range = Range { prefix: prefix.to_owned(), after: after.take(), revision, limit: PAGE };
-        let page = store.range(range).map_err(gate::read_status)?;
-        revision = Some(page.revision);
-        for kv in &page.items {
-            if let Some(change) = act(trust, kv) {
+    let mut pages = store.pages(Range::prefix(prefix));
+    for page in pages.by_ref() {
+        for kv in page.map_err(gate::read_status)? {
+            if let Some(change) = act(trust, &kv) {
                 // One that somebody wrote meanwhile comes back with the watch.
                 if let Err(error) = store.propose(Change { term: Some(term), ..change }).await {
                     debug!(error = &error as &dyn std::error::Error, request = %kv.key, "a request stays as it is");
                 }
             }
         }
-        match page.items.last() {
-            Some(last) if page.more => after = Some(last.key.as_str().to_owned()),
-            _ => return Ok(page.revision),
-        }
     }
+    Ok(pages.revision())
 }
 
 fn act(trust: &Trust, kv: &KeyValue) -> Option<Change> {

@@ -11,19 +11,20 @@ use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
-use memchr::memchr2;
 use serde_json::{Map, Value, json};
 
+use super::indent::Indenter;
 use super::route::Target;
 use super::{Body, BoxError, body};
 
 /// Answers larger than this are compressed for clients that accept it: upstream's threshold.
 const COMPRESS_FROM_BYTES: usize = 128 * 1024;
-/// JSON that would be longer if it were indented is sent as it is: what is nested deep grows out of all proportion.
-const MAX_INDENTED_BYTES: usize = 64 << 20;
 /// A warning is cut after this.
 const MAX_WARNING_BYTES: usize = 1024;
 const MAX_WARNINGS: usize = 100;
+
+/// For each answer anew: time counts more than the last percent.
+pub(super) const COMPRESSION: Compression = Compression::fast();
 
 pub const JSON: &str = "application/json";
 
@@ -104,73 +105,15 @@ pub async fn indented(response: Response<Body>, zipped: bool) -> Response<Body> 
         Err(error) => return failure(&Status::internal(error), &Details::default()),
     };
     let laid_out = match collected.len() < COMPRESS_FROM_BYTES {
-        true => indent(&collected),
+        true => Indenter::default().indent(&collected),
         false => {
             let compact = collected.clone();
-            tokio::task::spawn_blocking(move || indent(&compact)).await.unwrap_or_default()
+            tokio::task::spawn_blocking(move || Indenter::default().indent(&compact)).await.unwrap_or_default()
         }
     };
     let mut response = Response::from_parts(parts, full(Bytes::new()));
     fill(&mut response, zipped, laid_out.unwrap_or_else(|| collected.to_vec())).await;
     response
-}
-
-/// JSON as Go indents it; `None` if that would be too long.
-fn indent(json: &[u8]) -> Option<Vec<u8>> {
-    let mut out = Vec::with_capacity(json.len() * 2);
-    let (mut depth, mut rest) = (0_usize, json);
-    let new_line = |out: &mut Vec<u8>, depth: usize| {
-        out.push(b'\n');
-        out.resize(out.len() + 2 * depth, b' ');
-    };
-    while let Some((&byte, after)) = rest.split_first() {
-        let mut taken = 1;
-        match byte {
-            b'{' | b'[' => {
-                out.push(byte);
-                depth += 1;
-                if !matches!(after.first(), Some(b'}' | b']')) {
-                    new_line(&mut out, depth);
-                }
-            }
-            b'}' | b']' => {
-                depth = depth.saturating_sub(1);
-                if !matches!(out.last(), Some(b'{' | b'[')) {
-                    new_line(&mut out, depth);
-                }
-                out.push(byte);
-            }
-            b',' => {
-                out.push(byte);
-                new_line(&mut out, depth);
-            }
-            b':' => out.extend_from_slice(b": "),
-            byte if byte.is_ascii_whitespace() => {}
-            b'"' => {
-                taken = text_length(rest);
-                out.extend_from_slice(&rest[..taken]);
-            }
-            byte => out.push(byte),
-        }
-        rest = &rest[taken..];
-        if out.len() > MAX_INDENTED_BYTES {
-            return None;
-        }
-    }
-    Some(out)
-}
-
-/// Of the text that JSON begins with, in bytes with its quotes; all of it if it does not end.
-fn text_length(json: &[u8]) -> usize {
-    let mut at = 1;
-    while let Some(found) = json.get(at..).and_then(|rest| memchr2(b'"', b'\\', rest)) {
-        at += found + 1;
-        if json[at - 1] == b'"' {
-            return at;
-        }
-        at += 1;
-    }
-    json.len()
 }
 
 /// Gives an answer its body, compressed if that is long and to be `zipped`.
@@ -194,13 +137,18 @@ async fn fill(response: &mut Response<Body>, zipped: bool, body: Vec<u8>) {
     };
     *response.body_mut() = full(body);
     if compressed {
-        response.headers_mut().insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        response.headers_mut().insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        is_compressed(response.headers_mut());
     }
 }
 
+/// Says that the body is compressed.
+pub(super) fn is_compressed(headers: &mut HeaderMap) {
+    headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+    headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+}
+
 pub(super) fn gzip(body: &[u8]) -> std::io::Result<Vec<u8>> {
-    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), Compression::fast());
+    let mut encoder = GzEncoder::new(Vec::with_capacity(body.len() / 4), COMPRESSION);
     encoder.write_all(body)?;
     encoder.finish()
 }
@@ -213,11 +161,16 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What lasts as long as the session that an answer begins.
+/// What lasts as long as the session that an answer begins, or as a list is read that is sent meanwhile.
 #[derive(Clone, Default)]
 pub struct Kept(Arc<Mutex<Vec<Box<dyn Send>>>>);
 
-/// The same answer, which keeps something for as long as its body is sent, or the session lasts that it begins.
+/// Whether an answer is work still when it begins.
+pub fn goes_on(response: &Response<Body>) -> bool {
+    response.extensions().get::<Kept>().is_some()
+}
+
+/// The same answer, which keeps something for as long as its body is sent, or what [`Kept`] is there for lasts.
 pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Body> {
     if let Some(Kept(session)) = response.extensions().get() {
         session.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(kept));
@@ -411,15 +364,6 @@ mod tests {
         assert_eq!(plain, "{}");
         let long = bytes(StatusCode::OK, JSON, json!(vec![0; 100_000]).to_string());
         assert_eq!(indented(long, true).await.headers()[header::CONTENT_ENCODING], "gzip");
-        let deep = [vec![b'['; 100], b"1,".repeat(1 << 20), b"1".to_vec(), vec![b']'; 100]].concat();
-        assert_eq!(indent(&deep), None);
-    }
-
-    #[test]
-    fn a_text_without_an_end_is_indented_as_far_as_it_goes() {
-        for open in [r#"""#, r#""\"#, r#""\""#, r#""a"#] {
-            assert_eq!(indent(open.as_bytes()).as_deref(), Some(open.as_bytes()), "{open}");
-        }
     }
 
     #[tokio::test]

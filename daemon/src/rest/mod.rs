@@ -16,12 +16,14 @@ mod connect;
 mod delete;
 mod discovery;
 mod impersonate;
+mod indent;
 mod log;
 mod metrics;
 mod negotiate;
 mod openapi;
 mod part;
 mod patch;
+mod pieces;
 mod plain;
 mod proxy;
 mod query;
@@ -94,6 +96,7 @@ struct Call {
     head: Parts,
     query: Query,
     accepts: Accepts,
+    layout: Layout,
     /// What it is about.
     kind: Arc<Kind>,
     target: Target,
@@ -171,7 +174,8 @@ impl Rest {
         }
         counted.answered(response.status());
         let goes_on = is_long && !response.status().is_client_error() && !response.status().is_server_error();
-        let response = if goes_on { answer::with(response, counted) } else { response };
+        let is_work_still = goes_on || answer::goes_on(&response);
+        let response = if is_work_still { answer::with(response, counted) } else { response };
         match seen {
             Some(seen) => seen.conclude(response, goes_on).await,
             None => response,
@@ -234,7 +238,7 @@ impl Rest {
                 let accepts = Accepts::parse(&head.headers)?;
                 let kind = asked.kind.clone().ok_or_else(no_such_resource)?;
                 // Boxed: handlers nest deeper than the compiler likes to lay out in one piece.
-                let call = Call { user, asked, head, query, accepts, kind, target };
+                let call = Call { user, asked, head, query, accepts, layout, kind, target };
                 let answer = Box::pin(self.resource(&call, body)).await;
                 let mut response =
                     answer.unwrap_or_else(|status| answer::failure(&status, &answer::Details::of(&call.target)));
@@ -246,9 +250,10 @@ impl Rest {
         };
         // It is work too, and needs the answer whole.
         let response = layout.lay_out(response).await;
-        drop(seat);
         Ok(match long {
+            // It is counted apart from now on.
             Some(long) => answer::with(response, long),
+            None if answer::goes_on(&response) => answer::with(response, seat),
             None => response,
         })
     }

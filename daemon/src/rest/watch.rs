@@ -26,7 +26,7 @@ use super::read::{LIST_OPTIONS, revision, selection};
 use super::route::Target;
 use super::table::{self, Include};
 use super::{Answer, BoxError, Call, Rest, answer};
-use crate::gate::{At, Gate, Happened, ListQuery, ObjectEvent, Observer, User};
+use crate::gate::{At, Found, Gate, Happened, ListQuery, ObjectEvent, Observer, User, Verb};
 
 /// A watch that says nothing of its length ends after this, and up to twice as long, so that not all come back at once.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30 * 60);
@@ -59,6 +59,8 @@ impl Rest {
         };
         let mut state = Watching {
             lines: VecDeque::new(),
+            found: None,
+            marked: false,
             observer: None,
             form,
             bookmarks: call.query.flag("allowWatchBookmarks"),
@@ -148,6 +150,9 @@ fn errors(query: &Query, matching: &str) -> Errors {
 struct Watching {
     /// Made and not yet sent.
     lines: VecDeque<Bytes>,
+    /// What there was at the beginning, as far as it is yet to be told; a bookmark after it if `marked`.
+    found: Option<Found>,
+    marked: bool,
     observer: Option<Observer>,
     form: EventForm,
     bookmarks: bool,
@@ -164,16 +169,10 @@ impl Watching {
     async fn begin(&mut self, gate: &Gate, user: &User, query: ListQuery, start: Start) -> Result<(), Status> {
         let after = match start {
             Start::State { marked, .. } => {
-                let list = gate.list_json(user, &self.form.kind, &query).await?;
-                for json in list.items {
-                    let line = self.form.event("ADDED", json.into())?;
-                    self.lines.push_back(line);
-                }
-                if marked {
-                    let line = self.form.bookmark(list.revision, true);
-                    self.lines.push_back(line);
-                }
-                list.revision
+                let found = gate.all(user, Verb::Watch, &self.form.kind, &query).await?;
+                let revision = found.revision();
+                (self.found, self.marked) = (Some(found), marked);
+                revision
             }
             Start::After(0) => gate.now().await?,
             Start::After(revision) => revision,
@@ -186,7 +185,10 @@ impl Watching {
     /// What to send next; `None` at the end.
     async fn next_frame(&mut self) -> Option<Bytes> {
         while self.lines.is_empty() && !self.ended {
-            self.wait().await;
+            match self.found.take() {
+                Some(found) => self.tell(found).unwrap_or_else(|status| self.fail(&status)),
+                None => self.wait().await,
+            }
         }
         let first = self.lines.pop_front()?;
         if self.lines.is_empty() {
@@ -197,6 +199,26 @@ impl Watching {
             frame.extend_from_slice(&next);
         }
         Some(frame.into())
+    }
+
+    /// Tells a frame of what there was at the beginning.
+    fn tell(&mut self, mut found: Found) -> Result<(), Status> {
+        let mut told_bytes = 0;
+        while told_bytes < FRAME_BYTES {
+            let mut json = Vec::new();
+            if !found.next(&mut json)? {
+                if self.marked {
+                    let line = self.form.bookmark(found.revision(), true);
+                    self.lines.push_back(line);
+                }
+                return Ok(());
+            }
+            let line = self.form.event("ADDED", json.into())?;
+            told_bytes += line.len();
+            self.lines.push_back(line);
+        }
+        self.found = Some(found);
+        Ok(())
     }
 
     async fn wait(&mut self) {

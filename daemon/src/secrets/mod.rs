@@ -24,8 +24,6 @@ use crate::proto::Progress;
 
 /// How often the leader looks whether there is something to seal anew, and how often progress is told.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Objects looked at in one step.
-const PAGE: usize = 256;
 /// Objects sealed anew at the same time.
 const MAX_PROPOSALS: usize = 32;
 
@@ -92,10 +90,9 @@ pub async fn status(gate: &Gate) -> Result<Vec<KeyStanding>, Status> {
         .collect();
     keys.sort_by_key(|key| !key.primary);
     for prefix in prefixes(gate) {
-        let mut pages = Pages::new(prefix);
-        while let Some(page) = pages.next(gate)? {
-            for kv in &page {
-                let id = sealed_with(kv);
+        for page in gate.store().pages(Range::prefix(prefix)) {
+            for kv in page.map_err(gate::read_status)? {
+                let id = sealed_with(&kv);
                 if let Some(key) = keys.iter_mut().find(|key| Some(&key.id) == id.as_ref()) {
                     key.objects += 1;
                 }
@@ -180,11 +177,11 @@ async fn seal_all(gate: &Gate, term: u64, ring: &Ring) -> Result<Option<u64>, St
     let (mut since, mut found, mut sealed) = (0, 0, 0);
     gate.store().barrier().await.map_err(gate::read_status)?;
     for prefix in prefixes(gate) {
-        let mut pages = Pages::new(prefix);
-        while let Some(page) = pages.next(gate)? {
-            since = since.max(pages.revision);
+        let mut pages = gate.store().pages(Range::prefix(prefix));
+        while let Some(page) = pages.next() {
+            since = since.max(pages.revision());
             let mut changes = Vec::new();
-            for kv in &page {
+            for kv in page.map_err(gate::read_status)? {
                 match ring.reseal(&kv.key, &kv.value) {
                     Ok(None) => {}
                     Ok(Some(bytes)) => {
@@ -244,31 +241,6 @@ fn sealed_with(kv: &KeyValue) -> Option<String> {
     let mut object = serde_json::from_slice(&kv.value).ok()?;
     let envelope = sealing::take_envelope(&mut object)?;
     SealKey::key_id(&envelope).ok().map(|id| id.to_string())
-}
-
-/// A collection as it was at one revision, a page at a time.
-struct Pages {
-    next: Option<Range>,
-    /// Set by the first page.
-    revision: u64,
-}
-
-impl Pages {
-    fn new(prefix: String) -> Self {
-        Self { next: Some(Range { limit: PAGE, ..Range::prefix(prefix) }), revision: 0 }
-    }
-
-    fn next(&mut self, gate: &Gate) -> Result<Option<Vec<KeyValue>>, Status> {
-        let Some(range) = self.next.take() else { return Ok(None) };
-        let prefix = range.prefix.clone();
-        let page = gate.store().range(range).map_err(gate::read_status)?;
-        self.revision = page.revision;
-        if let (true, Some(last)) = (page.more, page.items.last()) {
-            let after = Some(last.key.as_str().to_owned());
-            self.next = Some(Range { prefix, after, revision: Some(page.revision), limit: PAGE });
-        }
-        Ok(Some(page.items))
-    }
 }
 
 #[cfg(test)]

@@ -40,8 +40,6 @@ const MARK: Duration = Duration::from_secs(1);
 const ASK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a node may take to read a frame.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(30);
-/// Objects read at a time.
-const PAGE: usize = 1000;
 /// Before the pods are read anew after that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -382,15 +380,10 @@ impl Fan {
 
 /// Reads a range as of a revision, in pages.
 fn pages(store: &Store, prefix: &str, revision: u64, mut each: impl FnMut(KeyValue)) -> Result<(), ReadError> {
-    let mut after = None;
-    loop {
-        let page = store.range(Range { after, limit: PAGE, revision: Some(revision), ..Range::prefix(prefix) })?;
-        after = page.items.last().map(|kv| kv.key.as_str().to_owned());
-        page.items.into_iter().for_each(&mut each);
-        if !page.more {
-            return Ok(());
-        }
+    for page in store.pages(Range { revision: Some(revision), ..Range::prefix(prefix) }) {
+        page?.into_iter().for_each(&mut each);
     }
+    Ok(())
 }
 
 /// A Node as others know it.

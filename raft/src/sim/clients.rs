@@ -227,17 +227,11 @@ impl Client {
         let resource = RESOURCES[world().between(0, 2) as usize];
         let listed = self.ask(|store| async move {
             store.barrier().await?;
-            let (mut items, mut range) = (Vec::new(), Range::prefix(format!("core/{resource}/")));
-            range.limit = 2;
-            loop {
-                let listing = store.range(range.clone())?;
-                items.extend(listing.items);
-                if !listing.more {
-                    return Ok::<_, ReadError>(items);
-                }
-                range.after = items.last().map(|kv| kv.key.as_str().to_owned());
-                range.revision = Some(listing.revision);
+            let mut items = Vec::new();
+            for page in store.pages(Range { limit: 2, ..Range::prefix(format!("core/{resource}/")) }) {
+                items.extend(page?);
             }
+            Ok::<_, ReadError>(items)
         });
         if let Some(Ok(items)) = listed.await {
             let found = |key: &Key| items.iter().find(|kv| &kv.key == key).map(seen);

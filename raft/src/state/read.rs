@@ -16,7 +16,7 @@ use crate::kv::{KeyValue, Listing, Range};
 use super::record::{Current, Header, Past, current_key, past_key, revision_of};
 use super::{HEADER_KEY, State};
 
-/// A listing is cut after this many bytes of values, whatever its limit.
+/// A listing is cut after this many bytes of values, whatever it is asked for.
 const MAX_LISTING_BYTES: usize = 64 << 20;
 
 #[derive(Debug, thiserror::Error)]
@@ -153,7 +153,9 @@ impl<'a> View<'a> {
 
     fn list(&self, range: &Range, revision: u64, undone: BTreeMap<String, u64>) -> Result<Listing, ReadError> {
         let (start, upper) = bounds(range);
-        let mut page = Page { listing: Listing { revision, ..Listing::default() }, limit: range.limit, size_bytes: 0 };
+        let max_bytes = if range.max_bytes == 0 { MAX_LISTING_BYTES } else { range.max_bytes.min(MAX_LISTING_BYTES) };
+        let listing = Listing { revision, ..Listing::default() };
+        let mut page = Page { listing, limit: range.limit, max_bytes, size_bytes: 0 };
         let mut undone = undone.into_iter().filter(|(key, _)| *key >= start).peekable();
         for item in self.records.scan(&current_key(&start), &upper) {
             let (bytes, record) = item?;
@@ -187,13 +189,14 @@ fn bounds(range: &Range) -> (String, Vec<u8>) {
 struct Page {
     listing: Listing,
     limit: usize,
+    max_bytes: usize,
     size_bytes: usize,
 }
 
 impl Page {
     fn full(&self) -> bool {
         let count = self.listing.items.len();
-        (self.limit > 0 && count >= self.limit) || (count > 0 && self.size_bytes >= MAX_LISTING_BYTES)
+        (self.limit > 0 && count >= self.limit) || (count > 0 && self.size_bytes >= self.max_bytes)
     }
 
     fn add_before(&mut self, view: &View<'_>, at: u64) -> Result<(), ReadError> {

@@ -6,14 +6,14 @@
 use std::fs::{self, File};
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
-use rcgen::{BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
 use tempfile::TempDir;
 
 use crate::client::{Door, SERVER_NAME, System, etcd_status};
@@ -80,7 +80,7 @@ impl Etcd {
             match self.agreed_leader().await {
                 Ok(leader) => return Ok(leader),
                 Err(error) if Instant::now() >= deadline => {
-                    return Err(error.context(format!("etcd has no leader:\n{}", self.log_tail())));
+                    return Err(error.context(format!("etcd has no leader:\n{}", log_tail(&self.path("log")))));
                 }
                 Err(_) => tokio::time::sleep(ASK_AGAIN).await,
             }
@@ -141,10 +141,7 @@ impl Etcd {
             command.arg(format!("--peer-{flag}-file")).arg(self.path(file));
         }
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        // SAFETY: one system call, in a child that has one thread.
-        unsafe {
-            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
-        }
+        die_with_us(&mut command);
         let process = command.spawn().context("etcd does not start: is etcd-server installed?")?;
         self.members[number].process = Some(process);
         Ok(())
@@ -155,13 +152,14 @@ impl Etcd {
         urls.collect::<Vec<_>>().join(",")
     }
 
-    /// A CA, and one certificate under it for members and clients.
+    /// A CA, and one certificate under it for members and clients, and whoever else is measured.
     fn make_certificates(&self) -> anyhow::Result<()> {
         let (ca_key, key) = (KeyPair::generate()?, KeyPair::generate()?);
         let mut ca_params = CertificateParams::default();
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca_params.self_signed(&ca_key)?.pem();
-        let mut params = CertificateParams::new([SERVER_NAME, "127.0.0.1"].map(String::from))?;
+        let mut params = CertificateParams::new([SERVER_NAME, "127.0.0.1", "flotilla"].map(String::from))?;
+        params.distinguished_name.push(DnType::OrganizationName, "system:masters");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &Issuer::new(ca_params, ca_key))?.pem();
         fs::write(self.path("ca.pem"), &ca)?;
@@ -170,15 +168,25 @@ impl Etcd {
         Ok(fs::write(self.path("bundle.pem"), [key.serialize_pem(), certificate, ca].concat())?)
     }
 
-    fn path(&self, file: &str) -> PathBuf {
+    /// A file of its directory.
+    pub fn path(&self, file: &str) -> PathBuf {
         self.dir.path().join(file)
     }
+}
 
-    fn log_tail(&self) -> String {
-        let log = fs::read_to_string(self.path("log")).unwrap_or_default();
-        let lines: Vec<&str> = log.lines().collect();
-        lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
+/// Has a command end with this process.
+pub fn die_with_us(command: &mut Command) {
+    // SAFETY: one system call, in a child that has one thread.
+    unsafe {
+        command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
     }
+}
+
+/// The last lines of a log.
+pub fn log_tail(path: &Path) -> String {
+    let log = fs::read_to_string(path).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().collect();
+    lines[lines.len().saturating_sub(LOG_TAIL_LINES)..].join("\n")
 }
 
 impl Drop for Etcd {
@@ -191,7 +199,7 @@ impl Drop for Etcd {
 }
 
 /// All different: each is held until the last is found.
-fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
+pub fn free_ports(count: usize) -> std::io::Result<Vec<u16>> {
     let held = (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<Result<Vec<_>, _>>()?;
     held.iter().map(|listener| listener.local_addr().map(|address| address.port())).collect()
 }

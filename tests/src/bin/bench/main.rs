@@ -7,6 +7,7 @@
 //! at the same time.
 //! Invariant: nothing is asserted. A section that fails says so in the table, and the others go on.
 
+mod apiserver;
 mod catchup;
 mod client;
 mod etcd;

@@ -1,6 +1,7 @@
 //! What Kubernetes clients wait for: objects made, read and changed over REST, lists, and watches.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -8,10 +9,12 @@ use flotilla::config::DEFAULT_PORT;
 use flotilla_tests::api::{Papers, Rest};
 use flotilla_tests::cli;
 use futures::future::try_join_all;
-use http::Method;
+use http::{Method, StatusCode};
+use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
+use crate::apiserver::{self, Apiserver};
 use crate::flotilla_cluster::Flotilla;
 use crate::idle::SETTLE;
 use crate::load::{VALUE_BYTES, value};
@@ -32,49 +35,107 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 /// What kube-apiserver 1.20 with etcd 3.4 did on a machine of this size: creates a second at 1, 16 and 100 clients.
 const APISERVER_CREATES: [f64; 3] = [513.0, 1_089.0, 1_031.0];
 
+/// What is measured, in the order of the rows.
+type Figures = Vec<Figure>;
+
+struct Figure {
+    what: String,
+    value: f64,
+    unit: &'static str,
+    /// Beside which it stands if no kube-apiserver is there to be measured.
+    instead: Instead,
+}
+
+#[derive(Clone, Copy)]
+enum Instead {
+    Nothing,
+    Aim(f64),
+    Noted(f64),
+}
+
 /// # Errors
-/// If the node does not start, or a request fails.
+/// If a node or the kube-apiserver does not start, or a request fails.
 pub async fn measure(report: &mut Report) -> anyhow::Result<()> {
-    memory(report).await?;
-    let flotilla = Flotilla::start(1).await?;
-    let door = Door::of(&flotilla)?;
-    for (clients, apiserver) in CLIENTS.into_iter().zip(APISERVER_CREATES) {
-        for work in [Work::Create, Work::Get, Work::Update] {
-            let took = load(&door, clients, work).await?;
-            let what = format!("REST: {work:?} of ConfigMaps of {VALUE_BYTES} B, {clients} clients");
-            let per_second = took.len() as f64 / LASTING.as_secs_f64();
-            match work {
-                Work::Create => report.beside(&what, per_second, "kube-apiserver, noted", apiserver, "/s"),
-                _ => report.alone(&what, per_second, "/s"),
-            }
-            report.alone("… p99", took.percentile_ms(99), "ms");
+    let theirs = match apiserver::program() {
+        Some(program) => Some(of_apiserver(&program).await.context("kube-apiserver")?),
+        None => None,
+    };
+    for (row, figure) in of_flotilla().await?.into_iter().enumerate() {
+        let Figure { what, value, unit, instead } = figure;
+        match (theirs.as_ref().map(|theirs| theirs[row].value), instead) {
+            (Some(theirs), _) => report.beside(&what, value, "kube-apiserver", theirs, unit),
+            (None, Instead::Noted(noted)) => report.beside(&what, value, "kube-apiserver, noted", noted, unit),
+            (None, Instead::Aim(aim)) => report.aimed(&what, value, aim, unit),
+            (None, Instead::Nothing) => report.alone(&what, value, unit),
         }
-    }
-    for work in [Work::Create, Work::Get, Work::Update] {
-        let took = paced(&door, work).await?;
-        report.aimed(&format!("REST: {work:?} at 1000 requests/s, p99"), took.percentile_ms(99), 10.0, "ms");
-    }
-    for (kind, count) in LISTS {
-        let took = lists(&door, kind, count).await?;
-        report.aimed(&format!("REST: list of {count} {kind:?}, p50 of 20"), took.percentile_ms(50), 50.0, "ms");
-    }
-    for watchers in WATCHERS {
-        let took = events(&door, watchers).await?;
-        let what = format!("REST: write → seen by all of {watchers} watchers, p50 of {WRITES}");
-        report.alone(&what, took.percentile_ms(50), "ms");
-        report.alone("… p99", took.percentile_ms(99), "ms");
     }
     Ok(())
 }
 
-/// What a node of its own takes, empty and full.
-async fn memory(report: &mut Report) -> anyhow::Result<()> {
+async fn of_flotilla() -> anyhow::Result<Figures> {
+    let mut figures = Figures::new();
+    {
+        let flotilla = Flotilla::start(1).await?;
+        let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
+        memory(&mut figures, &Door::of(&flotilla)?, &[pid]).await?;
+    }
     let flotilla = Flotilla::start(1).await?;
-    let pid = u32::try_from(flotilla.cluster.dev.daemon("node-1")?.pid)?;
+    speed(&mut figures, &Door::of(&flotilla)?).await?;
+    Ok(figures)
+}
+
+async fn of_apiserver(program: &Path) -> anyhow::Result<Figures> {
+    let mut figures = Figures::new();
+    {
+        let apiserver = Apiserver::start(program).await?;
+        memory(&mut figures, &Door::beside(&apiserver)?, &apiserver.pids()).await?;
+    }
+    let apiserver = Apiserver::start(program).await?;
+    speed(&mut figures, &Door::beside(&apiserver)?).await?;
+    Ok(figures)
+}
+
+/// What a node of its own takes, empty and full; a kube-apiserver takes what its etcd takes as well.
+async fn memory(figures: &mut Figures, door: &Door, pids: &[u32]) -> anyhow::Result<()> {
+    let resident = || pids.iter().map(|pid| rss_mb(*pid)).sum::<anyhow::Result<f64>>();
+    let mut add = |what: &str, value: f64, aim: f64| {
+        figures.push(Figure { what: what.to_owned(), value, unit: "MB", instead: Instead::Aim(aim) });
+    };
     tokio::time::sleep(SETTLE).await;
-    report.aimed("REST, 1 node, idle: resident memory", rss_mb(pid)?, 37.7, "MB");
-    fill(&Door::of(&flotilla)?, Listed::ConfigMaps, "many", OBJECTS).await?;
-    report.aimed(&format!("REST: resident memory after {OBJECTS} objects"), rss_mb(pid)?, 101.6, "MB");
+    add("REST, 1 node, idle: resident memory", resident()?, 37.7);
+    fill(door, Listed::ConfigMaps, "many", OBJECTS).await?;
+    add(&format!("REST: resident memory after {OBJECTS} objects"), resident()?, 101.6);
+    Ok(())
+}
+
+async fn speed(figures: &mut Figures, door: &Door) -> anyhow::Result<()> {
+    let mut add = |what: String, value: f64, unit: &'static str, instead: Instead| {
+        figures.push(Figure { what, value, unit, instead });
+    };
+    for (clients, noted) in CLIENTS.into_iter().zip(APISERVER_CREATES) {
+        for work in [Work::Create, Work::Get, Work::Update] {
+            let took = load(door, clients, work).await?;
+            let what = format!("REST: {work:?} of ConfigMaps of {VALUE_BYTES} B, {clients} clients");
+            let instead = if matches!(work, Work::Create) { Instead::Noted(noted) } else { Instead::Nothing };
+            add(what, took.len() as f64 / LASTING.as_secs_f64(), "/s", instead);
+            add("… p99".into(), took.percentile_ms(99), "ms", Instead::Nothing);
+        }
+    }
+    for work in [Work::Create, Work::Get, Work::Update] {
+        let took = paced(door, work).await?;
+        add(format!("REST: {work:?} at 1000 requests/s, p99"), took.percentile_ms(99), "ms", Instead::Aim(10.0));
+    }
+    for (kind, count) in LISTS {
+        let took = lists(door, kind, count).await?;
+        let what = format!("REST: list of {count} {kind:?}, p50 of 20");
+        add(what, took.percentile_ms(50), "ms", Instead::Aim(50.0));
+    }
+    for watchers in WATCHERS {
+        let took = events(door, watchers).await?;
+        let what = format!("REST: write → seen by all of {watchers} watchers, p50 of {WRITES}");
+        add(what, took.percentile_ms(50), "ms", Instead::Nothing);
+        add("… p99".into(), took.percentile_ms(99), "ms", Instead::Nothing);
+    }
     Ok(())
 }
 
@@ -89,6 +150,10 @@ impl Door {
         let papers = Papers::parse(&cli::ok(&flotilla.cluster, "node-1", &["credentials", "bench"]))?;
         let address = flotilla.cluster.dev.address("node-1")?;
         Ok(Self { at: SocketAddr::new(address.into(), DEFAULT_PORT), papers })
+    }
+
+    fn beside(apiserver: &Apiserver) -> anyhow::Result<Self> {
+        Ok(Self { at: apiserver.at(), papers: Papers::parse(&apiserver.credentials()?)? })
     }
 
     async fn open(&self) -> anyhow::Result<Rest> {
@@ -218,6 +283,7 @@ async fn fill(door: &Door, kind: Listed, namespace: &str, count: usize) -> anyho
     try_join_all(writers).await.map(drop)
 }
 
+/// Until the last byte is there, which nobody looks at.
 async fn lists(door: &Door, kind: Listed, count: usize) -> anyhow::Result<Spread> {
     let namespace = format!("list-{kind:?}-{count}").to_lowercase();
     fill(door, kind, &namespace, count).await?;
@@ -225,9 +291,14 @@ async fn lists(door: &Door, kind: Listed, count: usize) -> anyhow::Result<Spread
     let mut took = Vec::new();
     for _ in 0..20 {
         let began = Instant::now();
-        let body = rest.ok(Method::GET, &kind.path(&namespace), None).await?;
+        let answer = rest.send(Method::GET, &kind.path(&namespace), None).await?;
+        anyhow::ensure!(answer.status() == StatusCode::OK, "{}", answer.status());
+        let (mut body, mut bytes) = (answer.into_body(), 0);
+        while let Some(frame) = body.frame().await {
+            bytes += frame?.into_data().map_or(0, |data| data.len());
+        }
         took.push(began.elapsed());
-        anyhow::ensure!(body.len() > count * VALUE_BYTES, "the list is short: {} bytes", body.len());
+        anyhow::ensure!(bytes > count * VALUE_BYTES, "the list is short: {bytes} bytes");
     }
     Spread::of(took)
 }

@@ -1,0 +1,356 @@
+//! Lists as JSON that are sent while they are read.
+//!
+//! Invariant: whoever gets to the end of a list got all of it, as of one revision. What cannot be read to the end, or is not
+//! taken in time, breaks off.
+//! Invariant: of a list that is sent, no more is in memory than a page and a few frames.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use bytes::Bytes;
+use flate2::write::GzEncoder;
+use flotilla_api::{Kind, Status};
+use http::header::{self, HeaderValue};
+use http::{HeaderMap, Response, StatusCode};
+use http_body_util::{BodyExt, StreamBody};
+use hyper::body::Frame;
+use serde_json::{Value, json};
+use tokio::sync::mpsc;
+use tracing::debug;
+
+use super::answer::{self, COMPRESSION, Kept};
+use super::indent::Indenter;
+use super::negotiate::View;
+use super::{Answer, BoxError, Call, Layout, Rest, table};
+use crate::gate::Found;
+
+/// A list that is no longer than this is sent whole. A frame is sent once it is this long.
+const FRAME_BYTES: usize = 128 * 1024;
+/// Frames that wait for the client.
+const FRAMES_AHEAD: usize = 2;
+/// A client that takes nothing for so long has its list broken off.
+const MAX_STALL: Duration = Duration::from_secs(60);
+
+impl Rest {
+    /// Answers with everything that was found.
+    pub(super) async fn pieces(&self, call: &Call, found: Found) -> Answer {
+        let mut list = List::new(&call.kind, call.accepts.view, found);
+        let mut first = Vec::new();
+        if !list.read(&mut first)? {
+            return Ok(answer::json(StatusCode::OK, &call.head.headers, first).await);
+        }
+        let (form, kept) = (Form::new(call.layout, &call.head.headers), Kept::default());
+        let is_compressed = form.gzip.is_some();
+        let (send, frames) = mpsc::channel(FRAMES_AHEAD);
+        let sending = send_all(list, first, form, send, kept.clone());
+        self.node.tasks.spawn(self.node.stop.clone().run_until_cancelled_owned(sending));
+        let mut response = Response::new(StreamBody::new(frames_of(frames)).boxed_unsync());
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer::JSON));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
+        if is_compressed {
+            answer::is_compressed(headers);
+        }
+        response.extensions_mut().insert(kept);
+        Ok(response)
+    }
+}
+
+/// A list as it is read.
+struct List {
+    head: Option<(String, String)>,
+    view: View,
+    found: Found,
+}
+
+impl List {
+    fn new(kind: &Kind, view: View, found: Found) -> Self {
+        let head = match view {
+            View::Metadata(version) => ("PartialObjectMetadataList".into(), format!("meta.k8s.io/{version}")),
+            _ => (format!("{}List", kind.kind), kind.api_version()),
+        };
+        Self { head: Some(head), view, found }
+    }
+
+    /// Puts what comes next behind what is in `out`, until that is a frame; says whether there is more.
+    fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+        let mut is_first = false;
+        if let Some((kind, version)) = self.head.take() {
+            is_first = true;
+            let metadata = json!({"resourceVersion": self.found.revision().to_string()});
+            let head = format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{metadata},"items":["#);
+            out.extend_from_slice(head.as_bytes());
+        }
+        while out.len() < FRAME_BYTES {
+            let length = out.len();
+            if !is_first {
+                out.push(b',');
+            }
+            if !self.next(out)? {
+                out.truncate(length);
+                out.extend_from_slice(b"]}");
+                return Ok(false);
+            }
+            is_first = false;
+        }
+        Ok(true)
+    }
+
+    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+        let View::Metadata(version) = self.view else { return self.found.next(out) };
+        let mut whole = Vec::new();
+        if !self.found.next(&mut whole)? {
+            return Ok(false);
+        }
+        let object: Value = serde_json::from_slice(&whole).map_err(Status::internal)?;
+        serde_json::to_writer(out, &table::partial(version, &object)).map_err(Status::internal)?;
+        Ok(true)
+    }
+}
+
+/// What becomes of the JSON on its way.
+struct Form {
+    indenter: Option<Indenter>,
+    gzip: Option<GzEncoder<Vec<u8>>>,
+}
+
+impl Form {
+    fn new(layout: Layout, headers: &HeaderMap) -> Self {
+        let (indenter, zipped) = match layout {
+            Layout::AsMade => (None, answer::accepts_gzip(headers)),
+            Layout::Indented { zipped } => (Some(Indenter::default()), zipped),
+        };
+        Self { indenter, gzip: zipped.then(|| GzEncoder::new(Vec::new(), COMPRESSION)) }
+    }
+
+    /// What there is to send when this was added; nothing, if that is yet to be compressed.
+    fn add(&mut self, mut json: Vec<u8>) -> std::io::Result<Vec<u8>> {
+        if let Some(indenter) = &mut self.indenter {
+            match indenter.indent(&json) {
+                Some(indented) => json = indented,
+                // What comes after it stays as it is, too.
+                None => self.indenter = None,
+            }
+        }
+        let Some(gzip) = &mut self.gzip else { return Ok(json) };
+        gzip.write_all(&json)?;
+        Ok(std::mem::take(gzip.get_mut()))
+    }
+
+    fn end(self) -> std::io::Result<Vec<u8>> {
+        self.gzip.map_or_else(|| Ok(Vec::new()), GzEncoder::finish)
+    }
+}
+
+enum Piece {
+    More(Bytes),
+    Last(Bytes),
+}
+
+type Sent = Result<Piece, BoxError>;
+
+/// Reads a list to its end and sends it, for as long as it is taken. What is `kept` is let go of then.
+async fn send_all(mut list: List, first: Vec<u8>, mut form: Form, send: mpsc::Sender<Sent>, kept: Kept) {
+    let sent = async {
+        let (mut json, mut more) = (first, true);
+        loop {
+            let piece = form.add(json)?;
+            if !piece.is_empty() && !take(&send, Ok(Piece::More(piece.into()))).await {
+                return Ok(());
+            }
+            if !more {
+                break;
+            }
+            json = Vec::with_capacity(2 * FRAME_BYTES);
+            more = list.read(&mut json).map_err(|status| status.message)?;
+        }
+        take(&send, Ok(Piece::Last(form.end()?.into()))).await;
+        Ok::<_, BoxError>(())
+    };
+    if let Err(error) = sent.await {
+        debug!(error = &*error as &dyn std::error::Error, "a list breaks off");
+        take(&send, Err(error)).await;
+    }
+    drop(kept);
+}
+
+/// Whether the client takes it.
+async fn take(send: &mpsc::Sender<Sent>, piece: Sent) -> bool {
+    send.send_timeout(piece, MAX_STALL).await.is_ok()
+}
+
+/// The frames of a body. One that ends before its last piece has failed.
+fn frames_of(pieces: mpsc::Receiver<Sent>) -> impl futures::Stream<Item = Result<Frame<Bytes>, BoxError>> {
+    futures::stream::unfold(Some(pieces), |pieces| async move {
+        let mut pieces = pieces?;
+        Some(match pieces.recv().await {
+            Some(Ok(Piece::More(bytes))) => (Ok(Frame::data(bytes)), Some(pieces)),
+            Some(Ok(Piece::Last(bytes))) => (Ok(Frame::data(bytes)), None),
+            Some(Err(error)) => (Err(error), None),
+            None => (Err("the list was not taken in time, or this node is shutting down".into()), None),
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use flate2::read::GzDecoder;
+    use flotilla_api::{Builtin, Reason};
+    use futures::StreamExt;
+
+    use super::*;
+    use crate::gate::{Gate, ListQuery, User, Verb, WriteOptions, alone};
+
+    /// A gate with this many ConfigMaps of 350 kB, even and odd ones.
+    async fn gate(dir: &tempfile::TempDir, maps: usize) -> Gate {
+        let gate = alone::gate(dir).await;
+        let create = async |kind: Builtin, object: Value| {
+            let kind = gate.built_in(kind).unwrap();
+            gate.create(&User::root(), &kind, object, &WriteOptions::by("test")).await.unwrap();
+        };
+        let namespace = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "default"}});
+        create(Builtin::Namespace, namespace).await;
+        for at in 0..maps {
+            let (name, parity) = (format!("map-{at:02}"), ["even", "odd"][at % 2]);
+            let metadata = json!({"name": name, "labels": {"parity": parity}});
+            let data = json!({"text": "\"x\" ".repeat(50_000)});
+            let map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data});
+            create(Builtin::ConfigMap, map).await;
+        }
+        gate
+    }
+
+    async fn list(gate: &Gate, view: View, query: &ListQuery) -> List {
+        let kind = gate.built_in(Builtin::ConfigMap).unwrap();
+        let found = gate.all(&User::root(), Verb::List, &kind, query).await.unwrap();
+        List::new(&kind, view, found)
+    }
+
+    fn read_all(mut list: List) -> (usize, Vec<u8>) {
+        let (mut pieces, mut json) = (1, Vec::new());
+        loop {
+            let mut piece = Vec::new();
+            let more = list.read(&mut piece).unwrap();
+            json.extend_from_slice(&piece);
+            if !more {
+                return (pieces, json);
+            }
+            pieces += 1;
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_list_in_pieces_is_the_list_whatever_happens_meanwhile() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(&dir, 8).await;
+        let kind = gate.built_in(Builtin::ConfigMap).unwrap();
+        let everything = ListQuery::default();
+        let known = gate.list(&User::root(), &kind, &everything).await.unwrap();
+        let begun = list(&gate, View::Whole, &everything).await;
+        let [first, last] = [0, 7].map(|at| known.items[at]["metadata"]["name"].as_str().unwrap().to_owned());
+        for name in [&first, &last] {
+            let options = crate::gate::DeleteOptions::default();
+            gate.delete(&User::root(), &kind, ("default", name), &options).await.unwrap();
+        }
+        let (pieces, json) = read_all(begun);
+        assert!(pieces > 2, "{pieces}");
+        let read: Value = serde_json::from_slice(&json).unwrap();
+        let wanted = json!({
+            "kind": "ConfigMapList",
+            "apiVersion": "v1",
+            "metadata": {"resourceVersion": known.revision.to_string()},
+            "items": known.items,
+        });
+        assert_eq!(read, wanted);
+
+        let odd = ListQuery::parse(None, "parity=odd", "").unwrap();
+        let (_, json) = read_all(list(&gate, View::Metadata("v1"), &odd).await);
+        let read: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!(read["kind"], "PartialObjectMetadataList");
+        let items = read["items"].as_array().unwrap();
+        let names: Vec<&Value> = items.iter().map(|one| &one["metadata"]["name"]).collect();
+        assert_eq!(names, ["map-01", "map-03", "map-05"]);
+        assert!(items.iter().all(|one| one["kind"] == "PartialObjectMetadata" && one.get("data").is_none()));
+
+        let none = ListQuery::parse(None, "parity=neither", "").unwrap();
+        let (pieces, json) = read_all(list(&gate, View::Whole, &none).await);
+        assert_eq!((pieces, &serde_json::from_slice::<Value>(&json).unwrap()["items"]), (1, &json!([])));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_sent_is_indented_and_compressed_as_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(&dir, 3).await;
+        let everything = ListQuery::default();
+        let (_, plain) = read_all(list(&gate, View::Whole, &everything).await);
+        let value: Value = serde_json::from_slice(&plain).unwrap();
+        let pretty = serde_json::to_string_pretty(&value).unwrap();
+        let mut zipping = HeaderMap::new();
+        zipping.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("gzip"));
+        let forms = [
+            (Layout::AsMade, HeaderMap::new(), false),
+            (Layout::AsMade, zipping.clone(), true),
+            (Layout::Indented { zipped: true }, HeaderMap::new(), true),
+            (Layout::Indented { zipped: false }, zipping, false),
+        ];
+        for (layout, headers, zipped) in forms {
+            let mut sent = list(&gate, View::Whole, &everything).await;
+            let (send, pieces) = mpsc::channel(1);
+            let mut first = Vec::new();
+            assert!(sent.read(&mut first).unwrap());
+            let sending = tokio::spawn(send_all(sent, first, Form::new(layout, &headers), send, Kept::default()));
+            let frames: Vec<_> = frames_of(pieces).map(|frame| frame.unwrap().into_data().unwrap()).collect().await;
+            sending.await.unwrap();
+            let mut body = frames.concat();
+            if zipped {
+                let mut unzipped = Vec::new();
+                GzDecoder::new(&body[..]).read_to_end(&mut unzipped).unwrap();
+                body = unzipped;
+            }
+            match layout {
+                Layout::AsMade => assert!(body == plain, "{zipped}"),
+                // Fields stay in the order in which they are stored.
+                Layout::Indented { .. } => {
+                    let text = String::from_utf8(body).unwrap();
+                    assert_eq!(serde_json::from_str::<Value>(&text).unwrap(), value);
+                    assert_eq!(text.lines().count(), pretty.lines().count());
+                }
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_forgotten_meanwhile_breaks_a_list_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = gate(&dir, 8).await;
+        let kind = gate.built_in(Builtin::ConfigMap).unwrap();
+        let mut begun = list(&gate, View::Whole, &ListQuery::default()).await;
+        let options = crate::gate::DeleteOptions::default();
+        gate.delete(&User::root(), &kind, ("default", "map-07"), &options).await.unwrap();
+        gate.store().compact(gate.store().revision()).await.unwrap();
+        let mut first = Vec::new();
+        assert!(begun.read(&mut first).unwrap(), "the first page was read before");
+        let (send, pieces) = mpsc::channel(1);
+        let sending = send_all(begun, first, Form::new(Layout::AsMade, &HeaderMap::new()), send, Kept::default());
+        let (_, frames) = tokio::join!(sending, frames_of(pieces).collect::<Vec<_>>());
+        let (last, before) = frames.split_last().unwrap();
+        assert!(before.iter().all(Result::is_ok));
+        let why = last.as_ref().unwrap_err().to_string();
+        assert!(why.contains("too old"), "{why}");
+        let query = ListQuery { at: crate::gate::At::Exactly(1), ..ListQuery::default() };
+        let refused = gate.all(&User::root(), Verb::List, &kind, &query).await.err().unwrap();
+        assert_eq!(refused.reason, Reason::Expired, "what cannot be had at all is said at once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_nothing_is_given_up() {
+        let (send, pieces) = mpsc::channel(1);
+        assert!(take(&send, Ok(Piece::More(Bytes::from_static(b"{")))).await);
+        assert!(!take(&send, Ok(Piece::Last(Bytes::from_static(b"}")))).await);
+        drop(send);
+        let frames: Vec<_> = frames_of(pieces).collect().await;
+        assert_eq!(frames.iter().map(Result::is_ok).collect::<Vec<_>>(), [true, false]);
+    }
+}
