@@ -7,6 +7,7 @@ use flotilla_api::selector::{Fields, Labels};
 use flotilla_api::{Kind, Reason, Status};
 use flotilla_raft::{Event, KeyValue, Pages, Range, ReadError, Watch, WatchItem};
 use serde_json::Value;
+use tokio::task::yield_now;
 
 use super::authorize::Attempt;
 use super::{Gate, User, Verb, object, read_status, splice};
@@ -102,13 +103,14 @@ impl Found {
     ///
     /// # Errors
     /// `Expired` if what is yet to be read is compacted by now, or why the store cannot be read. It is the end then.
-    pub fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+    pub async fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
         loop {
             for kv in self.page.by_ref() {
                 if self.query.takes(&kv)? {
                     return self.gate.write_json(&self.kind, &kv, out).map(|()| true);
                 }
             }
+            breathe(&self.pages).await;
             match self.pages.next() {
                 Some(page) => self.page = page.map_err(|error| too_old(error, &self.query))?.into_iter(),
                 None => return Ok(false),
@@ -229,6 +231,7 @@ impl Gate {
                     };
                 }
             }
+            breathe(&pages).await;
         }
         Ok(List::last(items, pages.revision()))
     }
@@ -392,6 +395,13 @@ impl Gate {
         let namespace = query.namespace.as_deref().unwrap_or_default();
         let name = query.fields.exact("metadata.name").unwrap_or_default();
         self.permit(&Attempt { user, verb, kind, subresource: None, namespace, name, object: None }).await
+    }
+}
+
+/// Lets others get on before another page: to look through much takes long.
+async fn breathe(pages: &Pages) {
+    if !pages.is_over() {
+        yield_now().await;
     }
 }
 

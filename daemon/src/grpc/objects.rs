@@ -132,7 +132,7 @@ async fn watch(
     let mut observer = gate.watch(user, &kind, query, from).await?;
     if let Some(mut found) = found {
         let mut json = Vec::new();
-        while found.next(&mut json)? {
+        while found.next(&mut json).await? {
             let json = std::mem::take(&mut json).into();
             let event = proto::WatchEvent { r#type: "ADDED".into(), json, revision: from };
             if send.send(Ok(event)).await.is_err() {

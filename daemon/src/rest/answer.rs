@@ -137,12 +137,12 @@ async fn fill(response: &mut Response<Body>, zipped: bool, body: Vec<u8>) {
     };
     *response.body_mut() = full(body);
     if compressed {
-        is_compressed(response.headers_mut());
+        mark_compressed(response.headers_mut());
     }
 }
 
 /// Says that the body is compressed.
-pub(super) fn is_compressed(headers: &mut HeaderMap) {
+pub(super) fn mark_compressed(headers: &mut HeaderMap) {
     headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
     headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
 }

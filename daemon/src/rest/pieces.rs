@@ -36,7 +36,7 @@ impl Rest {
     pub(super) async fn pieces(&self, call: &Call, found: Found) -> Answer {
         let mut list = List::new(&call.kind, call.accepts.view, found);
         let mut first = Vec::new();
-        if !list.read(&mut first)? {
+        if !list.read(&mut first).await? {
             return Ok(answer::json(StatusCode::OK, &call.head.headers, first).await);
         }
         let (form, kept) = (Form::new(call.layout, &call.head.headers), Kept::default());
@@ -49,7 +49,7 @@ impl Rest {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer::JSON));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
         if is_compressed {
-            answer::is_compressed(headers);
+            answer::mark_compressed(headers);
         }
         response.extensions_mut().insert(kept);
         Ok(response)
@@ -73,7 +73,7 @@ impl List {
     }
 
     /// Puts what comes next behind what is in `out`, until that is a frame; says whether there is more.
-    fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+    async fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
         let mut is_first = false;
         if let Some((kind, version)) = self.head.take() {
             is_first = true;
@@ -86,7 +86,7 @@ impl List {
             if !is_first {
                 out.push(b',');
             }
-            if !self.next(out)? {
+            if !self.next(out).await? {
                 out.truncate(length);
                 out.extend_from_slice(b"]}");
                 return Ok(false);
@@ -96,10 +96,10 @@ impl List {
         Ok(true)
     }
 
-    fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
-        let View::Metadata(version) = self.view else { return self.found.next(out) };
+    async fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
+        let View::Metadata(version) = self.view else { return self.found.next(out).await };
         let mut whole = Vec::new();
-        if !self.found.next(&mut whole)? {
+        if !self.found.next(&mut whole).await? {
             return Ok(false);
         }
         let object: Value = serde_json::from_slice(&whole).map_err(Status::internal)?;
@@ -162,7 +162,7 @@ async fn send_all(mut list: List, first: Vec<u8>, mut form: Form, send: mpsc::Se
                 break;
             }
             json = Vec::with_capacity(2 * FRAME_BYTES);
-            more = list.read(&mut json).map_err(|status| status.message)?;
+            more = list.read(&mut json).await.map_err(|status| status.message)?;
         }
         take(&send, Ok(Piece::Last(form.end()?.into()))).await;
         Ok::<_, BoxError>(())
@@ -228,11 +228,11 @@ mod tests {
         List::new(&kind, view, found)
     }
 
-    fn read_all(mut list: List) -> (usize, Vec<u8>) {
+    async fn read_all(mut list: List) -> (usize, Vec<u8>) {
         let (mut pieces, mut json) = (1, Vec::new());
         loop {
             let mut piece = Vec::new();
-            let more = list.read(&mut piece).unwrap();
+            let more = list.read(&mut piece).await.unwrap();
             json.extend_from_slice(&piece);
             if !more {
                 return (pieces, json);
@@ -254,7 +254,7 @@ mod tests {
             let options = crate::gate::DeleteOptions::default();
             gate.delete(&User::root(), &kind, ("default", name), &options).await.unwrap();
         }
-        let (pieces, json) = read_all(begun);
+        let (pieces, json) = read_all(begun).await;
         assert!(pieces > 2, "{pieces}");
         let read: Value = serde_json::from_slice(&json).unwrap();
         let wanted = json!({
@@ -266,7 +266,7 @@ mod tests {
         assert_eq!(read, wanted);
 
         let odd = ListQuery::parse(None, "parity=odd", "").unwrap();
-        let (_, json) = read_all(list(&gate, View::Metadata("v1"), &odd).await);
+        let (_, json) = read_all(list(&gate, View::Metadata("v1"), &odd).await).await;
         let read: Value = serde_json::from_slice(&json).unwrap();
         assert_eq!(read["kind"], "PartialObjectMetadataList");
         let items = read["items"].as_array().unwrap();
@@ -275,7 +275,7 @@ mod tests {
         assert!(items.iter().all(|one| one["kind"] == "PartialObjectMetadata" && one.get("data").is_none()));
 
         let none = ListQuery::parse(None, "parity=neither", "").unwrap();
-        let (pieces, json) = read_all(list(&gate, View::Whole, &none).await);
+        let (pieces, json) = read_all(list(&gate, View::Whole, &none).await).await;
         assert_eq!((pieces, &serde_json::from_slice::<Value>(&json).unwrap()["items"]), (1, &json!([])));
     }
 
@@ -284,7 +284,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let gate = gate(&dir, 3).await;
         let everything = ListQuery::default();
-        let (_, plain) = read_all(list(&gate, View::Whole, &everything).await);
+        let (_, plain) = read_all(list(&gate, View::Whole, &everything).await).await;
         let value: Value = serde_json::from_slice(&plain).unwrap();
         let pretty = serde_json::to_string_pretty(&value).unwrap();
         let mut zipping = HeaderMap::new();
@@ -299,7 +299,7 @@ mod tests {
             let mut sent = list(&gate, View::Whole, &everything).await;
             let (send, pieces) = mpsc::channel(1);
             let mut first = Vec::new();
-            assert!(sent.read(&mut first).unwrap());
+            assert!(sent.read(&mut first).await.unwrap());
             let sending = tokio::spawn(send_all(sent, first, Form::new(layout, &headers), send, Kept::default()));
             let frames: Vec<_> = frames_of(pieces).map(|frame| frame.unwrap().into_data().unwrap()).collect().await;
             sending.await.unwrap();
@@ -331,7 +331,7 @@ mod tests {
         gate.delete(&User::root(), &kind, ("default", "map-07"), &options).await.unwrap();
         gate.store().compact(gate.store().revision()).await.unwrap();
         let mut first = Vec::new();
-        assert!(begun.read(&mut first).unwrap(), "the first page was read before");
+        assert!(begun.read(&mut first).await.unwrap(), "the first page was read before");
         let (send, pieces) = mpsc::channel(1);
         let sending = send_all(begun, first, Form::new(Layout::AsMade, &HeaderMap::new()), send, Kept::default());
         let (_, frames) = tokio::join!(sending, frames_of(pieces).collect::<Vec<_>>());

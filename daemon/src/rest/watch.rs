@@ -186,7 +186,7 @@ impl Watching {
     async fn next_frame(&mut self) -> Option<Bytes> {
         while self.lines.is_empty() && !self.ended {
             match self.found.take() {
-                Some(found) => self.tell(found).unwrap_or_else(|status| self.fail(&status)),
+                Some(found) => self.tell(found).await.unwrap_or_else(|status| self.fail(&status)),
                 None => self.wait().await,
             }
         }
@@ -202,11 +202,11 @@ impl Watching {
     }
 
     /// Tells a frame of what there was at the beginning.
-    fn tell(&mut self, mut found: Found) -> Result<(), Status> {
+    async fn tell(&mut self, mut found: Found) -> Result<(), Status> {
         let mut told_bytes = 0;
         while told_bytes < FRAME_BYTES {
             let mut json = Vec::new();
-            if !found.next(&mut json)? {
+            if !found.next(&mut json).await? {
                 if self.marked {
                     let line = self.form.bookmark(found.revision(), true);
                     self.lines.push_back(line);
