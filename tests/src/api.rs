@@ -13,10 +13,13 @@ use hyper::client::conn::http2::{self, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+/// Whom connections ask for, whichever node it is.
+pub const SERVER_NAME: &str = "flotilla";
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// For an answer, or the head of one that goes on.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -25,19 +28,39 @@ const MAX_LINE_BYTES: usize = 8 << 20;
 
 /// Whom a connection is made as: a key, its certificate and the cluster's authority, as `flotilla credentials` prints them.
 #[derive(Clone)]
-pub struct Papers(Arc<rustls::ClientConfig>);
+pub struct Papers(Arc<ClientConfig>);
 
 impl Papers {
     /// # Errors
     /// If the bundle cannot be read.
     pub fn parse(bundle: &str) -> anyhow::Result<Self> {
-        let key = PrivateKeyDer::from_pem_slice(bundle.as_bytes()).context("the bundle holds no key")?;
-        let certificates: Vec<CertificateDer<'static>> =
-            CertificateDer::pem_slice_iter(bundle.as_bytes()).collect::<Result<_, _>>()?;
-        let (authority, own) = certificates.split_last().context("the bundle holds no certificates")?;
-        let authorities = [authority.clone()];
-        Ok(Self(flotilla_net::user_tls(&authorities, own.to_vec(), key, &["h2"])?))
+        let (key, own, authority) = parts(bundle)?;
+        Ok(Self(flotilla_net::user_tls(&[authority], own, key, &["h2"])?))
     }
+
+    /// For a server that is no node, and has [`SERVER_NAME`] in its certificate.
+    ///
+    /// # Errors
+    /// As [`Self::parse`].
+    pub fn for_others(bundle: &str) -> anyhow::Result<Self> {
+        let (key, own, authority) = parts(bundle)?;
+        let mut roots = RootCertStore::empty();
+        roots.add(authority)?;
+        let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
+        let mut config = builder.with_root_certificates(roots).with_client_auth_cert(own, key)?;
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        Ok(Self(Arc::new(config)))
+    }
+}
+
+type Parts = (PrivateKeyDer<'static>, Vec<CertificateDer<'static>>, CertificateDer<'static>);
+
+/// The key, the certificate and the authority of a bundle.
+fn parts(bundle: &str) -> anyhow::Result<Parts> {
+    let key = PrivateKeyDer::from_pem_slice(bundle.as_bytes()).context("the bundle holds no key")?;
+    let mut certificates = CertificateDer::pem_slice_iter(bundle.as_bytes()).collect::<Result<Vec<_>, _>>()?;
+    let authority = certificates.pop().context("the bundle holds no certificates")?;
+    Ok((key, certificates, authority))
 }
 
 /// One connection. Clones share it.
@@ -54,7 +77,7 @@ impl Rest {
         let connected = async {
             let stream = TcpStream::connect(at).await?;
             stream.set_nodelay(true)?;
-            let name = ServerName::try_from("flotilla")?;
+            let name = ServerName::try_from(SERVER_NAME)?;
             let stream = TlsConnector::from(papers.0.clone()).connect(name, stream).await?;
             let (send, connection) = http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
             // Ends with the last clone.

@@ -74,7 +74,7 @@ impl Apiserver {
     }
 
     async fn ready(&self) -> anyhow::Result<()> {
-        let mut rest = Rest::connect(self.at(), &Papers::parse(&self.credentials()?)?).await?;
+        let mut rest = Rest::connect(self.at(), &self.papers()?).await?;
         rest.ok(Method::GET, "/readyz", None).await?;
         rest.ok(Method::GET, "/api/v1/namespaces/default", None).await.map(drop)
     }
@@ -83,12 +83,12 @@ impl Apiserver {
         SocketAddr::from(([127, 0, 0, 1], self.port))
     }
 
-    /// Key, certificate and CA of one who may do everything, as PEM.
+    /// Those of one who may do everything.
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn credentials(&self) -> std::io::Result<String> {
-        fs::read_to_string(self.etcd.path("bundle.pem"))
+    pub fn papers(&self) -> anyhow::Result<Papers> {
+        Papers::for_others(&fs::read_to_string(self.etcd.path("bundle.pem"))?)
     }
 
     /// Of the API server and its etcd.

@@ -158,7 +158,8 @@ impl Etcd {
         let mut ca_params = CertificateParams::default();
         ca_params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let ca = ca_params.self_signed(&ca_key)?.pem();
-        let mut params = CertificateParams::new([SERVER_NAME, "127.0.0.1", "flotilla"].map(String::from))?;
+        let mut params =
+            CertificateParams::new([SERVER_NAME, "127.0.0.1", flotilla_tests::api::SERVER_NAME].map(String::from))?;
         params.distinguished_name.push(DnType::OrganizationName, "system:masters");
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &Issuer::new(ca_params, ca_key))?.pem();

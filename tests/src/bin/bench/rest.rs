@@ -153,7 +153,7 @@ impl Door {
     }
 
     fn beside(apiserver: &Apiserver) -> anyhow::Result<Self> {
-        Ok(Self { at: apiserver.at(), papers: Papers::parse(&apiserver.credentials()?)? })
+        Ok(Self { at: apiserver.at(), papers: apiserver.papers()? })
     }
 
     async fn open(&self) -> anyhow::Result<Rest> {
