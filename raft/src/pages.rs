@@ -1,27 +1,32 @@
 //! Long listings, a page at a time.
 //!
-//! Invariant: all pages are of one revision; if its history is forgotten in between, the next page is an error, and the last.
+//! Invariant: all pages are of one revision, and from where the first one was read. If its history is forgotten in between, or
+//! the node reads from elsewhere, the next page is an error, and the last.
 
-use crate::kv::{KeyValue, Range};
+use tokio_util::sync::CancellationToken;
+
+use crate::kv::{KeyValue, Listing, Range};
+use crate::slice::Source;
 use crate::state::ReadError;
-use crate::store::Store;
 
 /// A page ends after this many bytes of values. A smaller one stays in the processor's cache until it is sent.
 const PAGE_BYTES: usize = 256 << 10;
 
 /// What a range has, page by page.
 pub struct Pages {
-    store: Store,
+    source: Source,
+    /// Cancelled when the node reads from elsewhere.
+    over: CancellationToken,
     /// What is yet to be read.
     rest: Option<Range>,
     revision: u64,
 }
 
 impl Pages {
-    pub(crate) fn new(store: Store, range: Range) -> Self {
+    pub(crate) fn new((source, over): (Source, CancellationToken), range: Range) -> Self {
         let revision = range.revision.unwrap_or_default();
         let max_bytes = if range.max_bytes == 0 { PAGE_BYTES } else { range.max_bytes };
-        Self { store, rest: Some(Range { max_bytes, ..range }), revision }
+        Self { source, over, rest: Some(Range { max_bytes, ..range }), revision }
     }
 
     /// As of when; known from the first page on.
@@ -33,6 +38,14 @@ impl Pages {
     pub fn is_over(&self) -> bool {
         self.rest.is_none()
     }
+
+    fn read(&self, range: &Range) -> Result<Listing, ReadError> {
+        let page = self.source.range(range)?;
+        match self.over.is_cancelled() {
+            true => Err(ReadError::Compacted { wanted: page.revision, oldest: page.revision + 1 }),
+            false => Ok(page),
+        }
+    }
 }
 
 impl Iterator for Pages {
@@ -40,7 +53,7 @@ impl Iterator for Pages {
 
     fn next(&mut self) -> Option<Self::Item> {
         let range = self.rest.take()?;
-        let page = match self.store.range(range.clone()) {
+        let page = match self.read(&range) {
             Ok(page) => page,
             Err(error) => return Some(Err(error)),
         };

@@ -178,6 +178,13 @@ impl Source {
         }
     }
 
+    pub fn range(&self, range: &Range) -> Result<Listing, ReadError> {
+        match self {
+            Self::Replica(machine) => machine.state().range(range),
+            Self::Slice(slice) => slice.range(range),
+        }
+    }
+
     pub fn closing(&self) -> &CancellationToken {
         match self {
             Self::Replica(machine) => machine.closing(),

@@ -264,15 +264,12 @@ impl Store {
 
     /// Objects in order of their keys, as this replica has them now or had them at a revision.
     pub fn range(&self, range: Range) -> Result<Listing, ReadError> {
-        match self.source() {
-            Source::Slice(slice) => slice.range(&range),
-            Source::Replica(machine) => machine.state().range(&range),
-        }
+        self.source().range(&range)
     }
 
     /// The same, a page of about 256 KiB at a time, all as of one revision. A limit bounds each page.
     pub fn pages(&self, range: Range) -> Pages {
-        Pages::new(self.clone(), range)
+        Pages::new(self.inner.slice.source(&self.inner.machine), range)
     }
 
     /// How many keys a range has, whatever its limit; `None` if they are more than `most`.

@@ -78,6 +78,11 @@ async fn pages_of_one_revision() {
     assert_eq!(seen, [("c", b"old".as_slice()), ("d", b"old")]);
     assert!(!rest.more);
 
+    let mut pages = store.pages(Range { limit: 2, revision: Some(first.revision), ..Range::prefix(&prefix) });
+    let paged: Vec<_> = pages.by_ref().flat_map(Result::unwrap).collect();
+    assert_eq!(paged, [first.items, rest.items].concat());
+    assert!(pages.is_over() && pages.revision() == first.revision);
+
     let now = store.range(Range::prefix(&prefix)).unwrap();
     assert_eq!(now.items.iter().map(|kv| kv.key.name()).collect::<Vec<_>>(), ["a", "b", "d", "e"]);
     let future = store.range(Range { revision: Some(99), ..Range::prefix(&prefix) });

@@ -55,6 +55,11 @@ async fn a_replica_that_was_let_go_without_hearing_of_it_is_not_read_from() {
     let cluster = Cluster::boot(impatient, &[1, 2, 3, 4], 3).await;
     let leader = cluster.leader(&THREE).await;
     let gone = *cluster.status(leader).learners.first().unwrap();
+    insist(&cluster.store(leader), put("x", "1")).await;
+    let before = insist(&cluster.store(leader), put("y", "1")).await;
+    cluster.store(gone).reach(before).await.unwrap();
+    let mut pages = cluster.store(gone).pages(Range { limit: 1, ..Range::default() });
+    assert_eq!(pages.next().unwrap().unwrap().len(), 1);
     cluster.net.isolate(gone, &[1, 2, 3, 4]);
     cluster.store(leader).remove_replica(gone).await.unwrap();
     let last = insist(&cluster.store(leader), put("a", "1")).await;
@@ -63,6 +68,11 @@ async fn a_replica_that_was_let_go_without_hearing_of_it_is_not_read_from() {
     assert!(cluster.status(gone).learners.contains(&gone), "it takes itself for a member");
     let (start, mut asked) = whole(&cluster.store(leader));
     let feed = node.read_slice(start).unwrap();
+    assert!(
+        matches!(pages.next(), Some(Err(ReadError::Compacted { .. }))),
+        "what was begun with all does not end with a part"
+    );
+    assert!(pages.next().is_none());
     let feeding = async {
         while let Some(told) = asked.recv().await {
             feed.apply(SliceUpdate { upto: last, ..SliceUpdate::default() });
