@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::kv::{KeyValue, Listing, Range};
 use crate::slice::Source;
-use crate::state::ReadError;
+use crate::state::{ReadError, Undone};
 
 /// A page ends after this many bytes of values. A smaller one stays in the processor's cache until it is sent.
 const PAGE_BYTES: usize = 256 << 10;
@@ -20,13 +20,14 @@ pub struct Pages {
     /// What is yet to be read.
     rest: Option<Range>,
     revision: u64,
+    undone: Option<Undone>,
 }
 
 impl Pages {
     pub(crate) fn new((source, over): (Source, CancellationToken), range: Range) -> Self {
         let revision = range.revision.unwrap_or_default();
         let max_bytes = if range.max_bytes == 0 { PAGE_BYTES } else { range.max_bytes };
-        Self { source, over, rest: Some(Range { max_bytes, ..range }), revision }
+        Self { source, over, rest: Some(Range { max_bytes, ..range }), revision, undone: None }
     }
 
     /// As of when; known from the first page on.
@@ -39,8 +40,8 @@ impl Pages {
         self.rest.is_none()
     }
 
-    fn read(&self, range: &Range) -> Result<Listing, ReadError> {
-        let page = self.source.range(range)?;
+    fn read(&mut self, range: &Range) -> Result<Listing, ReadError> {
+        let page = self.source.page(range, &mut self.undone)?;
         match self.over.is_cancelled() {
             true => Err(ReadError::Compacted { wanted: page.revision, oldest: page.revision + 1 }),
             false => Ok(page),

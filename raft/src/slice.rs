@@ -18,7 +18,7 @@ use crate::epoch::EpochId;
 use crate::inner::Inner;
 use crate::kv::{Event, KeyValue, Listing, Range};
 use crate::machine::Machine;
-use crate::state::ReadError;
+use crate::state::{ReadError, Undone};
 use crate::types::NodeId;
 use crate::watch::Hub;
 
@@ -178,9 +178,10 @@ impl Source {
         }
     }
 
-    pub fn range(&self, range: &Range) -> Result<Listing, ReadError> {
+    /// A part of a range; see [`State::page`](crate::state::State::page).
+    pub fn page(&self, range: &Range, undone: &mut Option<Undone>) -> Result<Listing, ReadError> {
         match self {
-            Self::Replica(machine) => machine.state().range(range),
+            Self::Replica(machine) => machine.state().page(range, undone),
             Self::Slice(slice) => slice.range(range),
         }
     }

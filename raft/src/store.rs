@@ -264,7 +264,7 @@ impl Store {
 
     /// Objects in order of their keys, as this replica has them now or had them at a revision.
     pub fn range(&self, range: Range) -> Result<Listing, ReadError> {
-        self.source().range(&range)
+        self.source().page(&range, &mut None)
     }
 
     /// The same, a page of about 256 KiB at a time, all as of one revision. A limit bounds each page.

@@ -66,6 +66,8 @@ async fn pages_of_one_revision() {
     let first = store.range(Range { limit: 2, ..Range::prefix(&prefix) }).unwrap();
     assert_eq!((first.items.len(), first.more, first.revision), (2, true, 4));
 
+    let mut begun = store.pages(Range { limit: 1, ..Range::prefix(&prefix) });
+    assert_eq!(begun.next().unwrap().unwrap(), first.items[..1]);
     let meanwhile = Change::new("t", "t").delete(key("c")).put(key("d"), "new".into()).put(key("e"), "new".into());
     insist(&store, meanwhile).await;
     let rest = Range {
@@ -78,15 +80,21 @@ async fn pages_of_one_revision() {
     assert_eq!(seen, [("c", b"old".as_slice()), ("d", b"old")]);
     assert!(!rest.more);
 
-    let mut pages = store.pages(Range { limit: 2, revision: Some(first.revision), ..Range::prefix(&prefix) });
-    let paged: Vec<_> = pages.by_ref().flat_map(Result::unwrap).collect();
-    assert_eq!(paged, [first.items, rest.items].concat());
-    assert!(pages.is_over() && pages.revision() == first.revision);
+    let mut paged = begun.next().unwrap().unwrap();
+    insist(&store, Change::new("t", "t").put(key("b"), "new".into()).put(key("c"), "new".into()).delete(key("d")))
+        .await;
+    paged.extend(begun.by_ref().flat_map(Result::unwrap));
+    assert_eq!(
+        paged,
+        [&first.items[1..], &rest.items].concat(),
+        "what has changed once more is as it was before all that"
+    );
+    assert!(begun.is_over() && begun.revision() == first.revision);
 
     let now = store.range(Range::prefix(&prefix)).unwrap();
-    assert_eq!(now.items.iter().map(|kv| kv.key.name()).collect::<Vec<_>>(), ["a", "b", "d", "e"]);
+    assert_eq!(now.items.iter().map(|kv| kv.key.name()).collect::<Vec<_>>(), ["a", "b", "c", "e"]);
     let future = store.range(Range { revision: Some(99), ..Range::prefix(&prefix) });
-    assert!(matches!(future, Err(ReadError::Future { wanted: 99, current: 7 })));
+    assert!(matches!(future, Err(ReadError::Future { wanted: 99, current: 10 })));
     cluster.stop_all().await;
 }
 

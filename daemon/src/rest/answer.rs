@@ -12,6 +12,7 @@ use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::body::Body as _;
 use serde_json::{Map, Value, json};
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::indent::Indenter;
 use super::route::Target;
@@ -161,16 +162,26 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What lasts as long as the session that an answer begins, or as a list is read that is sent meanwhile.
+/// What lasts as long as the session that an answer begins.
 #[derive(Clone, Default)]
 pub struct Kept(Arc<Mutex<Vec<Box<dyn Send>>>>);
 
-/// Whether an answer is work still when it begins.
-pub fn goes_on(response: &Response<Body>) -> bool {
-    response.extensions().get::<Kept>().is_some()
+/// Says of an answer that what it is to tell is yet to be read when it begins, and when that is over.
+#[derive(Clone, Default)]
+pub struct Reading(CancellationToken);
+
+impl Reading {
+    /// It is over when this is dropped.
+    pub fn guard(&self) -> DropGuard {
+        self.0.clone().drop_guard()
+    }
+
+    pub async fn over(&self) {
+        self.0.cancelled().await;
+    }
 }
 
-/// The same answer, which keeps something for as long as its body is sent, or what [`Kept`] is there for lasts.
+/// The same answer, which keeps something for as long as its body is sent, or the session lasts that it begins.
 pub fn with(response: Response<Body>, kept: impl Send + 'static) -> Response<Body> {
     if let Some(Kept(session)) = response.extensions().get() {
         session.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(kept));

@@ -41,6 +41,7 @@ mod write;
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use flotilla_api::admit::Subresource;
@@ -55,6 +56,7 @@ use crate::gate::{Gate, HEALTH_PATHS, User};
 use crate::listen::Peer;
 use crate::node::Node;
 use crate::turnstile::{Place, Seat};
+use answer::Reading;
 pub(crate) use answer::full;
 use asked::Asked;
 pub use authn::authenticate;
@@ -73,6 +75,8 @@ type Answer = Result<Response<Body>, Status>;
 
 /// The largest request body: upstream's bound.
 const MAX_BODY_BYTES: usize = 3 * 1024 * 1024;
+/// A seat is kept for so long by what is read while it is sent. A client that takes longer goes on without.
+const MAX_READING: Duration = Duration::from_secs(10);
 
 /// The face of one node. Cheap to clone.
 #[derive(Clone)]
@@ -174,8 +178,8 @@ impl Rest {
         }
         counted.answered(response.status());
         let goes_on = is_long && !response.status().is_client_error() && !response.status().is_server_error();
-        let is_work_still = goes_on || answer::goes_on(&response);
-        let response = if is_work_still { answer::with(response, counted) } else { response };
+        let is_counted_still = goes_on || response.extensions().get::<Reading>().is_some();
+        let response = if is_counted_still { answer::with(response, counted) } else { response };
         match seen {
             Some(seen) => seen.conclude(response, goes_on).await,
             None => response,
@@ -250,10 +254,15 @@ impl Rest {
         };
         // It is work too, and needs the answer whole.
         let response = layout.lay_out(response).await;
+        if let Some(reading) = response.extensions().get::<Reading>().cloned() {
+            let seated = async move {
+                _ = tokio::time::timeout(MAX_READING, reading.over()).await;
+                drop(seat);
+            };
+            self.node.tasks.spawn(self.node.stop.clone().run_until_cancelled_owned(seated));
+        }
         Ok(match long {
-            // It is counted apart from now on.
             Some(long) => answer::with(response, long),
-            None if answer::goes_on(&response) => answer::with(response, seat),
             None => response,
         })
     }

@@ -2,23 +2,23 @@
 //!
 //! Invariant: whoever gets to the end of a list got all of it, as of one revision. What cannot be read to the end, or is not
 //! taken in time, breaks off.
-//! Invariant: of a list that is sent, no more is in memory than a page and a few frames.
+//! Invariant: of a list that is sent, no more is in memory than a page, a few frames, and the names of what has changed meanwhile.
 
 use std::io::Write as _;
 use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::write::GzEncoder;
-use flotilla_api::{Kind, Status};
+use flotilla_api::{Kind, Reason, Status};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
-use tracing::debug;
+use tracing::{debug, warn};
 
-use super::answer::{self, COMPRESSION, Kept};
+use super::answer::{self, COMPRESSION, Reading};
 use super::indent::Indenter;
 use super::negotiate::View;
 use super::{Answer, BoxError, Call, Layout, Rest, table};
@@ -39,10 +39,14 @@ impl Rest {
         if !list.read(&mut first).await? {
             return Ok(answer::json(StatusCode::OK, &call.head.headers, first).await);
         }
-        let (form, kept) = (Form::new(call.layout, &call.head.headers), Kept::default());
+        let (form, reading) = (Form::new(call.layout, &call.head.headers), Reading::default());
         let is_compressed = form.gzip.is_some();
         let (send, frames) = mpsc::channel(FRAMES_AHEAD);
-        let sending = send_all(list, first, form, send, kept.clone());
+        let guard = reading.guard();
+        let sending = async move {
+            send_all(list, first, form, send).await;
+            drop(guard);
+        };
         self.node.tasks.spawn(self.node.stop.clone().run_until_cancelled_owned(sending));
         let mut response = Response::new(StreamBody::new(frames_of(frames)).boxed_unsync());
         let headers = response.headers_mut();
@@ -51,7 +55,7 @@ impl Rest {
         if is_compressed {
             answer::mark_compressed(headers);
         }
-        response.extensions_mut().insert(kept);
+        response.extensions_mut().insert(reading);
         Ok(response)
     }
 }
@@ -149,29 +153,38 @@ enum Piece {
 
 type Sent = Result<Piece, BoxError>;
 
-/// Reads a list to its end and sends it, for as long as it is taken. What is `kept` is let go of then.
-async fn send_all(mut list: List, first: Vec<u8>, mut form: Form, send: mpsc::Sender<Sent>, kept: Kept) {
-    let sent = async {
-        let (mut json, mut more) = (first, true);
-        loop {
-            let piece = form.add(json)?;
-            if !piece.is_empty() && !take(&send, Ok(Piece::More(piece.into()))).await {
-                return Ok(());
-            }
-            if !more {
-                break;
-            }
-            json = Vec::with_capacity(2 * FRAME_BYTES);
-            more = list.read(&mut json).await.map_err(|status| status.message)?;
-        }
-        take(&send, Ok(Piece::Last(form.end()?.into()))).await;
-        Ok::<_, BoxError>(())
+/// Reads a list to its end and sends it, for as long as it is taken.
+async fn send_all(list: List, first: Vec<u8>, form: Form, send: mpsc::Sender<Sent>) {
+    let sent = tokio::select! {
+        sent = send_pieces(list, first, form, &send) => sent,
+        // The client has gone.
+        () = send.closed() => return,
     };
-    if let Err(error) = sent.await {
-        debug!(error = &*error as &dyn std::error::Error, "a list breaks off");
-        take(&send, Err(error)).await;
+    if let Err(status) = sent {
+        match status.reason {
+            Reason::Expired => debug!(error = status.message, "a list breaks off"),
+            _ => warn!(error = status.message, "a list breaks off: it cannot be read to its end"),
+        }
+        take(&send, Err(status.message.into())).await;
     }
-    drop(kept);
+}
+
+async fn send_pieces(mut list: List, first: Vec<u8>, mut form: Form, send: &mpsc::Sender<Sent>) -> Result<(), Status> {
+    let (mut json, mut more) = (first, true);
+    loop {
+        let piece = form.add(json).map_err(Status::internal)?;
+        if !piece.is_empty() && !take(send, Ok(Piece::More(piece.into()))).await {
+            return Ok(());
+        }
+        if !more {
+            break;
+        }
+        json = Vec::with_capacity(2 * FRAME_BYTES);
+        more = list.read(&mut json).await?;
+    }
+    let last = form.end().map_err(Status::internal)?;
+    take(send, Ok(Piece::Last(last.into()))).await;
+    Ok(())
 }
 
 /// Whether the client takes it.
@@ -197,7 +210,7 @@ mod tests {
     use std::io::Read as _;
 
     use flate2::read::GzDecoder;
-    use flotilla_api::{Builtin, Reason};
+    use flotilla_api::Builtin;
     use futures::StreamExt;
 
     use super::*;
@@ -300,7 +313,7 @@ mod tests {
             let (send, pieces) = mpsc::channel(1);
             let mut first = Vec::new();
             assert!(sent.read(&mut first).await.unwrap());
-            let sending = tokio::spawn(send_all(sent, first, Form::new(layout, &headers), send, Kept::default()));
+            let sending = tokio::spawn(send_all(sent, first, Form::new(layout, &headers), send));
             let frames: Vec<_> = frames_of(pieces).map(|frame| frame.unwrap().into_data().unwrap()).collect().await;
             sending.await.unwrap();
             let mut body = frames.concat();
@@ -333,7 +346,7 @@ mod tests {
         let mut first = Vec::new();
         assert!(begun.read(&mut first).await.unwrap(), "the first page was read before");
         let (send, pieces) = mpsc::channel(1);
-        let sending = send_all(begun, first, Form::new(Layout::AsMade, &HeaderMap::new()), send, Kept::default());
+        let sending = send_all(begun, first, Form::new(Layout::AsMade, &HeaderMap::new()), send);
         let (_, frames) = tokio::join!(sending, frames_of(pieces).collect::<Vec<_>>());
         let (last, before) = frames.split_last().unwrap();
         assert!(before.iter().all(Result::is_ok));

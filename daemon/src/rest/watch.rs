@@ -18,6 +18,7 @@ use hyper::body::Frame;
 use rand::Rng;
 use serde_json::{Value, json};
 use tokio::time::Instant;
+use tokio_util::sync::DropGuard;
 
 use super::body::refuse;
 use super::negotiate::View;
@@ -25,7 +26,7 @@ use super::query::Query;
 use super::read::{LIST_OPTIONS, revision, selection};
 use super::route::Target;
 use super::table::{self, Include};
-use super::{Answer, BoxError, Call, Rest, answer};
+use super::{Answer, BoxError, Call, Reading, Rest, answer};
 use crate::gate::{At, Found, Gate, Happened, ListQuery, ObjectEvent, Observer, User, Verb};
 
 /// A watch that says nothing of its length ends after this, and up to twice as long, so that not all come back at once.
@@ -60,6 +61,7 @@ impl Rest {
         let mut state = Watching {
             lines: VecDeque::new(),
             found: None,
+            reading: None,
             marked: false,
             observer: None,
             form,
@@ -75,6 +77,10 @@ impl Rest {
             Err(status) if status.reason == Reason::Expired => state.fail(&status),
             begun => begun?,
         }
+        // Most have all that there is in their first frame.
+        state.tell().await;
+        let reading = state.found.is_some().then(Reading::default);
+        state.reading = reading.as_ref().map(Reading::guard);
         let frames = futures::stream::unfold(state, |mut state| async move {
             let frame = state.next_frame().await?;
             Some((Ok::<_, BoxError>(Frame::data(frame)), state))
@@ -82,6 +88,9 @@ impl Rest {
         let frames = frames.take_until(self.node.stop.clone().cancelled_owned());
         let mut response = Response::new(StreamBody::new(frames).boxed_unsync());
         *response.status_mut() = StatusCode::OK;
+        if let Some(reading) = reading {
+            response.extensions_mut().insert(reading);
+        }
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(answer::JSON));
         headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache, private"));
@@ -152,6 +161,8 @@ struct Watching {
     lines: VecDeque<Bytes>,
     /// What there was at the beginning, as far as it is yet to be told; a bookmark after it if `marked`.
     found: Option<Found>,
+    /// Held until that is told.
+    reading: Option<DropGuard>,
     marked: bool,
     observer: Option<Observer>,
     form: EventForm,
@@ -185,9 +196,11 @@ impl Watching {
     /// What to send next; `None` at the end.
     async fn next_frame(&mut self) -> Option<Bytes> {
         while self.lines.is_empty() && !self.ended {
-            match self.found.take() {
-                Some(found) => self.tell(found).await.unwrap_or_else(|status| self.fail(&status)),
+            match self.found {
                 None => self.wait().await,
+                Some(_) if Instant::now() < self.until => self.tell().await,
+                // Without a bookmark: not everything was told.
+                Some(_) => self.ended = true,
             }
         }
         let first = self.lines.pop_front()?;
@@ -201,8 +214,18 @@ impl Watching {
         Some(frame.into())
     }
 
-    /// Tells a frame of what there was at the beginning.
-    async fn tell(&mut self, mut found: Found) -> Result<(), Status> {
+    /// Tells a frame of what there was at the beginning, if anything is left of it.
+    async fn tell(&mut self) {
+        let Some(mut found) = self.found.take() else { return };
+        match self.tell_of(&mut found).await {
+            Ok(true) => self.found = Some(found),
+            Ok(false) => self.reading = None,
+            Err(status) => self.fail(&status),
+        }
+    }
+
+    /// Whether there may be more.
+    async fn tell_of(&mut self, found: &mut Found) -> Result<bool, Status> {
         let mut told_bytes = 0;
         while told_bytes < FRAME_BYTES {
             let mut json = Vec::new();
@@ -211,14 +234,13 @@ impl Watching {
                     let line = self.form.bookmark(found.revision(), true);
                     self.lines.push_back(line);
                 }
-                return Ok(());
+                return Ok(false);
             }
             let line = self.form.event("ADDED", json.into())?;
             told_bytes += line.len();
             self.lines.push_back(line);
         }
-        self.found = Some(found);
-        Ok(())
+        Ok(true)
     }
 
     async fn wait(&mut self) {
@@ -274,7 +296,7 @@ impl Watching {
         let object = answer::failure_json(&status, &answer::Details::default());
         self.lines.push_back(line("ERROR", object.to_string().as_bytes()));
         self.ended = true;
-        self.observer = None;
+        (self.observer, self.reading) = (None, None);
     }
 }
 

@@ -32,6 +32,7 @@ use apply::AppliedEntry;
 pub(crate) use dump::Record;
 pub use history::HistoryBounds;
 pub use read::ReadError;
+pub(crate) use read::Undone;
 use record::Header;
 #[cfg(any(test, fuzzing))]
 pub(crate) use record::fuzz;

@@ -53,12 +53,14 @@ impl State {
         Ok(current.map(|c| c.into_kv(key.clone())))
     }
 
-    pub fn range(&self, range: &Range) -> Result<Listing, ReadError> {
+    /// A part of a range. What was `undone` for the parts before it, all of one prefix and revision, is not looked for again.
+    pub fn page(&self, range: &Range, undone: &mut Option<Undone>) -> Result<Listing, ReadError> {
         let view = View::new(self)?;
         let revision = range.revision.unwrap_or(view.header.revision);
         view.check(revision)?;
-        let undone = view.undone(revision, |key| key.as_str().starts_with(&range.prefix))?;
-        view.list(range, revision, undone)
+        let undone = undone.get_or_insert_with(|| Undone::since(revision));
+        undone.catch_up(&view, |key| key.as_str().starts_with(&range.prefix))?;
+        view.list(range, revision, &undone.first)
     }
 
     /// How many keys a range has, whatever its limit; `None` if they are more than `most`.
@@ -66,19 +68,51 @@ impl State {
         let view = View::new(self)?;
         let revision = range.revision.unwrap_or(view.header.revision);
         view.check(revision)?;
-        let undone = view.undone(revision, |key| key.as_str().starts_with(&range.prefix))?;
-        view.count(range, undone, most)
+        let mut undone = Undone::since(revision);
+        undone.catch_up(&view, |key| key.as_str().starts_with(&range.prefix))?;
+        view.count(range, &undone.first, most)
     }
 
     /// One object as of a revision.
     pub fn get_at(&self, key: &Key, revision: u64) -> Result<Option<KeyValue>, ReadError> {
         let view = View::new(self)?;
         view.check(revision)?;
-        let undone = view.undone(revision, |k| k == key)?;
-        match undone.get(key.as_str()) {
+        let mut undone = Undone::since(revision);
+        undone.catch_up(&view, |k| k == key)?;
+        match undone.first.get(key.as_str()) {
             Some(at) => view.before(*at),
             None => Ok(view.get(key)?.map(|c| c.into_kv(key.clone()))),
         }
+    }
+}
+
+/// What has to be undone to see an earlier revision.
+pub(crate) struct Undone {
+    /// For each of the keys that changed since, the first revision that changed it.
+    first: BTreeMap<String, u64>,
+    /// Up to here, that is known.
+    upto: u64,
+}
+
+impl Undone {
+    fn since(revision: u64) -> Self {
+        Self { first: BTreeMap::new(), upto: revision }
+    }
+
+    /// Adds what has changed `of` the keys since it was looked at last.
+    fn catch_up(&mut self, view: &View<'_>, of: impl Fn(&Key) -> bool) -> Result<(), ReadError> {
+        if self.upto >= view.header.revision {
+            return Ok(());
+        }
+        for item in view.records.scan(&past_key(self.upto + 1), b"i") {
+            let (at, bytes) = item?;
+            let past: Past = codec::decode(&bytes)?;
+            if let (Some(at), true) = (revision_of(&at), of(&past.key)) {
+                self.first.entry(past.key.as_str().to_owned()).or_insert(at);
+            }
+        }
+        self.upto = view.header.revision;
+        Ok(())
     }
 }
 
@@ -106,22 +140,6 @@ impl<'a> View<'a> {
         }
     }
 
-    /// For each of the keys that changed since `revision`, the first revision that changed it.
-    fn undone(&self, revision: u64, of: impl Fn(&Key) -> bool) -> Result<BTreeMap<String, u64>, ReadError> {
-        let mut first = BTreeMap::new();
-        if revision == self.header.revision {
-            return Ok(first);
-        }
-        for item in self.records.scan(&past_key(revision + 1), b"i") {
-            let (at, bytes) = item?;
-            let past: Past = codec::decode(&bytes)?;
-            if let (Some(at), true) = (revision_of(&at), of(&past.key)) {
-                first.entry(past.key.as_str().to_owned()).or_insert(at);
-            }
-        }
-        Ok(first)
-    }
-
     /// What a key was before the event at a revision.
     fn before(&self, revision: u64) -> Result<Option<KeyValue>, ReadError> {
         let bytes = self.records.get(&past_key(revision))?;
@@ -135,7 +153,7 @@ impl<'a> View<'a> {
         Current::decode(bytes).map(Some).ok_or_else(|| ReadError::Damaged(key.to_string()))
     }
 
-    fn count(&self, range: &Range, undone: BTreeMap<String, u64>, most: usize) -> Result<Option<usize>, ReadError> {
+    fn count(&self, range: &Range, undone: &BTreeMap<String, u64>, most: usize) -> Result<Option<usize>, ReadError> {
         let (start, upper) = bounds(range);
         let mut count = 0;
         for item in self.records.scan(&current_key(&start), &upper) {
@@ -151,27 +169,27 @@ impl<'a> View<'a> {
         Ok(Some(count).filter(|count| *count <= most))
     }
 
-    fn list(&self, range: &Range, revision: u64, undone: BTreeMap<String, u64>) -> Result<Listing, ReadError> {
+    fn list(&self, range: &Range, revision: u64, undone: &BTreeMap<String, u64>) -> Result<Listing, ReadError> {
         let (start, upper) = bounds(range);
         let max_bytes = if range.max_bytes == 0 { MAX_LISTING_BYTES } else { range.max_bytes.min(MAX_LISTING_BYTES) };
         let listing = Listing { revision, ..Listing::default() };
         let mut page = Page { listing, limit: range.limit, max_bytes, size_bytes: 0 };
-        let mut undone = undone.into_iter().filter(|(key, _)| *key >= start).peekable();
+        let mut undone = undone.range(start.clone()..).peekable();
         for item in self.records.scan(&current_key(&start), &upper) {
             let (bytes, record) = item?;
             let key = parse_key(&bytes)?;
             while let Some((_, at)) = undone.next_if(|(earlier, _)| earlier.as_str() < key.as_str()) {
-                page.add_before(self, at)?;
+                page.add_before(self, *at)?;
             }
-            match undone.next_if(|(same, _)| same == key.as_str()) {
-                Some((_, at)) => page.add_before(self, at)?,
+            match undone.next_if(|(same, _)| same.as_str() == key.as_str()) {
+                Some((_, at)) => page.add_before(self, *at)?,
                 None => page.add_current(key, record)?,
             }
             if page.listing.more {
                 return Ok(page.listing);
             }
         }
-        undone.try_for_each(|(_, at)| page.add_before(self, at))?;
+        undone.try_for_each(|(_, at)| page.add_before(self, *at))?;
         Ok(page.listing)
     }
 }

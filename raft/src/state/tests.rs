@@ -157,7 +157,7 @@ fn check_ranges(state: &State, model: &Model, prefix: &str) -> Result<(), TestCa
     for revision in 1..=model.revision() {
         let range = Range { revision: Some(revision), ..Range::prefix(prefix) };
         if revision < model.compacted {
-            prop_assert!(state.range(&range).is_err());
+            prop_assert!(state.page(&range, &mut None).is_err());
             continue;
         }
         let expected: Vec<KeyValue> = model.at[revision as usize - 1]
@@ -165,7 +165,7 @@ fn check_ranges(state: &State, model: &Model, prefix: &str) -> Result<(), TestCa
             .filter(|kv| kv.key.as_str().starts_with(prefix))
             .cloned()
             .collect();
-        let listing = state.range(&range).unwrap();
+        let listing = state.page(&range, &mut None).unwrap();
         prop_assert_eq!(&listing.items, &expected);
         for (index, kv) in expected.iter().enumerate() {
             let rest = Range { after: Some(kv.key.as_str().to_owned()), ..range.clone() };
@@ -177,9 +177,9 @@ fn check_ranges(state: &State, model: &Model, prefix: &str) -> Result<(), TestCa
         }
         // The same in pages of two.
         let mut paged = Vec::new();
-        let mut after = None;
+        let (mut after, mut undone) = (None, None);
         loop {
-            let page = state.range(&Range { limit: 2, after: after.clone(), ..range.clone() }).unwrap();
+            let page = state.page(&Range { limit: 2, after: after.clone(), ..range.clone() }, &mut undone).unwrap();
             prop_assert_eq!(page.more, page.items.len() + paged.len() < expected.len());
             after = page.items.last().map(|kv| kv.key.as_str().to_owned());
             paged.extend(page.items);
@@ -246,7 +246,7 @@ fn events_leave_by_count_and_age_and_their_going_is_told() {
             bench.batch(&Batch { version: 1, now_ms: i, events: bounds, compact: None, raise: None, changes });
         told += applied.events.iter().filter(|e| matches!(e, Event::Delete { .. })).count();
     }
-    let left = |bench: &Bench| bench.state.range(&Range::prefix("core/events/")).unwrap().items.len();
+    let left = |bench: &Bench| bench.state.page(&Range::prefix("core/events/"), &mut None).unwrap().items.len();
     assert_eq!((left(&bench), told, bench.state.header().events_count), (4, 6, 4));
     // Written again, an old one is young.
     let again = vec![Change::new("u", "m").put(event(7), "{}".into())];
@@ -274,7 +274,7 @@ fn the_bounds_of_events_hold_after_reopening() {
     assert_eq!(state.header().events_count, 3);
     let mut bench = Bench { _dir: dir, state, index };
     let names = |bench: &Bench| -> Vec<String> {
-        let items = bench.state.range(&Range::prefix("core/events/")).unwrap().items;
+        let items = bench.state.page(&Range::prefix("core/events/"), &mut None).unwrap().items;
         items.iter().map(|kv| kv.key.name().to_owned()).collect()
     };
     for i in 3..12 {
