@@ -2,9 +2,8 @@
 //! its own.
 //!
 //! Decided by [`flotilla_control::fair`]; here requests wait for their turn. A request takes a seat before anything of its
-//! body is read, and gives it back when its answer begins; of what is
-//! sent while it is read (a long list, or what a watch begins with), when that is read, or a few seconds later. What then goes
-//! on for long, such as a watch, is counted apart;
+//! body is read, and gives it back when its answer begins. What is sent while it is read, a long list or what a watch begins
+//! with, keeps the seat until it is read, for a bounded time. What then goes on for long, such as a watch, is counted apart;
 //! so is a session, which goes on after HTTP has ended.
 //!
 //! Invariant: a seat comes back however its request ends, and so does a place in the queue.
