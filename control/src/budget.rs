@@ -38,11 +38,8 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
     let mut plan = Plan::default();
     let Some(budget) = cx.view.budget(key).filter(|budget| !meta::is_deleting(&budget.metadata)) else { return plan };
     let spec = budget.spec.clone().unwrap_or_default();
-    let guarded: Vec<&PodEntry> = cx
-        .view
-        .pods_in(key.namespace())
-        .filter(|pod| guards(&budget.object, &pod.object) && !pods::is_finished(pod))
-        .collect();
+    let guarded: Vec<&PodEntry> =
+        cx.view.pods_in(key.namespace()).filter(|pod| guards(&budget.object, pod) && !pods::is_finished(pod)).collect();
     let mut next = budget.object.clone();
     let status = next.status.get_or_insert_default();
     status.observed_generation = budget.metadata.generation;

@@ -8,7 +8,7 @@ use flotilla_api::{Change, Key};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
-use crate::view::{Stored, View};
+use crate::view::{PodEntry, View};
 use crate::{meta, pods};
 
 /// What becomes of an object that was told to go.
@@ -49,8 +49,8 @@ pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>, now: Timestamp) -> Deletion
 }
 
 /// Adds the deletion of a pod to a Change. Returns the Change and whether something was added.
-pub(crate) fn delete_pod(change: Change, pod: &Stored<Pod>, now: Timestamp) -> (Change, bool) {
-    match of_pod(&pod.object, None, now) {
+pub(crate) fn delete_pod(change: Change, pod: &PodEntry, now: Timestamp) -> (Change, bool) {
+    match of_pod(&pod.whole(), None, now) {
         Deletion::Remove => (change.remove(pod.key.clone(), pod.revision), true),
         Deletion::Mark(marked) => (change.update(pod.key.clone(), pod.revision, meta::encode(&*marked)), true),
         Deletion::Pending => (change, false),

@@ -122,7 +122,7 @@ fn stranded_pod(pod: &PodEntry, cx: &Context<'_>) -> Option<Change> {
     if pods::is_finished(pod) && meta::is_deleting(&pod.metadata) {
         return None;
     }
-    let mut lost = pod.object.clone();
+    let mut lost = pod.whole();
     if !pods::is_finished(&lost) {
         lost.status.get_or_insert_default().phase = Some("Failed".into());
         pods::lose(&mut lost, format!("Node {node} no longer exists."));

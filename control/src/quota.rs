@@ -12,7 +12,7 @@ use flotilla_api::{GroupResource, Key};
 
 use crate::meta;
 use crate::plan::{Context, Plan, change};
-use crate::view::{Stored, View};
+use crate::view::{PodEntry, Stored, View};
 
 const MANAGER: &str = "resourcequota-controller";
 
@@ -39,8 +39,9 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
 fn taken(found: &Stored<ResourceQuota>, hard: &BTreeMap<String, Quantity>, view: &View) -> usage::Amounts {
     let namespace = found.key.namespace();
     let mut taken = usage::Amounts::new();
-    for pod in view.pods_in(namespace).filter(|pod| quota::covers(&found.object, Some(&pod.object))) {
-        usage::add(&mut taken, &usage::of_pod(&pod.object));
+    let charges = view.pods_in(namespace).map(PodEntry::charge);
+    for charge in charges.filter(|charge| quota::covers(&found.object, Some(&charge.scopes))) {
+        usage::add(&mut taken, &charge.amounts);
     }
     if !quota::covers(&found.object, None) {
         return taken;

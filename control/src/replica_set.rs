@@ -159,14 +159,14 @@ impl Pass<'_> {
     }
 
     fn adopt(&self, pod: &PodEntry) -> Change {
-        let mut next = pod.object.clone();
+        let mut next = pod.whole();
         next.metadata.owner_references.get_or_insert_default().push(self.owner.clone());
         let change = self.change().require(self.set.key.clone(), Expect::Exists);
         change.update(pod.key.clone(), pod.revision, meta::encode(&next))
     }
 
     fn release(&self, pod: &PodEntry, uid: &str) -> Change {
-        let mut next = pod.object.clone();
+        let mut next = pod.whole();
         if let Some(owners) = &mut next.metadata.owner_references {
             owners.retain(|owner| owner.uid != uid);
         }
@@ -182,7 +182,7 @@ impl Pass<'_> {
         let prefix = format!("{}-", set.key.name());
         // Pods that no node has room for are no use; more of them come when these have found theirs.
         let uid = set.object.metadata.uid.as_deref().unwrap_or_default();
-        let homeless = cx.view.pods_of(uid).filter(|pod| pods::node_name(&pod.object).is_none()).count();
+        let homeless = cx.view.pods_of(uid).filter(|pod| pods::node_name(pod).is_none()).count();
         let mut left = missing.min(BURST_PODS).min(MAX_UNSCHEDULED.saturating_sub(homeless));
         let mut refused = None;
         while left > 0 && refused.is_none() {

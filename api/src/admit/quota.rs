@@ -18,7 +18,7 @@ use crate::kinds::pod::qos_class;
 /// Why the quota does not allow it.
 pub(super) fn charge(quota: &mut ResourceQuota, more: &Amounts, pod: Option<&Pod>) -> Result<bool, String> {
     let name = quota.metadata.name.clone().unwrap_or_default();
-    if !covers(quota, pod) {
+    if !covers(quota, pod.map(Scopes::of).as_ref()) {
         return Ok(false);
     }
     let status = quota.status.clone().unwrap_or_default();
@@ -61,8 +61,49 @@ pub(super) fn charge(quota: &mut ResourceQuota, more: &Amounts, pod: Option<&Pod
     Ok(true)
 }
 
+/// What the scopes of quotas look at in a pod.
+#[derive(Clone, Debug)]
+pub struct Scopes {
+    terminating: bool,
+    best_effort: bool,
+    priority_class: String,
+    reaches_other_namespaces: bool,
+}
+
+impl Scopes {
+    pub fn of(pod: &Pod) -> Self {
+        let spec = pod.spec.as_ref();
+        Self {
+            terminating: spec.and_then(|spec| spec.active_deadline_seconds).is_some_and(|seconds| seconds >= 0),
+            best_effort: spec.is_none_or(|spec| qos_class(spec) == "BestEffort"),
+            priority_class: spec.and_then(|spec| spec.priority_class_name.clone()).unwrap_or_default(),
+            reaches_other_namespaces: reaches_other_namespaces(pod),
+        }
+    }
+
+    fn meet(&self, demand: &ScopedResourceSelectorRequirement) -> bool {
+        match demand.scope_name.as_str() {
+            "Terminating" => self.terminating,
+            "NotTerminating" => !self.terminating,
+            "BestEffort" => self.best_effort,
+            "NotBestEffort" => !self.best_effort,
+            "PriorityClass" => {
+                let listed = demand.values.iter().flatten().any(|value| *value == self.priority_class);
+                match demand.operator.as_str() {
+                    "In" => listed,
+                    "NotIn" => !listed,
+                    "Exists" => !self.priority_class.is_empty(),
+                    _ => self.priority_class.is_empty(),
+                }
+            }
+            "CrossNamespacePodAffinity" => self.reaches_other_namespaces,
+            _ => false,
+        }
+    }
+}
+
 /// Whether the quota is about such objects: one with scopes is about some pods only.
-pub fn covers(quota: &ResourceQuota, pod: Option<&Pod>) -> bool {
+pub fn covers(quota: &ResourceQuota, pod: Option<&Scopes>) -> bool {
     let Some(spec) = &quota.spec else { return false };
     let scopes = spec.scopes.iter().flatten();
     let demands: Vec<ScopedResourceSelectorRequirement> = scopes
@@ -74,31 +115,8 @@ pub fn covers(quota: &ResourceQuota, pod: Option<&Pod>) -> bool {
         .chain(spec.scope_selector.iter().flat_map(|selector| selector.match_expressions.iter().flatten().cloned()))
         .collect();
     match pod {
-        Some(pod) => demands.iter().all(|demand| fits(demand, pod)),
+        Some(scopes) => demands.iter().all(|demand| scopes.meet(demand)),
         None => demands.is_empty(),
-    }
-}
-
-fn fits(demand: &ScopedResourceSelectorRequirement, pod: &Pod) -> bool {
-    let Some(spec) = &pod.spec else { return false };
-    let deadline = spec.active_deadline_seconds.is_some_and(|seconds| seconds >= 0);
-    match demand.scope_name.as_str() {
-        "Terminating" => deadline,
-        "NotTerminating" => !deadline,
-        "BestEffort" => qos_class(spec) == "BestEffort",
-        "NotBestEffort" => qos_class(spec) != "BestEffort",
-        "PriorityClass" => {
-            let class = spec.priority_class_name.as_deref().unwrap_or_default();
-            let listed = demand.values.iter().flatten().any(|value| value == class);
-            match demand.operator.as_str() {
-                "In" => listed,
-                "NotIn" => !listed,
-                "Exists" => !class.is_empty(),
-                _ => class.is_empty(),
-            }
-        }
-        "CrossNamespacePodAffinity" => reaches_other_namespaces(pod),
-        _ => false,
     }
 }
 

@@ -39,7 +39,7 @@ pub(crate) fn is_tracked(meta: &ObjectMeta) -> bool {
 
 /// Adds that the pod is held no longer; if it was only waiting for that, it goes.
 pub(crate) fn untrack(change: Change, pod: &PodEntry) -> Change {
-    let mut next = pod.object.clone();
+    let mut next = pod.whole();
     meta::remove_finalizer(&mut next.metadata, TRACKING);
     let runs = pods::node_name(pod).is_some() && !pods::is_finished(pod);
     match deletion::confirm(&next) && !runs {
@@ -206,7 +206,7 @@ impl<'a> Pass<'a> {
     fn delete_pods(&self, pods: Vec<&PodEntry>, counted: Counted, cx: &mut Context<'_>, plan: &mut Plan) {
         let about = event::reference(&self.job.object);
         for pod in pods.into_iter().take(BURST_PODS) {
-            let mut next = pod.object.clone();
+            let mut next = pod.whole();
             if counted == Counted::No {
                 meta::remove_finalizer(&mut next.metadata, TRACKING);
             }

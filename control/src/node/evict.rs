@@ -101,7 +101,8 @@ fn came_at(pod: &Pod) -> Timestamp {
 
 /// Marks the pod for deletion if it leaves; not ready, or lost if it was to end, if nobody can tell whether it is.
 fn move_on(pod: &PodEntry, leaves: bool, silent: bool, lost: Option<&str>, cx: &mut Context<'_>) -> Change {
-    let mut next = pod.object.clone();
+    let before = pod.whole();
+    let mut next = before.clone();
     if leaves {
         let message = "The node is not available to the pod any more";
         let conditions = &mut next.status.get_or_insert_default().conditions;
@@ -119,7 +120,7 @@ fn move_on(pod: &PodEntry, leaves: bool, silent: bool, lost: Option<&str>, cx: &
             pods::lose(&mut next, message);
         }
     }
-    if next == pod.object {
+    if next == before {
         return change(MANAGER);
     }
     let change = change(MANAGER).update(pod.key.clone(), pod.revision, meta::encode(&next));
@@ -136,7 +137,7 @@ fn forget_readiness(pod: &mut Pod, now: Timestamp) {
 fn tell(change: Change, pod: &PodEntry, cx: &mut Context<'_>) -> Change {
     let mut teller = Teller { component: "taint-eviction-controller", now: cx.now, rng: cx.rng };
     let message = format!("Marking for deletion Pod {}/{}", pod.key.namespace(), pod.key.name());
-    teller.normal(change, &event::reference(&pod.object), "TaintManagerEviction", &message)
+    teller.normal(change, &event::reference(&**pod), "TaintManagerEviction", &message)
 }
 
 #[cfg(test)]

@@ -112,7 +112,7 @@ impl<'a> Pass<'a> {
 }
 
 fn bind(pod: &PodEntry, slot: &Slot<'_>, cx: &mut Context<'_>) -> Change {
-    let mut next = pod.object.clone();
+    let mut next = pod.whole();
     next.spec.get_or_insert_default().node_name = Some(slot.name.to_owned());
     let status = next.status.get_or_insert_default();
     condition::set(&mut status.conditions, SCHEDULED, "True", "", "", cx.now);
@@ -123,7 +123,7 @@ fn bind(pod: &PodEntry, slot: &Slot<'_>, cx: &mut Context<'_>) -> Change {
     );
     let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
     let message = format!("Successfully assigned {}/{} to {}", pod.key.namespace(), pod.key.name(), slot.name);
-    teller.normal(change, &event::reference(&pod.object), "Scheduled", &message)
+    teller.normal(change, &event::reference(&**pod), "Scheduled", &message)
 }
 
 fn refuse(pod: &PodEntry, message: &str, cx: &mut Context<'_>) -> Change {
@@ -132,10 +132,10 @@ fn refuse(pod: &PodEntry, message: &str, cx: &mut Context<'_>) -> Change {
     if known {
         return change(MANAGER);
     }
-    let mut next = pod.object.clone();
+    let mut next = pod.whole();
     let status = next.status.get_or_insert_default();
     condition::set(&mut status.conditions, SCHEDULED, "False", UNSCHEDULABLE, message, cx.now);
     let change = change(MANAGER).update(pod.key.clone(), pod.revision, meta::encode(&next));
     let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
-    teller.warning(change, &event::reference(&pod.object), "FailedScheduling", message)
+    teller.warning(change, &event::reference(&**pod), "FailedScheduling", message)
 }

@@ -57,7 +57,7 @@ impl<'a> Owners<'a> {
 
     /// Pods per node of the pod's controller; `None` if it has none.
     pub fn of(&mut self, pod: &'a PodEntry) -> Option<&HashMap<usize, u32>> {
-        let owner = meta::controller_of(&pod.stored.object.metadata)?.uid.as_str();
+        let owner = meta::controller_of(&pod.metadata)?.uid.as_str();
         let (view, index) = (self.view, &self.index);
         Some(self.counts.entry(owner).or_insert_with(|| {
             let nodes = view.spread_of(owner).into_iter().flatten();
@@ -66,7 +66,7 @@ impl<'a> Owners<'a> {
     }
 
     pub fn add(&mut self, pod: &'a PodEntry, slot: usize) {
-        let owner = meta::controller_of(&pod.stored.object.metadata);
+        let owner = meta::controller_of(&pod.metadata);
         if let Some(counts) = owner.and_then(|owner| self.counts.get_mut(owner.uid.as_str())) {
             *counts.entry(slot).or_default() += 1;
         }

@@ -2,14 +2,18 @@
 
 use std::cmp::Reverse;
 use std::ops::Deref;
+use std::sync::OnceLock;
 
 use bytes::Bytes;
 use flotilla_api::Key;
+use flotilla_api::admit::quota::Scopes;
+use flotilla_api::admit::usage::{self, Amounts};
 use flotilla_api::k8s_openapi::api::core::v1::{Node, Pod, PodSpec, Taint};
 use flotilla_api::k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use jiff::Timestamp;
 use serde::Serialize;
+use serde_json::Value;
 
 use super::uid::Uid;
 use crate::resources::{self, Resources};
@@ -59,19 +63,93 @@ pub struct Definition {
     pub raw: Bytes,
 }
 
-/// A pod and what is derived from it.
+/// A pod, as planners look at it: it derefs to its outline. There may be a hundred thousand of them.
 #[derive(Clone, Debug)]
 pub struct PodEntry {
-    pub stored: Stored<Pod>,
+    pub key: Key,
+    pub revision: u64,
     pub facts: PodFacts,
+    /// Without what is large and decides nothing.
+    outline: Pod,
+    /// As it is stored, and decodes.
+    raw: Box<[u8]>,
+    /// Known from when a quota first asked on.
+    charge: OnceLock<Box<Charge>>,
+}
+
+/// What a pod is to quotas.
+#[derive(Clone, Debug)]
+pub struct Charge {
+    pub scopes: Scopes,
+    pub amounts: Amounts,
 }
 
 impl Deref for PodEntry {
-    type Target = Stored<Pod>;
+    type Target = Pod;
 
-    fn deref(&self) -> &Stored<Pod> {
-        &self.stored
+    fn deref(&self) -> &Pod {
+        &self.outline
     }
+}
+
+impl PodEntry {
+    pub(super) fn read(key: &Key, bytes: &[u8], revision: u64) -> serde_json::Result<Self> {
+        let pod: Pod = serde_json::from_slice(bytes)?;
+        let facts = PodFacts::of(&pod);
+        Ok(Self {
+            key: key.clone(),
+            revision,
+            facts,
+            outline: outline(pod),
+            raw: bytes.into(),
+            charge: OnceLock::new(),
+        })
+    }
+
+    /// All of the pod, to be changed and written back.
+    pub fn whole(&self) -> Pod {
+        serde_json::from_slice(&self.raw).expect("what was decoded once decodes again")
+    }
+
+    pub(crate) fn charge(&self) -> &Charge {
+        self.charge.get_or_init(|| {
+            let pod = self.whole();
+            Box::new(Charge { scopes: Scopes::of(&pod), amounts: usage::of_pod(&pod) })
+        })
+    }
+
+    /// All of the pod as JSON.
+    pub(super) fn value(&self) -> Option<Value> {
+        serde_json::from_slice(&self.raw).ok()
+    }
+}
+
+/// A pod without who owns which field, the specs of its containers and its volumes, and with no room to spare.
+fn outline(mut pod: Pod) -> Pod {
+    pod.metadata.managed_fields = None;
+    shrink(&mut pod.metadata.owner_references);
+    if let Some(spec) = &mut pod.spec {
+        spec.containers = Vec::new();
+        spec.init_containers = None;
+        spec.ephemeral_containers = None;
+        spec.volumes = None;
+        shrink(&mut spec.tolerations);
+    }
+    if let Some(status) = &mut pod.status {
+        shrink(&mut status.conditions);
+        for statuses in [&mut status.container_statuses, &mut status.init_container_statuses] {
+            shrink(statuses);
+            for status in statuses.iter_mut().flatten() {
+                (status.image, status.image_id) = (String::new(), String::new());
+                (status.allocated_resources, status.resources, status.volume_mounts) = (None, None, None);
+            }
+        }
+    }
+    pod
+}
+
+fn shrink<T>(list: &mut Option<Vec<T>>) {
+    list.iter_mut().for_each(Vec::shrink_to_fit);
 }
 
 #[derive(Clone, Debug)]

@@ -8,9 +8,8 @@ use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, O
 use flotilla_api::kinds::FLOTILLA_GROUP;
 use flotilla_api::kinds::cluster::ClusterObject;
 use serde::Deserialize;
-use serde::de::DeserializeOwned;
 
-use super::entry::{Bound, NodeFacts, NodeUse, Other, PodFacts, QueuePlace};
+use super::entry::{Bound, NodeFacts, NodeUse, Other, QueuePlace};
 use super::uid::Uid;
 use super::{Definition, NodeEntry, PodEntry, Stored, View};
 use crate::resources::Resources;
@@ -32,11 +31,11 @@ impl View {
             return CapacityFacts::Node(Box::new(node.facts.clone()));
         }
         let Some(entry) = self.pods.get(key) else { return CapacityFacts::None };
-        match pods::node_name(&entry.object) {
-            Some(node) if pods::takes_room(&entry.object) => {
+        match pods::node_name(entry) {
+            Some(node) if pods::takes_room(entry) => {
                 CapacityFacts::Taking(node.to_owned(), entry.facts.requests.clone())
             }
-            None if QueuePlace::of(key, &entry.object).is_some() => CapacityFacts::Waiting(entry.facts.class),
+            None if QueuePlace::of(key, entry).is_some() => CapacityFacts::Waiting(entry.facts.class),
             _ => CapacityFacts::None,
         }
     }
@@ -67,27 +66,31 @@ impl View {
     }
 
     fn insert_pod(&mut self, key: &Key, bytes: &[u8], revision: u64) {
-        let Some(object) = self.read(key, bytes, revision) else { return };
-        let facts = PodFacts::of(&object);
-        if let Some(node) = pods::node_name(&object) {
+        let pod = match PodEntry::read(key, bytes, revision) {
+            Ok(pod) => pod,
+            Err(error) => return self.insert_unreadable(key, bytes, revision, &error),
+        };
+        if let Some(node) = pods::node_name(&pod) {
             self.pods_by_node.entry(node.to_owned()).or_default().insert(key.clone());
-            if pods::takes_room(&object) {
-                self.usage.entry(node.to_owned()).or_default().add(&facts);
+            if pods::takes_room(&pod) {
+                self.usage.entry(node.to_owned()).or_default().add(&pod.facts);
             }
         }
-        if let Some((owner, node)) = place(&object) {
+        if let Some((owner, node)) = place(&pod) {
             *self.spread.entry(owner.to_owned()).or_default().entry(node.to_owned()).or_default() += 1;
         }
-        self.queue.extend(QueuePlace::of(key, &object));
-        if meta::controller_of(&object.metadata).is_none() {
+        self.queue.extend(QueuePlace::of(key, &pod));
+        if meta::controller_of(&pod.metadata).is_none() {
             self.loose_pods.insert(key.clone());
         }
-        let stored = Stored { key: key.clone(), revision, object };
-        self.pods.insert(key.clone(), PodEntry { stored, facts });
+        self.pods.insert(key.clone(), pod);
     }
 
     fn insert_node(&mut self, key: &Key, bytes: &[u8], revision: u64) {
-        let Some(object) = self.read(key, bytes, revision) else { return };
+        let object = match serde_json::from_slice(bytes) {
+            Ok(object) => object,
+            Err(error) => return self.insert_unreadable(key, bytes, revision, &error),
+        };
         let facts = NodeFacts::of(&object);
         let stored = Stored { key: key.clone(), revision, object };
         self.nodes.insert(key.clone(), NodeEntry { stored, facts });
@@ -127,17 +130,7 @@ impl View {
         }
     }
 
-    /// Decodes an object of a kind that behaves. One that does not decode is kept like any other.
-    fn read<T: DeserializeOwned>(&mut self, key: &Key, bytes: &[u8], revision: u64) -> Option<T> {
-        match serde_json::from_slice(bytes) {
-            Ok(object) => Some(object),
-            Err(error) => {
-                self.insert_unreadable(key, bytes, revision, &error);
-                None
-            }
-        }
-    }
-
+    /// What a kind that behaves cannot read is kept like any other.
     fn insert_unreadable(&mut self, key: &Key, bytes: &[u8], revision: u64, error: &serde_json::Error) {
         self.insert_other(key, bytes, revision);
         self.unreadable.insert(key.clone(), error.to_string());
@@ -192,19 +185,19 @@ impl View {
     }
 
     fn forget_pod(&mut self, key: &Key) {
-        let Some(PodEntry { stored, facts }) = self.pods.remove(key) else { return };
+        let Some(pod) = self.pods.remove(key) else { return };
         self.loose_pods.remove(key);
-        if let Some((owner, node)) = place(&stored.object) {
+        if let Some((owner, node)) = place(&pod) {
             self.forget_place(owner, node);
         }
-        if let Some(place) = QueuePlace::of(key, &stored.object) {
+        if let Some(place) = QueuePlace::of(key, &pod) {
             self.queue.remove(&place);
         }
-        let Some(node) = pods::node_name(&stored.object) else { return };
-        if pods::takes_room(&stored.object)
+        let Some(node) = pods::node_name(&pod) else { return };
+        if pods::takes_room(&pod)
             && let Some(usage) = self.usage.get_mut(node)
         {
-            usage.remove(&facts);
+            usage.remove(&pod.facts);
             if *usage == NodeUse::default() {
                 self.usage.remove(node);
             }

@@ -1,6 +1,6 @@
 //! The planners' picture of the cluster: typed, indexed, and marked where it changed.
 //!
-//! Kinds that behave are decoded; of all others the uid is kept, and the metadata where that binds them to others or keeps
+//! Kinds that behave are decoded, pods in outline beside their bytes; of all others the uid is kept, and the metadata where that binds them to others or keeps
 //! them: enough to collect garbage and to empty namespaces.
 //!
 //! Invariant: indexes name exactly the objects that are in the tables.
@@ -325,7 +325,7 @@ impl View {
             (meta(&stored.object), stored.revision)
         }
         match (key.group(), key.resource()) {
-            ("", "pods") => self.pods.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
+            ("", "pods") => self.pods.get(key).map(|pod| (&pod.metadata, pod.revision)),
             ("", "nodes") => self.nodes.get(key).map(|entry| of(&entry.stored, |o| &o.metadata)),
             ("", "configmaps") => self.root_cas.get(key).map(|stored| of(stored, |o| &o.metadata)),
             _ => self.tables.meta(key),
@@ -350,7 +350,7 @@ impl View {
             serde_json::to_value(object).ok()
         }
         match (key.group(), key.resource()) {
-            ("", "pods") => self.pods.get(key).and_then(|entry| json(&entry.stored.object)),
+            ("", "pods") => self.pods.get(key).and_then(PodEntry::value),
             ("", "nodes") => self.nodes.get(key).and_then(|entry| json(&entry.stored.object)),
             ("", "configmaps") => self.root_cas.get(key).and_then(|stored| json(&stored.object)),
             _ => self.tables.value(key),

@@ -94,12 +94,12 @@ impl View {
             None => self.adopters_of_pod(key.namespace(), meta),
         };
         let Some(pod) = self.pods.get(key) else { return works };
-        let guards = self.budgets_in(key.namespace()).filter(|found| budget::guards(&found.object, &pod.object));
+        let guards = self.budgets_in(key.namespace()).filter(|found| budget::guards(&found.object, pod));
         works.extend(guards.map(|found| Work::Budget(found.key.clone())));
         if job::is_tracked(meta) {
             works.push(Work::Garbage(key.clone()));
         }
-        match pods::node_name(&pod.object) {
+        match pods::node_name(pod) {
             Some(name) => match self.node(name) {
                 Some(found) if node::disturbs(&found.object) => works.push(Work::Evict(name.to_owned())),
                 Some(_) => {}
@@ -108,7 +108,7 @@ impl View {
             None if meta::is_deleting(meta) => works.push(Work::Garbage(key.clone())),
             None => works.push(Work::Schedule),
         }
-        if pods::is_finished(&pod.object) {
+        if pods::is_finished(pod) {
             works.push(Work::FinishedPods);
         }
         works
