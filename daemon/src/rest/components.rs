@@ -7,9 +7,8 @@ use flotilla_api::Status;
 use http::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::negotiate::View;
-use super::read::write;
-use super::table::{self, Include};
+use super::read::write_json;
+use super::shown::Shown;
 use super::{Answer, Call, Rest, no_such_resource, not_allowed};
 
 impl Rest {
@@ -30,23 +29,9 @@ impl Rest {
             let found = found.ok_or_else(|| Status::not_found(kind.collection(), name))?;
             return self.show(call, kind, StatusCode::OK, &found).await;
         }
-        let metadata = json!({"resourceVersion": ""});
-        let body = match call.accepts.view {
-            View::Table(version) => {
-                let include = Include::parse(call.query.get("includeObject"))?;
-                table::table(kind, version, &all, metadata, include, true)
-            }
-            View::Metadata(version) => json!({
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": format!("meta.k8s.io/{version}"),
-                "metadata": metadata,
-                "items": all.iter().map(|one| table::partial(version, one)).collect::<Vec<_>>(),
-            }),
-            View::Whole | View::AllGroups(_) => {
-                json!({"kind": "ComponentStatusList", "apiVersion": "v1", "metadata": metadata, "items": all})
-            }
-        };
-        write(call, StatusCode::OK, &body).await
+        let items: Vec<Vec<u8>> = all.iter().map(|one| one.to_string().into_bytes()).collect();
+        let list = Shown::of(call, kind)?.list(&items, &json!({"resourceVersion": ""}))?;
+        write_json(call, StatusCode::OK, list).await
     }
 
     async fn component_health(&self) -> Vec<Value> {

@@ -31,6 +31,7 @@ mod read;
 mod review;
 mod route;
 mod scale;
+mod shown;
 mod signing;
 pub(crate) mod streams;
 mod subresource;

@@ -9,19 +9,19 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use flate2::write::GzEncoder;
-use flotilla_api::{Kind, Reason, Status};
+use flotilla_api::{Reason, Status};
 use http::header::{self, HeaderValue};
 use http::{HeaderMap, Response, StatusCode};
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::Frame;
-use serde_json::{Value, json};
+use serde_json::json;
 use tokio::sync::mpsc;
 use tracing::{debug, warn};
 
 use super::answer::{self, COMPRESSION, Reading};
 use super::indent::Indenter;
-use super::negotiate::View;
-use super::{Answer, BoxError, Call, Layout, Rest, table};
+use super::shown::{END, Shown};
+use super::{Answer, BoxError, Call, Layout, Rest};
 use crate::gate::Found;
 
 /// A list that is no longer than this is sent whole. A frame is sent once it is this long.
@@ -33,8 +33,7 @@ const MAX_STALL: Duration = Duration::from_secs(60);
 
 impl Rest {
     /// Answers with everything that was found.
-    pub(super) async fn pieces(&self, call: &Call, found: Found) -> Answer {
-        let mut list = List::new(&call.kind, call.accepts.view, found);
+    pub(super) async fn pieces(&self, call: &Call, mut list: Pieces) -> Answer {
         let mut first = Vec::new();
         if !list.read(&mut first).await? {
             return Ok(answer::json(StatusCode::OK, &call.head.headers, first).await);
@@ -61,38 +60,40 @@ impl Rest {
 }
 
 /// A list as it is read.
-struct List {
-    head: Option<(String, String)>,
-    view: View,
+pub(super) struct Pieces {
+    shown: Shown,
     found: Found,
+    is_begun: bool,
 }
 
-impl List {
-    fn new(kind: &Kind, view: View, found: Found) -> Self {
-        let head = match view {
-            View::Metadata(version) => ("PartialObjectMetadataList".into(), format!("meta.k8s.io/{version}")),
-            _ => (format!("{}List", kind.kind), kind.api_version()),
-        };
-        Self { head: Some(head), view, found }
+impl Pieces {
+    pub fn new(shown: Shown, found: Found) -> Self {
+        Self { shown, found, is_begun: false }
     }
 
-    /// Puts what comes next behind what is in `out`, until that is a frame; says whether there is more.
+    /// All of it at once.
+    pub async fn whole(mut self) -> Result<Vec<u8>, Status> {
+        let mut json = Vec::new();
+        while self.read(&mut json).await? {}
+        Ok(json)
+    }
+
+    /// Puts what comes next behind what is in `out`, about a frame; says whether there is more.
     async fn read(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
-        let mut is_first = false;
-        if let Some((kind, version)) = self.head.take() {
-            is_first = true;
+        let enough = out.len() + FRAME_BYTES;
+        let mut is_first = !std::mem::replace(&mut self.is_begun, true);
+        if is_first {
             let metadata = json!({"resourceVersion": self.found.revision().to_string()});
-            let head = format!(r#"{{"kind":"{kind}","apiVersion":"{version}","metadata":{metadata},"items":["#);
-            out.extend_from_slice(head.as_bytes());
+            out.extend(self.shown.head(&metadata));
         }
-        while out.len() < FRAME_BYTES {
+        while out.len() < enough {
             let length = out.len();
             if !is_first {
                 out.push(b',');
             }
             if !self.next(out).await? {
                 out.truncate(length);
-                out.extend_from_slice(b"]}");
+                out.extend_from_slice(END);
                 return Ok(false);
             }
             is_first = false;
@@ -101,13 +102,14 @@ impl List {
     }
 
     async fn next(&mut self, out: &mut Vec<u8>) -> Result<bool, Status> {
-        let View::Metadata(version) = self.view else { return self.found.next(out).await };
-        let mut whole = Vec::new();
-        if !self.found.next(&mut whole).await? {
+        if self.shown.is_whole() {
+            return self.found.next(out).await;
+        }
+        let mut json = Vec::new();
+        if !self.found.next(&mut json).await? {
             return Ok(false);
         }
-        let object: Value = serde_json::from_slice(&whole).map_err(Status::internal)?;
-        serde_json::to_writer(out, &table::partial(version, &object)).map_err(Status::internal)?;
+        self.shown.item(&json, out)?;
         Ok(true)
     }
 }
@@ -154,7 +156,7 @@ enum Piece {
 type Sent = Result<Piece, BoxError>;
 
 /// Reads a list to its end and sends it, for as long as it is taken.
-async fn send_all(list: List, first: Vec<u8>, form: Form, send: mpsc::Sender<Sent>) {
+async fn send_all(list: Pieces, first: Vec<u8>, form: Form, send: mpsc::Sender<Sent>) {
     let sent = tokio::select! {
         sent = send_pieces(list, first, form, &send) => sent,
         // The client has gone.
@@ -169,7 +171,12 @@ async fn send_all(list: List, first: Vec<u8>, form: Form, send: mpsc::Sender<Sen
     }
 }
 
-async fn send_pieces(mut list: List, first: Vec<u8>, mut form: Form, send: &mpsc::Sender<Sent>) -> Result<(), Status> {
+async fn send_pieces(
+    mut list: Pieces,
+    first: Vec<u8>,
+    mut form: Form,
+    send: &mpsc::Sender<Sent>,
+) -> Result<(), Status> {
     let (mut json, mut more) = (first, true);
     loop {
         let piece = form.add(json).map_err(Status::internal)?;
@@ -213,6 +220,10 @@ mod tests {
     use flotilla_api::Builtin;
     use futures::StreamExt;
 
+    use serde_json::Value;
+
+    use super::super::negotiate::View;
+    use super::super::table::Include;
     use super::*;
     use crate::gate::{Gate, ListQuery, User, Verb, WriteOptions, alone};
 
@@ -235,13 +246,13 @@ mod tests {
         gate
     }
 
-    async fn list(gate: &Gate, view: View, query: &ListQuery) -> List {
+    async fn list(gate: &Gate, view: View, query: &ListQuery) -> Pieces {
         let kind = gate.built_in(Builtin::ConfigMap).unwrap();
         let found = gate.all(&User::root(), Verb::List, &kind, query).await.unwrap();
-        List::new(&kind, view, found)
+        Pieces::new(Shown::new(&kind, view, Include::default()), found)
     }
 
-    async fn read_all(mut list: List) -> (usize, Vec<u8>) {
+    async fn read_all(mut list: Pieces) -> (usize, Vec<u8>) {
         let (mut pieces, mut json) = (1, Vec::new());
         loop {
             let mut piece = Vec::new();
@@ -286,6 +297,12 @@ mod tests {
         let names: Vec<&Value> = items.iter().map(|one| &one["metadata"]["name"]).collect();
         assert_eq!(names, ["map-01", "map-03", "map-05"]);
         assert!(items.iter().all(|one| one["kind"] == "PartialObjectMetadata" && one.get("data").is_none()));
+
+        let (_, json) = read_all(list(&gate, View::Table("v1"), &odd).await).await;
+        let read: Value = serde_json::from_slice(&json).unwrap();
+        assert_eq!((&read["kind"], &read["columnDefinitions"][0]["name"]), (&json!("Table"), &json!("Name")));
+        let rows: Vec<&Value> = read["rows"].as_array().unwrap().iter().map(|row| &row["cells"][0]).collect();
+        assert_eq!(rows, ["map-01", "map-03", "map-05"]);
 
         let none = ListQuery::parse(None, "parity=neither", "").unwrap();
         let (pieces, json) = read_all(list(&gate, View::Whole, &none).await).await;

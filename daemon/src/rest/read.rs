@@ -9,8 +9,10 @@ use serde_json::{Value, json};
 
 use super::body::refuse;
 use super::negotiate::{Form, View};
+use super::pieces::Pieces;
 use super::query::Query;
 use super::route::Target;
+use super::shown::Shown;
 use super::table::{self, Include};
 use super::{Answer, Call, Rest, answer, at};
 use crate::gate::{At, List, ListQuery, Verb};
@@ -33,51 +35,21 @@ impl Rest {
 
     pub(super) async fn list(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
         let query = list_query(call, kind, target)?;
-        let headers = &call.head.headers;
-        let is_table = matches!(call.accepts.view, View::Table(_));
-        if query.limit == 0 && call.accepts.form == Form::Json && !is_table {
-            let found = self.gate().all(&call.user, Verb::List, kind, &query).await?;
-            return self.pieces(call, found).await;
-        }
-        if is_whole_json(call) {
+        let shown = Shown::of(call, kind)?;
+        if query.limit > 0 {
             let list = self.gate().list_json(&call.user, kind, &query).await?;
-            return Ok(answer::json(StatusCode::OK, headers, list_json(kind, &list)).await);
+            return write_json(call, StatusCode::OK, shown.list(&list.items, &list_metadata(&list))?).await;
         }
-        let list = self.gate().list(&call.user, kind, &query).await?;
-        let metadata = list_metadata(&list);
-        let body = match call.accepts.view {
-            View::Table(version) => {
-                let include = Include::parse(call.query.get("includeObject"))?;
-                table::table(kind, version, &list.items, metadata, include, true)
-            }
-            View::Metadata(version) => json!({
-                "kind": "PartialObjectMetadataList",
-                "apiVersion": format!("meta.k8s.io/{version}"),
-                "metadata": metadata,
-                "items": list.items.iter().map(|object| table::partial(version, object)).collect::<Vec<_>>(),
-            }),
-            View::Whole | View::AllGroups(_) => json!({
-                "kind": format!("{}List", kind.kind),
-                "apiVersion": kind.api_version(),
-                "metadata": metadata,
-                "items": list.items,
-            }),
-        };
-        write(call, StatusCode::OK, &body).await
+        let list = Pieces::new(shown, self.gate().all(&call.user, Verb::List, kind, &query).await?);
+        match call.accepts.form {
+            Form::Json => self.pieces(call, list).await,
+            Form::Yaml => write_json(call, StatusCode::OK, list.whole().await?).await,
+        }
     }
 
     /// Answers with one object, in the form that the client accepts.
     pub(super) async fn show(&self, call: &Call, kind: &Arc<Kind>, code: StatusCode, object: &Value) -> Answer {
-        match call.accepts.view {
-            View::Table(version) => {
-                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let include = Include::parse(call.query.get("includeObject"))?;
-                let one = std::slice::from_ref(object);
-                write(call, code, &table::table(kind, version, one, metadata, include, true)).await
-            }
-            View::Metadata(version) => write(call, code, &table::partial(version, object)).await,
-            View::Whole | View::AllGroups(_) => write(call, code, object).await,
-        }
+        write(call, code, &Shown::of(call, kind)?.one(object.clone())).await
     }
 }
 
@@ -96,38 +68,27 @@ pub(super) async fn show_scale(call: &Call, code: StatusCode, scale: &Value) -> 
 /// Answers with JSON, or the same as YAML.
 pub(super) async fn write(call: &Call, code: StatusCode, body: &Value) -> Answer {
     match call.accepts.form {
-        Form::Json => Ok(answer::json(code, &call.head.headers, body.to_string().into_bytes()).await),
-        Form::Yaml => {
-            let yaml = serde_saphyr::to_string(body).map_err(Status::internal)?;
-            Ok(answer::bytes(code, "application/yaml", yaml))
-        }
+        Form::Json => write_json(call, code, body.to_string().into_bytes()).await,
+        Form::Yaml => write_yaml(code, body),
     }
+}
+
+/// The same of what is JSON already.
+pub(super) async fn write_json(call: &Call, code: StatusCode, json: Vec<u8>) -> Answer {
+    match call.accepts.form {
+        Form::Json => Ok(answer::json(code, &call.head.headers, json).await),
+        Form::Yaml => write_yaml(code, &serde_json::from_slice(&json).map_err(Status::internal)?),
+    }
+}
+
+fn write_yaml(code: StatusCode, body: &Value) -> Answer {
+    let yaml = serde_saphyr::to_string(body).map_err(Status::internal)?;
+    Ok(answer::bytes(code, "application/yaml", yaml))
 }
 
 /// Whether the stored bytes do, without being decoded.
 fn is_whole_json(call: &Call) -> bool {
     call.accepts.form == Form::Json && matches!(call.accepts.view, View::Whole | View::AllGroups(_))
-}
-
-/// A list around objects that are JSON already.
-fn list_json(kind: &Kind, list: &List<Vec<u8>>) -> Vec<u8> {
-    let metadata = list_metadata(list);
-    let head = format!(
-        "{{\"kind\":\"{}List\",\"apiVersion\":\"{}\",\"metadata\":{metadata},\"items\":[",
-        kind.kind,
-        kind.api_version()
-    );
-    let size = head.len() + 2 + list.items.iter().map(|item| item.len() + 1).sum::<usize>();
-    let mut json = Vec::with_capacity(size);
-    json.extend_from_slice(head.as_bytes());
-    for (index, item) in list.items.iter().enumerate() {
-        if index > 0 {
-            json.push(b',');
-        }
-        json.extend_from_slice(item);
-    }
-    json.extend_from_slice(b"]}");
-    json
 }
 
 fn list_metadata<T>(list: &List<T>) -> Value {

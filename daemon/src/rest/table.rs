@@ -35,15 +35,7 @@ impl Include {
     }
 }
 
-/// The rows of `objects`, under the headers of their kind unless those were sent before.
-pub fn table(kind: &Kind, version: &str, objects: &[Value], metadata: Value, include: Include, headed: bool) -> Value {
-    let columns = kind.columns();
-    let now = Timestamp::now();
-    let rows = objects.iter().map(|object| row(kind, version, &columns, object, include, now)).collect();
-    with_rows(version, &columns, rows, metadata, headed)
-}
-
-/// The same of a Scale, which is of no kind that is stored.
+/// A Scale, which is of no kind that is stored.
 pub fn of_scale(version: &str, scale: &Value, include: Include) -> Value {
     let columns = [columns::NAME, Column::number("Desired"), Column::number("Available"), columns::AGE];
     let meta = ObjectMeta::deserialize(&scale["metadata"]).unwrap_or_default();
@@ -58,18 +50,20 @@ pub fn of_scale(version: &str, scale: &Value, include: Include) -> Value {
     with_rows(version, &columns, vec![row], metadata, true)
 }
 
-fn with_rows(version: &str, columns: &[Column], rows: Vec<Value>, metadata: Value, headed: bool) -> Value {
-    let definitions: Vec<Value> = match headed {
-        true => columns.iter().map(definition).collect(),
-        false => Vec::new(),
-    };
+/// A table of rows, under the headers of their kind unless those were sent before.
+pub fn with_rows(version: &str, columns: &[Column], rows: Vec<Value>, metadata: Value, headed: bool) -> Value {
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{version}"),
         "metadata": metadata,
-        "columnDefinitions": if headed { Value::Array(definitions) } else { Value::Null },
+        "columnDefinitions": if headed { definitions(columns) } else { Value::Null },
         "rows": rows,
     })
+}
+
+/// The headers of a table.
+pub fn definitions(columns: &[Column]) -> Value {
+    columns.iter().map(definition).collect()
 }
 
 fn definition(column: &Column) -> Value {
@@ -82,7 +76,7 @@ fn definition(column: &Column) -> Value {
     })
 }
 
-fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, include: Include, now: Timestamp) -> Value {
+pub fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, include: Include, now: Timestamp) -> Value {
     let cells: Vec<Value> = kind
         .row(object, now)
         .into_iter()

@@ -21,11 +21,10 @@ use tokio::time::Instant;
 use tokio_util::sync::DropGuard;
 
 use super::body::refuse;
-use super::negotiate::View;
 use super::query::Query;
 use super::read::{LIST_OPTIONS, revision, selection};
 use super::route::Target;
-use super::table::{self, Include};
+use super::shown::Shown;
 use super::{Answer, BoxError, Call, Reading, Rest, answer};
 use crate::gate::{At, Found, Gate, Happened, ListQuery, ObjectEvent, Observer, User, Verb};
 
@@ -49,15 +48,7 @@ impl Rest {
             Some(seconds) => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
             None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),
         };
-        let form = EventForm {
-            kind: kind.clone(),
-            view: call.accepts.view,
-            include: match call.accepts.view {
-                View::Table(_) => Include::parse(call.query.get("includeObject"))?,
-                _ => Include::default(),
-            },
-            headed: false,
-        };
+        let form = EventForm { shown: Shown::of(call, kind)?, headed: false };
         let mut state = Watching {
             lines: VecDeque::new(),
             found: None,
@@ -180,7 +171,7 @@ impl Watching {
     async fn begin(&mut self, gate: &Gate, user: &User, query: ListQuery, start: Start) -> Result<(), Status> {
         let after = match start {
             Start::State { marked, .. } => {
-                let found = gate.all(user, Verb::Watch, &self.form.kind, &query).await?;
+                let found = gate.all(user, Verb::Watch, &self.form.shown.kind, &query).await?;
                 let revision = found.revision();
                 (self.found, self.marked) = (Some(found), marked);
                 revision
@@ -189,7 +180,7 @@ impl Watching {
             Start::After(revision) => revision,
         };
         (self.seen, self.told) = (after, after);
-        self.observer = Some(gate.watch(user, &self.form.kind, query, after).await?);
+        self.observer = Some(gate.watch(user, &self.form.shown.kind, query, after).await?);
         Ok(())
     }
 
@@ -302,56 +293,31 @@ impl Watching {
 
 /// How events are written.
 struct EventForm {
-    kind: Arc<Kind>,
-    view: View,
-    include: Include,
+    shown: Shown,
     /// The headers of a table were sent.
     headed: bool,
 }
 
 impl EventForm {
     fn event(&mut self, type_: &str, json: Bytes) -> Result<Bytes, Status> {
-        if matches!(self.view, View::Whole | View::AllGroups(_)) {
+        if self.shown.is_whole() {
             return Ok(line(type_, &json));
         }
         let object: Value = serde_json::from_slice(&json).map_err(Status::internal)?;
-        Ok(line(type_, self.viewed(&object).to_string().as_bytes()))
+        let is_first = !std::mem::replace(&mut self.headed, true);
+        Ok(line(type_, self.shown.told(object, is_first).to_string().as_bytes()))
     }
 
-    fn viewed(&mut self, object: &Value) -> Value {
-        match self.view {
-            View::Table(version) => {
-                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-                let headed = !std::mem::replace(&mut self.headed, true);
-                let one = std::slice::from_ref(object);
-                table::table(&self.kind, version, one, metadata, self.include, headed)
-            }
-            View::Metadata(version) => table::partial(version, object),
-            View::Whole | View::AllGroups(_) => object.clone(),
-        }
-    }
-
-    fn bookmark(&mut self, revision: u64, initial: bool) -> Bytes {
+    fn bookmark(&self, revision: u64, initial: bool) -> Bytes {
         let mut object = json!({
-            "kind": self.kind.kind,
-            "apiVersion": self.kind.api_version(),
+            "kind": self.shown.kind.kind,
+            "apiVersion": self.shown.kind.api_version(),
             "metadata": {"resourceVersion": revision.to_string(), "creationTimestamp": null},
         });
         if initial {
             object["metadata"]["annotations"] = json!({INITIAL_EVENTS_END: "true"});
         }
-        let object = match self.view {
-            View::Table(version) => json!({
-                "kind": "Table",
-                "apiVersion": format!("meta.k8s.io/{version}"),
-                "metadata": {"resourceVersion": revision.to_string()},
-                "columnDefinitions": null,
-                "rows": [{"cells": [], "object": table::partial(version, &object)}],
-            }),
-            View::Metadata(version) => table::partial(version, &object),
-            View::Whole | View::AllGroups(_) => object,
-        };
-        line("BOOKMARK", object.to_string().as_bytes())
+        line("BOOKMARK", self.shown.bookmark(&object).to_string().as_bytes())
     }
 }
 
