@@ -38,7 +38,7 @@ impl Papers {
         Ok(Self(flotilla_net::user_tls(&[authority], own, key, &["h2"])?))
     }
 
-    /// For a server that is no node, and has [`SERVER_NAME`] in its certificate.
+    /// For any server whose certificate the authority signed for the name that is asked for, a node or not.
     ///
     /// # Errors
     /// As [`Self::parse`].
@@ -50,6 +50,11 @@ impl Papers {
         let mut config = builder.with_root_certificates(roots).with_client_auth_cert(own, key)?;
         config.alpn_protocols = vec![b"h2".to_vec()];
         Ok(Self(Arc::new(config)))
+    }
+
+    /// What TLS needs of them.
+    pub fn tls(&self) -> Arc<ClientConfig> {
+        self.0.clone()
     }
 }
 

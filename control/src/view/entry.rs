@@ -311,3 +311,35 @@ impl QueuePlace {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::GroupResource;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn a_pod_is_seen_in_outline_and_written_whole() {
+        let container = json!({"name": "a", "image": "app", "resources": {"requests": {"cpu": "250m"}}});
+        let status = json!({"name": "a", "image": "app", "imageID": "sha256:1", "ready": true, "restartCount": 3,
+            "state": {"running": {}}, "volumeMounts": [{"name": "data", "mountPath": "/data"}]});
+        let value = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "p", "managedFields": [{"manager": "kubectl", "fieldsV1": {"f:spec": {}}}]},
+            "spec": {"containers": [container], "volumes": [{"name": "data", "emptyDir": {}}]},
+            "status": {"phase": "Running", "containerStatuses": [status]},
+        });
+        let key = Key::new(&GroupResource::new("", "pods"), "default", "p");
+        let pod = PodEntry::read(&key, &serde_json::to_vec(&value).unwrap(), 7).unwrap();
+        assert_eq!(pod.metadata.managed_fields, None);
+        let spec = pod.spec.as_ref().unwrap();
+        assert!(spec.containers.is_empty() && spec.volumes.is_none());
+        assert_eq!(pods::restarts(&pod), 3);
+        assert_eq!(pod.facts.requests.cpu_millis, 250);
+        assert_eq!(pod.charge().amounts["requests.cpu"].to_string(), "250m");
+        assert_eq!(serde_json::to_value(pod.whole()).unwrap(), value);
+        assert_eq!(pod.value(), Some(value));
+    }
+}

@@ -161,13 +161,28 @@ impl Sim {
         }
         for write in &change.writes {
             match write {
-                Write::Put { key, value } => self.write(key.clone(), Some(value.clone())),
+                Write::Put { key, value } => {
+                    self.check_pod(key, value);
+                    self.write(key.clone(), Some(value.clone()));
+                }
                 Write::Delete { key } => self.write(key.clone(), None),
             }
         }
         self.applied += 1;
         (self.check)(self);
         true
+    }
+
+    /// A pod that planners write keeps what they do not look at.
+    fn check_pod(&self, key: &Key, value: &Bytes) {
+        let Some((before, _)) = self.store.get(key).filter(|_| key.resource() == "pods") else { return };
+        let [before, after] = [before, value].map(|bytes| serde_json::from_slice::<Pod>(bytes).unwrap());
+        let unseen = |pod: &Pod| {
+            let spec = pod.spec.clone().unwrap_or_default();
+            let statuses = pod.status.clone().and_then(|status| status.container_statuses);
+            (spec.containers, spec.volumes, pod.metadata.managed_fields.clone(), statuses)
+        };
+        assert_eq!(unseen(&before), unseen(&after), "{key}");
     }
 
     /// One round of the shell: everything dirty is planned against one View, the Changes land in any

@@ -3,19 +3,17 @@
 
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use flotilla::proto::objects_client::ObjectsClient;
 use flotilla::proto::{ApplyRequest, GetObjectRequest, ListObjectsRequest, WatchEvent, WatchObjectsRequest};
+use flotilla_tests::api::Papers;
 use futures::{StreamExt, stream};
 use http::uri::PathAndQuery;
 use hyper_util::rt::TokioIo;
 use prost::Message;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use rustls::{ClientConfig, RootCertStore};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tonic::client::Grpc;
@@ -63,7 +61,8 @@ impl Door {
     /// # Errors
     /// If nobody listens, or the two do not trust each other.
     pub async fn channel(&self) -> anyhow::Result<Channel> {
-        let tls = TlsConnector::from(Arc::new(self.tls()?));
+        let papers = Papers::for_others(&std::fs::read_to_string(&self.credentials)?)?;
+        let tls = TlsConnector::from(papers.tls());
         let address = self.address.clone();
         let connector = service_fn(move |_: Uri| {
             let (tls, address) = (tls.clone(), address.clone());
@@ -76,21 +75,6 @@ impl Door {
         });
         let endpoint = Endpoint::from_static("http://bench").connect_timeout(CONNECT_TIMEOUT);
         endpoint.connect_with_connector(connector).await.with_context(|| format!("{} cannot be reached", self.address))
-    }
-
-    fn tls(&self) -> anyhow::Result<ClientConfig> {
-        let pem = std::fs::read(&self.credentials)?;
-        let key = PrivateKeyDer::from_pem_slice(&pem)?;
-        let mut certificates = CertificateDer::pem_slice_iter(&pem).collect::<Result<Vec<_>, _>>()?;
-        anyhow::ensure!(!certificates.is_empty(), "the credentials hold no certificate");
-        let mut roots = RootCertStore::empty();
-        for authority in certificates.split_off(1) {
-            roots.add(authority)?;
-        }
-        let builder = ClientConfig::builder_with_protocol_versions(&[&rustls::version::TLS13]);
-        let mut config = builder.with_root_certificates(roots).with_client_auth_cert(certificates, key)?;
-        config.alpn_protocols = vec![b"h2".to_vec()];
-        Ok(config)
     }
 
     /// A connection of its own.
