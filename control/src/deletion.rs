@@ -11,19 +11,19 @@ use serde_json::{Value, json};
 use crate::view::{PodEntry, View};
 use crate::{meta, pods};
 
-/// What becomes of an object that was told to go.
-#[derive(Clone, Debug, PartialEq)]
-pub enum Deletion<T> {
+/// What becomes of a pod that was told to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deletion {
     /// It goes at once.
     Remove,
-    /// It stays, marked, until its finalizers are gone or its node confirms.
-    Mark(Box<T>),
+    /// It stays, marked (see [`mark_pod`]) with so many seconds of grace, until its finalizers are gone and its node confirms.
+    Mark(i64),
     /// It was told before.
     Pending,
 }
 
 /// What becomes of a pod that is told to go within `grace_seconds`, or its own grace period.
-pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>, now: Timestamp) -> Deletion<Pod> {
+pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>) -> Deletion {
     let never_ran = pods::node_name(pod).is_none() || pods::is_finished(pod);
     let grace = if never_ran { 0 } else { grace_seconds.unwrap_or_else(|| pods::grace_seconds(pod)).max(0) };
     let finalizers = pod.metadata.finalizers.as_ref().is_some_and(|finalizers| !finalizers.is_empty());
@@ -34,7 +34,12 @@ pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>, now: Timestamp) -> Deletion
     if meta::is_deleting(&pod.metadata) && told.is_none_or(|told| told <= grace) {
         return Deletion::Pending;
     }
-    let mut pod = pod.clone();
+    Deletion::Mark(grace)
+}
+
+/// Marks a pod as told to go within so many seconds.
+pub fn mark_pod(pod: &mut Pod, grace: i64, now: Timestamp) {
+    let told = pod.metadata.deletion_grace_period_seconds;
     if !meta::is_deleting(&pod.metadata) {
         pod.metadata.generation = pod.metadata.generation.map(|generation| generation + 1);
     }
@@ -45,14 +50,17 @@ pub fn of_pod(pod: &Pod, grace_seconds: Option<i64>, now: Timestamp) -> Deletion
     };
     pod.metadata.deletion_timestamp = Some(meta::seconds(meta::plus_seconds(since, grace)));
     pod.metadata.deletion_grace_period_seconds = Some(grace);
-    Deletion::Mark(Box::new(pod))
 }
 
 /// Adds the deletion of a pod to a Change. Returns the Change and whether something was added.
 pub(crate) fn delete_pod(change: Change, pod: &PodEntry, now: Timestamp) -> (Change, bool) {
-    match of_pod(&pod.whole(), None, now) {
+    match of_pod(pod, None) {
         Deletion::Remove => (change.remove(pod.key.clone(), pod.revision), true),
-        Deletion::Mark(marked) => (change.update(pod.key.clone(), pod.revision, meta::encode(&*marked)), true),
+        Deletion::Mark(grace) => {
+            let mut marked = pod.whole();
+            mark_pod(&mut marked, grace, now);
+            (change.update(pod.key.clone(), pod.revision, meta::encode(&marked)), true)
+        }
         Deletion::Pending => (change, false),
     }
 }
@@ -120,10 +128,10 @@ mod tests {
     #[test]
     fn a_pod_without_a_node_or_finished_goes_at_once() {
         let waiting = pod(json!({"metadata": {"name": "a"}, "spec": {"containers": []}}));
-        assert_eq!(of_pod(&waiting, None, now()), Deletion::Remove);
+        assert_eq!(of_pod(&waiting, None), Deletion::Remove);
         let done = pod(json!({"metadata": {"name": "a"}, "spec": {"nodeName": "n", "containers": []},
             "status": {"phase": "Failed"}}));
-        assert_eq!(of_pod(&done, None, now()), Deletion::Remove);
+        assert_eq!(of_pod(&done, None), Deletion::Remove);
     }
 
     #[test]
@@ -131,20 +139,25 @@ mod tests {
         let bound = pod(json!({"metadata": {"name": "a"},
             "spec": {"nodeName": "n", "containers": [], "terminationGracePeriodSeconds": 20}}));
         let bound = Pod { metadata: ObjectMeta { generation: Some(1), ..bound.metadata }, ..bound };
-        let Deletion::Mark(marked) = of_pod(&bound, None, now()) else { panic!("not marked") };
+        assert_eq!(of_pod(&bound, None), Deletion::Mark(20));
+        let mut marked = bound;
+        mark_pod(&mut marked, 20, now());
         assert_eq!(marked.metadata.deletion_timestamp.as_ref().unwrap().0.as_second(), 1_000_020);
         let later = now() + SignedDuration::from_secs(3);
-        assert_eq!(of_pod(&marked, None, later), Deletion::Pending);
-        let Deletion::Mark(hurried) = of_pod(&marked, Some(5), later) else { panic!("not hurried") };
+        assert_eq!(of_pod(&marked, None), Deletion::Pending);
+        assert_eq!(of_pod(&marked, Some(5)), Deletion::Mark(5));
+        let mut hurried = marked.clone();
+        mark_pod(&mut hurried, 5, later);
         assert_eq!(hurried.metadata.deletion_timestamp.as_ref().unwrap().0.as_second(), 1_000_005);
         assert_eq!([&marked, &hurried].map(|pod| pod.metadata.generation), [Some(2), Some(2)]);
-        assert_eq!(of_pod(&marked, Some(0), later), Deletion::Remove);
+        assert_eq!(of_pod(&marked, Some(0)), Deletion::Remove);
     }
 
     #[test]
     fn finalizers_hold_a_pod() {
-        let held = pod(json!({"metadata": {"name": "a", "finalizers": ["x/y"]}, "spec": {"containers": []}}));
-        let Deletion::Mark(marked) = of_pod(&held, None, now()) else { panic!("not marked") };
-        assert!(!confirm(&marked));
+        let mut held = pod(json!({"metadata": {"name": "a", "finalizers": ["x/y"]}, "spec": {"containers": []}}));
+        assert_eq!(of_pod(&held, None), Deletion::Mark(0));
+        mark_pod(&mut held, 0, now());
+        assert!(!confirm(&held));
     }
 }

@@ -10,6 +10,7 @@ use k8s_openapi::api::storage::v1::StorageClass;
 use serde::Deserialize;
 use serde_json::Value;
 
+use super::quota::Scopes;
 use super::usage::{self, Amounts};
 use super::{limits, priority, quota, runtime_class, storage_class};
 use crate::change::Change;
@@ -128,10 +129,11 @@ impl Policies {
             .collect();
         let is_pod = (collection.group.as_str(), collection.resource.as_str()) == ("", "pods");
         let pod = if is_pod { Some(Pod::deserialize(new).map_err(Status::internal)?) } else { None };
+        let scopes = pod.as_ref().map(Scopes::of);
         let mut charged = self.quotas.clone();
         for quota in &mut charged {
             let name = new.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
-            let did = quota::charge(&mut quota.object, &more, pod.as_ref());
+            let did = quota::charge(&mut quota.object, &more, pod.as_ref().zip(scopes.as_ref()));
             quota.charged |= did.map_err(|why| forbidden(collection, name, &why))?;
         }
         self.quotas = charged;

@@ -16,14 +16,14 @@ use crate::kinds::pod::qos_class;
 ///
 /// # Errors
 /// Why the quota does not allow it.
-pub(super) fn charge(quota: &mut ResourceQuota, more: &Amounts, pod: Option<&Pod>) -> Result<bool, String> {
+pub(super) fn charge(quota: &mut ResourceQuota, more: &Amounts, pod: Option<(&Pod, &Scopes)>) -> Result<bool, String> {
     let name = quota.metadata.name.clone().unwrap_or_default();
-    if !covers(quota, pod.map(Scopes::of).as_ref()) {
+    if !covers(quota, pod.map(|(_, scopes)| scopes)) {
         return Ok(false);
     }
     let status = quota.status.clone().unwrap_or_default();
     let hard = usage::amounts(status.hard.as_ref());
-    if let Some(pod) = pod {
+    if let Some((pod, _)) = pod {
         let missing = unspecified(pod, &hard);
         if !missing.is_empty() {
             return Err(format!("failed quota: {name}: must specify {}", missing.join("; ")));

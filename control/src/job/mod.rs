@@ -210,9 +210,12 @@ impl<'a> Pass<'a> {
             if counted == Counted::No {
                 meta::remove_finalizer(&mut next.metadata, TRACKING);
             }
-            let change = match deletion::of_pod(&next, None, cx.now) {
+            let change = match deletion::of_pod(&next, None) {
                 Deletion::Remove => change(MANAGER).remove(pod.key.clone(), pod.revision),
-                Deletion::Mark(marked) => change(MANAGER).update(pod.key.clone(), pod.revision, meta::encode(&*marked)),
+                Deletion::Mark(grace) => {
+                    deletion::mark_pod(&mut next, grace, cx.now);
+                    change(MANAGER).update(pod.key.clone(), pod.revision, meta::encode(&next))
+                }
                 Deletion::Pending => continue,
             };
             let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };

@@ -101,15 +101,19 @@ fn came_at(pod: &Pod) -> Timestamp {
 
 /// Marks the pod for deletion if it leaves; not ready, or lost if it was to end, if nobody can tell whether it is.
 fn move_on(pod: &PodEntry, leaves: bool, silent: bool, lost: Option<&str>, cx: &mut Context<'_>) -> Change {
+    let is_lost = lost.is_some() && meta::is_deleting(&pod.metadata);
+    if !leaves && !(silent && (pods::is_ready(pod) || is_lost)) {
+        return change(MANAGER);
+    }
     let before = pod.whole();
     let mut next = before.clone();
     if leaves {
         let message = "The node is not available to the pod any more";
         let conditions = &mut next.status.get_or_insert_default().conditions;
         condition::set(conditions, "DisruptionTarget", "True", "DeletionByTaintManager", message, cx.now);
-        match deletion::of_pod(&next, None, cx.now) {
+        match deletion::of_pod(&next, None) {
             Deletion::Remove => return tell(change(MANAGER).remove(pod.key.clone(), pod.revision), pod, cx),
-            Deletion::Mark(marked) => next = *marked,
+            Deletion::Mark(grace) => deletion::mark_pod(&mut next, grace, cx.now),
             Deletion::Pending => {}
         }
     }

@@ -1,4 +1,4 @@
-//! What the View keeps of one object: the object, and what planners would otherwise parse again and again.
+//! What the View keeps of one object: the object or its outline, and what planners would otherwise parse again and again.
 
 use std::cmp::Reverse;
 use std::ops::Deref;
@@ -137,7 +137,8 @@ fn outline(mut pod: Pod) -> Pod {
     }
     if let Some(status) = &mut pod.status {
         shrink(&mut status.conditions);
-        for statuses in [&mut status.container_statuses, &mut status.init_container_statuses] {
+        let ephemeral = &mut status.ephemeral_container_statuses;
+        for statuses in [&mut status.container_statuses, &mut status.init_container_statuses, ephemeral] {
             shrink(statuses);
             for status in statuses.iter_mut().flatten() {
                 (status.image, status.image_id) = (String::new(), String::new());

@@ -1,7 +1,7 @@
 //! The planners' picture of the cluster: typed, indexed, and marked where it changed.
 //!
-//! Kinds that behave are decoded, pods in outline beside their bytes; of all others the uid is kept, and the metadata where that binds them to others or keeps
-//! them: enough to collect garbage and to empty namespaces.
+//! Kinds that behave are decoded, pods in outline beside their bytes; of all others the uid is kept, and the metadata where
+//! that binds them to others or keeps them: enough to collect garbage and to empty namespaces.
 //!
 //! Invariant: indexes name exactly the objects that are in the tables.
 //! Invariant: bytes that do not decode are remembered as unreadable and never panic; what can be read

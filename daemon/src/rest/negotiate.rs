@@ -32,6 +32,13 @@ pub enum View {
     AllGroups(&'static str),
 }
 
+impl View {
+    /// Whether objects are shown as they are stored.
+    pub fn is_whole(self) -> bool {
+        matches!(self, Self::Whole | Self::AllGroups(_))
+    }
+}
+
 impl Accepts {
     /// # Errors
     /// `NotAcceptable`, with what is served instead.

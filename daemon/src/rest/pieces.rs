@@ -1,4 +1,4 @@
-//! Lists as JSON that are sent while they are read.
+//! Lists as JSON that are sent while they are read, or read to their end.
 //!
 //! Invariant: whoever gets to the end of a list got all of it, as of one revision. What cannot be read to the end, or is not
 //! taken in time, breaks off.
@@ -288,6 +288,10 @@ mod tests {
             "items": known.items,
         });
         assert_eq!(read, wanted);
+
+        let left = list(&gate, View::Whole, &everything).await.whole().await.unwrap();
+        let left: Value = serde_json::from_slice(&left).unwrap();
+        assert_eq!(left["items"], json!(known.items[1..7]), "all at once, of several frames");
 
         let odd = ListQuery::parse(None, "parity=odd", "").unwrap();
         let (_, json) = read_all(list(&gate, View::Metadata("v1"), &odd).await).await;

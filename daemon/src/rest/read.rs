@@ -35,12 +35,13 @@ impl Rest {
 
     pub(super) async fn list(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
         let query = list_query(call, kind, target)?;
-        let shown = Shown::of(call, kind)?;
         if query.limit > 0 {
             let list = self.gate().list_json(&call.user, kind, &query).await?;
-            return write_json(call, StatusCode::OK, shown.list(&list.items, &list_metadata(&list))?).await;
+            let json = Shown::of(call, kind)?.list(&list.items, &list_metadata(&list))?;
+            return write_json(call, StatusCode::OK, json).await;
         }
-        let list = Pieces::new(shown, self.gate().all(&call.user, Verb::List, kind, &query).await?);
+        let found = self.gate().all(&call.user, Verb::List, kind, &query).await?;
+        let list = Pieces::new(Shown::of(call, kind)?, found);
         match call.accepts.form {
             Form::Json => self.pieces(call, list).await,
             Form::Yaml => write_json(call, StatusCode::OK, list.whole().await?).await,
@@ -49,7 +50,7 @@ impl Rest {
 
     /// Answers with one object, in the form that the client accepts.
     pub(super) async fn show(&self, call: &Call, kind: &Arc<Kind>, code: StatusCode, object: &Value) -> Answer {
-        write(call, code, &Shown::of(call, kind)?.one(object.clone())).await
+        write(call, code, &Shown::of(call, kind)?.one(object)).await
     }
 }
 
@@ -88,10 +89,10 @@ fn write_yaml(code: StatusCode, body: &Value) -> Answer {
 
 /// Whether the stored bytes do, without being decoded.
 fn is_whole_json(call: &Call) -> bool {
-    call.accepts.form == Form::Json && matches!(call.accepts.view, View::Whole | View::AllGroups(_))
+    call.accepts.form == Form::Json && call.accepts.view.is_whole()
 }
 
-fn list_metadata<T>(list: &List<T>) -> Value {
+fn list_metadata(list: &List<Vec<u8>>) -> Value {
     let mut metadata = json!({"resourceVersion": list.revision.to_string()});
     if !list.continue_token.is_empty() {
         metadata["continue"] = list.continue_token.as_str().into();

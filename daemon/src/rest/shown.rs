@@ -1,5 +1,6 @@
 //! How a client is shown objects: whole, as their metadata, or as rows of a table.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use flotilla_api::kinds::Column;
@@ -43,30 +44,24 @@ impl Shown {
 
     /// Whether objects are shown as they are stored.
     pub fn is_whole(&self) -> bool {
-        matches!(self.view, View::Whole | View::AllGroups(_))
+        self.view.is_whole()
     }
 
     /// An object by itself.
-    pub fn one(&self, object: Value) -> Value {
-        match self.view {
-            View::Table(version) => self.single_row(version, &object, true),
-            View::Metadata(version) => table::partial(version, &object),
-            View::Whole | View::AllGroups(_) => object,
-        }
+    pub fn one<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        self.told(object, true)
     }
 
-    /// An object that a watch tells of, the first of them or a later one.
-    pub fn told(&self, object: Value, is_first: bool) -> Value {
-        match self.view {
-            View::Table(version) => self.single_row(version, &object, is_first),
-            _ => self.one(object),
-        }
-    }
-
-    fn single_row(&self, version: &str, object: &Value, headed: bool) -> Value {
-        let row = self.row(version, object);
-        let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
-        table::with_rows(version, &self.columns, vec![row], metadata, headed)
+    /// An object that a watch tells of. Rows have headers only if these are due.
+    pub fn told<'a>(&self, object: &'a Value, headed: bool) -> Cow<'a, Value> {
+        Cow::Owned(match self.view {
+            View::Table(version) => {
+                let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
+                table::with_rows(version, &self.columns, vec![self.row(version, object)], metadata, headed)
+            }
+            View::Metadata(version) => table::partial(version, object),
+            View::Whole | View::AllGroups(_) => return Cow::Borrowed(object),
+        })
     }
 
     fn row(&self, version: &str, object: &Value) -> Value {
@@ -74,16 +69,16 @@ impl Shown {
     }
 
     /// Where a watch is, without an object.
-    pub fn bookmark(&self, object: &Value) -> Value {
-        match self.view {
+    pub fn bookmark<'a>(&self, object: &'a Value) -> Cow<'a, Value> {
+        Cow::Owned(match self.view {
             View::Table(version) => {
                 let row = json!({"cells": [], "object": table::partial(version, object)});
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 table::with_rows(version, &[], vec![row], metadata, false)
             }
             View::Metadata(version) => table::partial(version, object),
-            View::Whole | View::AllGroups(_) => object.clone(),
-        }
+            View::Whole | View::AllGroups(_) => return Cow::Borrowed(object),
+        })
     }
 
     /// How a list begins: everything before its first item.

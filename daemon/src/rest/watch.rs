@@ -48,7 +48,7 @@ impl Rest {
             Some(seconds) => Duration::from_secs(seconds.unsigned_abs()).min(MAX_TIMEOUT),
             None => DEFAULT_TIMEOUT.mul_f64(1.0 + rand::rng().random::<f64>()),
         };
-        let form = EventForm { shown: Shown::of(call, kind)?, headed: false };
+        let form = EventForm { shown: Shown::of(call, kind)?, is_headed: false };
         let mut state = Watching {
             lines: VecDeque::new(),
             found: None,
@@ -295,7 +295,7 @@ impl Watching {
 struct EventForm {
     shown: Shown,
     /// The headers of a table were sent.
-    headed: bool,
+    is_headed: bool,
 }
 
 impl EventForm {
@@ -304,8 +304,8 @@ impl EventForm {
             return Ok(line(type_, &json));
         }
         let object: Value = serde_json::from_slice(&json).map_err(Status::internal)?;
-        let is_first = !std::mem::replace(&mut self.headed, true);
-        Ok(line(type_, self.shown.told(object, is_first).to_string().as_bytes()))
+        let headed = !std::mem::replace(&mut self.is_headed, true);
+        Ok(line(type_, self.shown.told(&object, headed).to_string().as_bytes()))
     }
 
     fn bookmark(&self, revision: u64, initial: bool) -> Bytes {

@@ -146,7 +146,9 @@ async fn suffer(
     faults::undo(cluster, &fault)?;
     let healed = Instant::now();
     probe(cluster, &format!("recovery {}", outcome.recoveries.len())).await;
-    outcome.recoveries.push(healed.elapsed());
+    let recovery = healed.elapsed();
+    println!("  writable again after {:.2} s", recovery.as_secs_f64());
+    outcome.recoveries.push(recovery);
     for kind in fault.kinds() {
         *outcome.faults.entry(kind).or_default() += 1;
     }

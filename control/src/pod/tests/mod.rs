@@ -174,7 +174,9 @@ impl Node {
     }
 
     fn delete(&mut self) {
-        let deletion::Deletion::Mark(marked) = deletion::of_pod(&self.bound(), None, self.now) else { panic!() };
+        let mut marked = self.bound();
+        let deletion::Deletion::Mark(grace) = deletion::of_pod(&marked, None) else { panic!() };
+        deletion::mark_pod(&mut marked, grace, self.now);
         self.pod.metadata = marked.metadata;
     }
 
