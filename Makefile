@@ -55,9 +55,9 @@ bench: setup ## Measure beside etcd and runc; BENCH="pods idle" for some section
 	$(CARGO) build --release -p flotilla -p flotilla-tests -p flotilla-raft -p flotilla-runtime --lib --bins --examples
 	@$(AS_ROOT) $(TARGET_DIR)/release/bench $(BENCH)
 
-chaos: setup ## Ten minutes of faults on five nodes under load; CHAOS_SECONDS and CHAOS_SEED change that
-	$(CARGO) build -p flotilla -p flotilla-tests --bins
-	@$(AS_ROOT) $(TARGET_DIR)/debug/chaos
+chaos: setup ## Ten minutes of faults on five optimized nodes under load; CHAOS_SECONDS and CHAOS_SEED change that
+	$(CARGO) build --release -p flotilla -p flotilla-tests --bins
+	@$(AS_ROOT) $(TARGET_DIR)/release/chaos
 
 fuzz: setup-build ## Fuzz every decoder, FUZZ_SECONDS (60) each; FUZZ="api net" for some crates (needs nightly and cargo-fuzz)
 	@scripts/fuzz.sh $(FUZZ)
