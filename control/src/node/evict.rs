@@ -101,8 +101,8 @@ fn came_at(pod: &Pod) -> Timestamp {
 
 /// Marks the pod for deletion if it leaves; not ready, or lost if it was to end, if nobody can tell whether it is.
 fn move_on(pod: &PodEntry, leaves: bool, silent: bool, lost: Option<&str>, cx: &mut Context<'_>) -> Change {
-    let is_lost = lost.is_some() && meta::is_deleting(&pod.metadata);
-    if !leaves && !(silent && (pods::is_ready(pod) || is_lost)) {
+    let never_ends = lost.is_some() && meta::is_deleting(&pod.metadata);
+    if !leaves && !(silent && (pods::is_ready(pod) || never_ends)) {
         return change(MANAGER);
     }
     let before = pod.whole();

@@ -219,7 +219,6 @@ mod tests {
     use flate2::read::GzDecoder;
     use flotilla_api::Builtin;
     use futures::StreamExt;
-
     use serde_json::Value;
 
     use super::super::negotiate::View;
