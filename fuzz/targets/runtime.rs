@@ -1,5 +1,0 @@
-#![no_main]
-
-include!("../chosen.rs");
-
-libfuzzer_sys::fuzz_target!(|input: &[u8]| chosen(flotilla_runtime::fuzz::TARGETS)(input));
