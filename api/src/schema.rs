@@ -17,6 +17,8 @@ const KUBERNETES: &str = include_str!("../data/kubernetes-1.37-schema.json");
 /// Of versions that Kubernetes has no more, where they are not made like the stored one.
 const OLD: &str = include_str!("../data/old-versions-schema.json");
 const FLOTILLA: &str = include_str!("../data/flotilla-schema.json");
+/// What a schema does not tell, and the types of Kubernetes' own programs do.
+const ZERO_IS_UNSET: &str = include_str!("../data/zero-is-unset.txt");
 
 pub const OBJECT_META: &str = "io.k8s.apimachinery.pkg.apis.meta.v1.ObjectMeta";
 pub const QUANTITY: &str = "io.k8s.apimachinery.pkg.api.resource.Quantity";
@@ -60,6 +62,9 @@ pub struct Schema {
     pub patch_strategy: Option<String>,
     #[serde(rename = "x-kubernetes-group-version-kind")]
     pub group_version_kinds: Vec<GroupVersionKind>,
+    /// The fields in which `false`, `0` and `""` say as much as nothing.
+    #[serde(skip)]
+    pub zero_is_unset: Vec<&'static str>,
     /// What the schemas of custom kinds have besides.
     #[serde(skip)]
     pub constraints: Option<Box<Constraints>>,
@@ -115,7 +120,18 @@ pub fn name_of(group: &str, version: &str, kind: &str) -> String {
 pub fn get(name: &str) -> Option<&'static Schema> {
     let index = ENTRIES.binary_search_by_key(&name, |entry| entry.name).ok()?;
     let entry = &ENTRIES[index];
-    entry.schema.get_or_init(|| serde_json::from_str(entry.json).ok()).as_ref()
+    let load = || {
+        let schema: Schema = serde_json::from_str(entry.json).ok()?;
+        Some(Schema { zero_is_unset: zero_is_unset(entry.name), ..schema })
+    };
+    entry.schema.get_or_init(load).as_ref()
+}
+
+fn zero_is_unset(name: &str) -> Vec<&'static str> {
+    static LINES: LazyLock<Vec<(&str, &str)>> =
+        LazyLock::new(|| ZERO_IS_UNSET.lines().filter_map(|line| line.split_once(' ')).collect());
+    let found = LINES.binary_search_by_key(&name, |(name, _)| name);
+    found.map(|index| LINES[index].1.split(' ').collect()).unwrap_or_default()
 }
 
 /// The facts of a type as they stand in the data.

@@ -282,7 +282,6 @@ fn inspect(kind: &Kind, object: &mut Value) -> strict::Findings {
     if object.get("metadata").is_some_and(Value::is_null) {
         object["metadata"] = Value::Object(Map::new());
     }
-    drop_empty_maps(object);
     kind.to_stored(object);
     let mut findings = strict::check(object, kind.stored().schema.as_deref());
     if let Some(structure) = &kind.structure {
@@ -307,16 +306,6 @@ fn decode(kind: &Kind, mut object: Value, unknown_fields: UnknownFields) -> Resu
         return Err(bad_request(Status::invalid(kind.qualified(), &name_of(&object), causes)));
     }
     Ok(Decoded { object, unknown, warnings })
-}
-
-/// A map of the metadata that is empty is as good as none, and none is what is stored.
-fn drop_empty_maps(object: &mut Value) {
-    let Some(metadata) = object.get_mut("metadata").and_then(Value::as_object_mut) else { return };
-    for field in ["labels", "annotations"] {
-        if metadata.get(field).and_then(Value::as_object).is_some_and(Map::is_empty) {
-            metadata.remove(field);
-        }
-    }
 }
 
 fn bad_request(status: Status) -> Status {

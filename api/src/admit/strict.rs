@@ -1,7 +1,10 @@
 //! Strict decoding: every field is known and of its type, before anything else looks at an object.
 //!
-//! Invariant: afterwards the object decodes into its type: no nulls where a value is due, integers in range, times and
-//! quantities well formed, quantities in canonical form, unknown fields removed.
+//! Invariants:
+//! - Afterwards the object decodes into its type: no nulls where a value is due, integers in range, times and quantities
+//!   well formed, quantities in canonical form, unknown fields removed.
+//! - A field that says as much as nothing is not there: an empty list or map, and a zero where it means nothing. A client
+//!   that decodes an object into Kubernetes' own types and writes it back writes the same object.
 
 use base64::Engine as _;
 use jiff::Timestamp;
@@ -88,14 +91,27 @@ fn visit_map(map: &mut Map<String, Value>, values: &Schema, path: &Path, finding
 
 fn visit_struct(map: &mut Map<String, Value>, schema: &Schema, path: &Path, findings: &mut Findings) {
     map.retain(|field, value| {
-        let known = schema.properties.contains_key(field);
-        if !known {
+        let Some(kind) = schema.properties.get(field) else {
             findings.unknown.unknown(&path.child(field));
+            return false;
+        };
+        if value.is_null() {
+            return false;
         }
-        known && !value.is_null()
+        visit(value, kind, &path.child(field), findings);
+        !says_nothing(value, kind, || schema.zero_is_unset.contains(&field.as_str())) || schema.required.contains(field)
     });
-    for (field, value) in map {
-        visit(value, &schema.properties[field], &path.child(field), findings);
+}
+
+/// Whether a field might as well not be there: an empty list or map, or a zero of the right type where that is unset.
+fn says_nothing(value: &Value, kind: &Schema, zero_is_unset: impl Fn() -> bool) -> bool {
+    match (value, kind.type_.as_deref()) {
+        (Value::Array(items), Some("array")) => items.is_empty(),
+        (Value::Object(map), Some("object")) => map.is_empty() && kind.values.is_some(),
+        (Value::Bool(false), Some("boolean")) => zero_is_unset(),
+        (Value::String(text), Some("string")) => text.is_empty() && zero_is_unset(),
+        (Value::Number(number), Some("integer" | "number")) => number.as_f64() == Some(0.0) && zero_is_unset(),
+        _ => false,
     }
 }
 
@@ -204,6 +220,45 @@ mod tests {
                 "metadata": {"labels": {"a": ""}},
                 "spec": {"containers": [{"resources": {"limits": {"cpu": "500m", "memory": "1Gi"}}}]},
             })
+        );
+    }
+
+    #[test]
+    fn what_says_nothing_is_not_kept() {
+        let mut value = json!({
+            "metadata": {"name": "a", "namespace": "", "labels": {}, "finalizers": []},
+            "spec": {
+                "hostNetwork": false, "hostname": "", "nodeSelector": {}, "volumes": [],
+                "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0, "securityContext": {},
+                "containers": [{
+                    "name": "a", "tty": false, "args": [], "resources": {"limits": {"cpu": null}},
+                    "ports": [{"containerPort": 0, "hostPort": 0}], "livenessProbe": {"initialDelaySeconds": 0},
+                }],
+            },
+        });
+        let findings = check(&mut value, Some("io.k8s.api.core.v1.Pod"));
+        assert!(findings.wrong.is_empty() && findings.unknown.is_empty());
+        let containers = json!([
+            {"name": "a", "resources": {}, "ports": [{"containerPort": 0}], "livenessProbe": {}}
+        ]);
+        let spec = json!({
+            "automountServiceAccountToken": false, "terminationGracePeriodSeconds": 0, "securityContext": {},
+            "containers": containers,
+        });
+        assert_eq!(value, json!({"metadata": {"name": "a"}, "spec": spec}));
+    }
+
+    #[test]
+    fn a_zero_of_the_wrong_type_is_wrong() {
+        let mut value = json!({"spec": {"nodeSelector": [], "containers": [{"name": "a", "tty": 0, "args": {}}]}});
+        let findings = check(&mut value, Some("io.k8s.api.core.v1.Pod"));
+        assert_eq!(
+            words(findings.wrong),
+            [
+                "spec.containers[0].args: Invalid value: \"object\": must be of type array",
+                "spec.containers[0].tty: Invalid value: \"integer\": must be of type boolean",
+                "spec.nodeSelector: Invalid value: \"array\": must be of type object",
+            ]
         );
     }
 
