@@ -1,5 +1,6 @@
 //! Watches over REST lose and repeat nothing: many writers, watchers with selectors that resume after their node was
-//! killed, and a model of what each of them must see; and what becomes of a watcher that was away for too long.
+//! killed, and a model of what each of them must see; and what becomes of a watcher that was away for too long. Nor is half a list ever
+//! taken for a whole one.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -9,6 +10,7 @@ use flotilla_tests::api::{Papers, Rest};
 use flotilla_tests::{Cluster, cli, eventually};
 use futures::future::join_all;
 use http::{Method, StatusCode};
+use http_body_util::BodyExt;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
@@ -26,6 +28,9 @@ const MAPS: &str = "/api/v1/namespaces/default/configmaps";
 const HISTORY: &str = "history_seconds = 40\n";
 /// Of the events, one in so many is where somebody begins to watch.
 const RESUME_EACH: usize = 7;
+
+/// Objects of nearly a megabyte: more than waits between a node and whoever reads.
+const LONG_LIST: usize = 24;
 
 /// What watchers ask for, and which colors that lets through.
 const SELECTORS: [(&str, &[&str]); 5] = [
@@ -139,6 +144,34 @@ async fn watchers_see_what_the_model_says_though_their_node_is_killed() {
     println!("{} events; {} writes were acknowledged", truth.len(), acknowledged.len());
     resume_anywhere(&world, &truth, start, &until).await;
     be_away_for_too_long(&world, &truth, start).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_whose_node_is_killed_breaks_off_and_is_whole_elsewhere() {
+    let cluster = Cluster::start(3).await;
+    let papers = Papers::parse(&cli::ok(&cluster, "node-1", &["credentials", "reader"])).unwrap();
+    let victim = cluster.leader("node-1").await.unwrap();
+    let nodes = [cluster.nodes_but(&victim), vec![victim.clone()]].concat();
+    let at = |node: &String| SocketAddr::new(cluster.dev.address(node).unwrap().into(), 6443);
+    let world = World { nodes: nodes.iter().map(at).collect(), papers };
+
+    let mut rest = world.connect(2).await;
+    for number in 0..LONG_LIST {
+        let map = json!({
+            "apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("long-{number}")},
+            "data": {"text": "x".repeat(900_000)},
+        });
+        rest.ok(Method::POST, MAPS, Some(&map)).await.unwrap();
+    }
+    let mut half = rest.send(Method::GET, MAPS, None).await.unwrap().into_body();
+    half.frame().await.expect("the list begins").unwrap();
+    cluster.dev.kill_daemon(&victim).unwrap();
+    let end = timeout(LIMIT, half.collect()).await.expect("the list ends");
+    assert!(end.is_err(), "half a list of {:?} bytes looks whole", end.map(|list| list.to_bytes().len()));
+
+    let list = world.list().await.unwrap();
+    let names = list["items"].as_array().unwrap().iter().map(|map| map["metadata"]["name"].as_str().unwrap());
+    assert_eq!(names.filter(|name| name.starts_with("long-")).count(), LONG_LIST);
 }
 
 /// Watchers that begin between any two events, at any node, see what comes after and nothing else.
