@@ -254,12 +254,16 @@ impl Paths<'_> {
     }
 
     fn connect(&self, methods: &[&'static str], name: &str) -> Vec<Operation<'_>> {
-        let query = match name {
-            "exec" => EXEC,
-            "attach" => ATTACH,
-            "portforward" => PORT_FORWARD,
-            _ => PROXY,
+        // What is asked for is no object: a client that looks for what a kind's requests may carry must not find these.
+        let (query, options) = match (name, self.kind.kind.as_str()) {
+            ("exec", _) => (EXEC, "PodExecOptions"),
+            ("attach", _) => (ATTACH, "PodAttachOptions"),
+            ("portforward", _) => (PORT_FORWARD, "PodPortForwardOptions"),
+            (_, "Node") => (PROXY, "NodeProxyOptions"),
+            (_, "Service") => (PROXY, "ServiceProxyOptions"),
+            _ => (PROXY, "PodProxyOptions"),
         };
+        let [group, version, _] = self.gvk();
         let operation = |method: &&'static str| Operation {
             method,
             action: "connect",
@@ -268,7 +272,7 @@ impl Paths<'_> {
             query,
             takes: None,
             gives: None,
-            gvk: self.gvk(),
+            gvk: [group, version, options],
         };
         methods.iter().map(operation).collect()
     }

@@ -39,7 +39,11 @@ pub fn sandbox(pod: &Pod) -> SandboxSpec {
     let spec = pod.spec.clone().unwrap_or_default();
     let text = |text: &Option<String>| text.clone().unwrap_or_default();
     let (uid, namespace) = (text(&pod.metadata.uid), text(&pod.metadata.namespace));
-    let hostname: String = spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)).chars().take(63).collect();
+    let hostname = match spec.host_network {
+        Some(true) => text(&spec.node_name),
+        _ => spec.hostname.clone().unwrap_or_else(|| text(&pod.metadata.name)),
+    };
+    let hostname: String = hostname.chars().take(63).collect();
     let subdomain = spec.subdomain.as_deref().filter(|subdomain| !subdomain.is_empty());
     let full_name = subdomain.map(|subdomain| format!("{hostname}.{subdomain}.{namespace}.svc.{CLUSTER_DOMAIN}"));
     SandboxSpec {

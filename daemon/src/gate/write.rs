@@ -158,11 +158,12 @@ impl Gate {
         mut written: Written,
         options: &WriteOptions,
     ) -> Result<Decision<Written>, Status> {
+        // The writer owns what they wrote and what it defaults to, not what is added from here on.
+        track(kind, None, &mut written.object, "", options);
         self.admit_account(kind, key, &mut written.object)?;
         self.admit_request(user, kind, &mut written.object)?;
         restrict_new(user, kind, key)?;
         restrict_identity(kind, key, &written.object)?;
-        track(kind, None, &mut written.object, "", options);
         self.check_escalation(user, kind, None, &written.object)?;
         if is_named && self.load(key)?.is_some() {
             return Err(Status::already_exists(key.collection(), key.name()));
