@@ -174,7 +174,7 @@ mod tests {
     async fn with_empty_state(count: u64) -> TempDir {
         let dir = TempDir::new().unwrap();
         let disk = Disk::default();
-        let places = Places::find(dir.path(), &disk).unwrap();
+        let mut places = Places::find(dir.path(), &disk).unwrap();
         State::open(&places.state, "c", &disk).unwrap().set_epoch(EpochId::FIRST).unwrap();
         let mut log = Log::open(&places.log, &StoreMeta::new("c", Some(ID)), &disk).unwrap();
         log.set_epoch(EpochId::FIRST).unwrap();
@@ -182,6 +182,7 @@ mod tests {
             log.blocking_append((0..count).map(|index| entry(1, index))).await.unwrap();
         }
         log.close().await;
+        places.keep(dir.path(), &disk).unwrap();
         dir
     }
 

@@ -540,8 +540,8 @@ async fn open_disk(options: &Options, disk: Disk) -> Result<Opened, OpenError> {
 fn open_databases(options: &Options, disk: &Disk, found: &mut EpochId) -> Result<Opened, DiskError> {
     let dir = &options.dir;
     let space = Arc::new(Space::new(options.space_floor, dir, disk));
-    let places = Places::find(dir, disk)?;
-    places.tidy(dir, disk)?;
+    let mut places = Places::find(dir, disk)?;
+    places.begin(disk)?;
     let log = Log::open(&places.log, &StoreMeta::new(&options.cluster, Some(options.id)), disk);
     *found = log.as_ref().map_or(EpochId::NONE, Log::epoch);
     let machine = Machine::open(dir, &places.state, &options.cluster, options.command_version, disk.clone());
@@ -551,6 +551,8 @@ fn open_databases(options: &Options, disk: &Disk, found: &mut EpochId) -> Result
         *found = machine.state().epoch();
     }
     let (log, machine) = (log?, Arc::new(machine?));
+    places.keep(dir, disk)?;
+    places.tidy(dir, disk)?;
     let epoch = Arc::new(Epoch::open(&log, &machine)?);
     Ok(Opened { log, machine, space, epoch, behind: refill::behind(dir, options.id, disk)? })
 }

@@ -59,7 +59,7 @@ fn restore_into(
     seen: &mut dyn FnMut(&Key, &Bytes),
 ) -> Result<BackupInfo, BackupError> {
     let disk = Disk::default();
-    let places = Places::find(dir, &disk)?;
+    let mut places = Places::find(dir, &disk)?;
     let path = frames.path.clone();
     let BackupHeader { cluster, epoch, revision, applied, now_ms, .. } = frames.header.clone();
     let state = State::open(&places.state, &cluster, &disk)?;
@@ -76,6 +76,7 @@ fn restore_into(
     let meta = StoreMeta { epoch, ..StoreMeta::new(&cluster, Some(id)) };
     let vote = VoteForm { term, node: id, committed: false };
     log::begin(&places.log, &meta, applied, vote, &disk)?;
+    places.keep(dir, &disk)?;
     Ok(BackupInfo { epoch, ..info })
 }
 

@@ -176,6 +176,9 @@ pub(crate) trait Medium: Send + Sync {
     /// Opens or makes the database in a directory, which is made if it is missing.
     fn open(&self, path: &Path, durability: Durability) -> Result<Box<dyn Database>, DbError>;
 
+    /// Whether there is a database in a directory.
+    fn holds_database(&self, path: &Path) -> io::Result<bool>;
+
     /// Reads all of the database in a directory, which nobody has open, from the disk and not from memory.
     fn read_through(&self, path: &Path) -> Result<(), DbError>;
 

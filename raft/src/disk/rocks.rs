@@ -99,6 +99,10 @@ impl Medium for Rocks {
         Ok(Box::new(RocksDb { db, journal }))
     }
 
+    fn holds_database(&self, path: &Path) -> io::Result<bool> {
+        path.join("CURRENT").try_exists()
+    }
+
     fn read_through(&self, path: &Path) -> Result<(), DbError> {
         let mut table = BlockBasedOptions::default();
         table.disable_cache();

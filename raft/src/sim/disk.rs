@@ -238,6 +238,10 @@ impl Medium for Mounted {
         Ok(Box::new(SimDb::open(self.disk.clone(), self.host.clone(), path)?))
     }
 
+    fn holds_database(&self, path: &Path) -> io::Result<bool> {
+        Ok(self.reach()?.files().names.contains_key(path))
+    }
+
     /// Bits do not flip here.
     fn read_through(&self, _: &Path) -> Result<(), DbError> {
         Ok(())
