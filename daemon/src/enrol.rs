@@ -42,6 +42,8 @@ pub struct Enrolment {
     pub founding: Option<Vec<u8>>,
     /// The cluster was restored here, and does not know this machine yet.
     pub restored: bool,
+    /// This node has had a replica.
+    pub has_store: bool,
 }
 
 /// What stays beside the identity.
@@ -54,6 +56,9 @@ struct Beginning {
     /// Only where a backup was restored, and only until the cluster knows this machine.
     #[serde(default)]
     restored: bool,
+    /// A replica was made here: from then on, one that is missing was lost.
+    #[serde(default)]
+    has_store: bool,
 }
 
 /// Reads the identity of the data directory, or gets one: with the token, if there is one.
@@ -66,7 +71,15 @@ pub async fn enrol(
     advertise: &[SocketAddr],
 ) -> anyhow::Result<Enrolment> {
     let dir = directory(config);
-    if let Some(identity) = Identity::load(&dir).context("the node's identity cannot be read")? {
+    let unread = || {
+        Refusal(format!(
+            "the identity of this node in {} cannot be read; put it back if there is a copy, or delete this Node, remove {} \
+             and join anew",
+            dir.display(),
+            config.data_dir.display()
+        ))
+    };
+    if let Some(identity) = Identity::load(&dir).with_context(unread)? {
         let beginning = read_beginning(&dir)?;
         let is_wanted =
             !matches!(token, Ok(None)) || config.name.as_deref().is_some_and(|name| name != identity.name());
@@ -108,7 +121,8 @@ fn resume(
         // Whoever has joined may have removed it.
         Err(error) => info!(reason = format!("{error:#}"), "this machine is a member already; no token is needed"),
     }
-    let seal_key = SealKey::load(dir)?.context("the identity directory has no seal key")?;
+    let unread = || strange_seal_key(config);
+    let seal_key = SealKey::load(dir).with_context(unread)?.with_context(unread)?;
     let (seed, seed_revision) = last_known(dir, beginning.members)?;
     Ok(Enrolment {
         identity,
@@ -118,7 +132,17 @@ fn resume(
         records: beginning.records,
         founding: beginning.authority,
         restored: beginning.restored,
+        has_store: beginning.has_store,
     })
+}
+
+/// What a node is told whose seal key opens nothing of its cluster's.
+pub fn strange_seal_key(config: &Config) -> Refusal {
+    Refusal(format!(
+        "the key that Secrets are sealed with, {}/seal.key, is missing, damaged or another cluster's: copy it from another \
+         node of the cluster",
+        directory(config).display()
+    ))
 }
 
 /// A node stays in its cluster, whatever token it is given.
@@ -144,6 +168,16 @@ pub fn founded(config: &Config) -> anyhow::Result<()> {
     let dir = directory(config);
     let beginning = read_beginning(&dir)?;
     write_beginning(&dir, &Beginning { authority: None, restored: false, ..beginning })
+}
+
+/// This node's replica has been made.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn stored(config: &Config) -> anyhow::Result<()> {
+    let dir = directory(config);
+    let beginning = read_beginning(&dir)?;
+    write_beginning(&dir, &Beginning { has_store: true, ..beginning })
 }
 
 /// Makes this machine, in `dir`, the first node of a cluster that has an authority already.
@@ -175,7 +209,8 @@ fn found(config: &Config, dir: &Path, advertise: &[SocketAddr]) -> anyhow::Resul
     write_beginning(dir, &Beginning { authority: Some(sealed.clone()), ..Beginning::default() })?;
     identity.store(dir)?;
     let (seed, records) = (Vec::new(), Vec::new());
-    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding: Some(sealed), restored: false })
+    let founding = Some(sealed);
+    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding, restored: false, has_store: false })
 }
 
 async fn join(config: &Config, dir: &Path, token: &Token, advertise: &[SocketAddr]) -> anyhow::Result<Enrolment> {
@@ -213,7 +248,8 @@ async fn join(config: &Config, dir: &Path, token: &Token, advertise: &[SocketAdd
     Draft::discard(dir)?;
     info!(members = seed.len(), "joined");
     let identity = joined.identity;
-    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding: None, restored: false })
+    let founding = None;
+    Ok(Enrolment { identity, seal_key, seed, seed_revision: 0, records, founding, restored: false, has_store: false })
 }
 
 /// The token's addresses lead nowhere, but its cluster may be on a network of this machine. Who answers there must prove
@@ -338,9 +374,18 @@ fn write_beginning(dir: &Path, beginning: &Beginning) -> anyhow::Result<()> {
 
 fn read_json<T: DeserializeOwned>(dir: &Path, name: &str) -> anyhow::Result<Option<T>> {
     match fs::read(dir.join(name)) {
-        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| format!("{name} is damaged")).map(Some),
+        Ok(bytes) => serde_json::from_slice(&bytes)
+            .with_context(|| {
+                let place = dir.join(name);
+                Refusal(format!(
+                    "{} is damaged: put it back if there is a copy, or delete this Node, remove the data directory and join \
+                     anew",
+                    place.display()
+                ))
+            })
+            .map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("{name} cannot be read")),
+        Err(error) => Err(error).with_context(|| format!("{} cannot be read", dir.join(name).display())),
     }
 }
 

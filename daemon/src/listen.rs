@@ -129,6 +129,8 @@ impl Peer {
 /// An accepted connection and until when it may speak.
 struct Accepted<S> {
     stream: S,
+    /// Both ends know that it is HTTP/2, and neither waits for the other to speak.
+    is_http2: bool,
     refused: Refused,
 }
 
@@ -147,7 +149,7 @@ pub async fn serve_unix(socket: UnixSocket, faces: Faces, stop: CancellationToke
             match listener.accept().await {
                 Ok((stream, _)) => match stream.peer_cred() {
                     Ok(peer) if peer.uid() == 0 => {
-                        let stream = Accepted { stream, refused: Box::pin(std::future::pending()) };
+                        let stream = Accepted { stream, is_http2: false, refused: Box::pin(std::future::pending()) };
                         let peer = Peer::new(Some(User::root()), None);
                         connections.spawn(serve(faces.clone(), stream, peer, stop.clone()));
                     }
@@ -244,7 +246,8 @@ pub async fn serve_forwarded<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>
             Ok(response)
         }
     };
-    serve_with(answer, Accepted { stream, refused: Box::pin(std::future::pending()) }, stop).await;
+    let stream = Accepted { stream, is_http2: false, refused: Box::pin(std::future::pending()) };
+    serve_with(answer, stream, stop).await;
 }
 
 /// Serves one connection until it ends.
@@ -263,6 +266,9 @@ where
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
 {
     let mut builder = auto::Builder::new(TokioExecutor::new());
+    if stream.is_http2 {
+        builder = builder.http2_only();
+    }
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
     builder
         .http2()
@@ -342,8 +348,9 @@ async fn shake_hands(
 ) -> anyhow::Result<(Accepted<tokio_rustls::server::TlsStream<TcpStream>>, Option<User>)> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
+    let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
     let Some(certificates) = stream.get_ref().1.peer_certificates().filter(|shown| !shown.is_empty()) else {
-        return Ok((Accepted { stream, refused: Box::pin(std::future::pending()) }, None));
+        return Ok((Accepted { stream, is_http2, refused: Box::pin(std::future::pending()) }, None));
     };
     let caller = Caller::new(certificates)?;
     net.admits(&caller).map_err(anyhow::Error::msg)?;
@@ -353,7 +360,7 @@ async fn shake_hands(
     let user = User::new(caller.subject().user.clone(), groups);
     let net = net.clone();
     let refused = Box::pin(async move { net.until_refused(&caller).await });
-    Ok((Accepted { stream, refused }, Some(user)))
+    Ok((Accepted { stream, is_http2, refused }, Some(user)))
 }
 
 /// Waits for the connections that are left; each ends by itself soon after the stop.

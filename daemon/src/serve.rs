@@ -22,6 +22,7 @@ use crate::agent::{self, Local};
 use crate::audit::{self, Audit};
 use crate::blobs::{BlobPeers, ImageShelf};
 use crate::config::Config;
+use crate::data_dir::Refusal;
 use crate::enrol::{self, Enrolment};
 use crate::gate::{Gate, Sealer, User};
 use crate::listen::Faces;
@@ -34,7 +35,7 @@ use crate::slice::{self, ApiHandler, SliceHandler};
 use crate::streams::Streams;
 use crate::trust::{TokenWish, Trust};
 use crate::turnstile::Turnstile;
-use crate::{VERSION, addresses, data_dir, definitions, drain, footprint, grpc, lead, listen};
+use crate::{VERSION, addresses, data_dir, definitions, drain, footprint, grpc, lead, listen, secrets};
 
 /// How long stopping may take before the daemon goes without finishing.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -127,7 +128,7 @@ async fn start(
     let port = listen::reserve(config.listen)?;
     let socket = listen::reserve_unix(&config.socket())?;
     let enrolment = enrol::enrol(config, token, advertise).await?;
-    let Enrolment { identity, seal_key, seed, seed_revision, records, founding, restored } = enrolment;
+    let Enrolment { identity, seal_key, seed, seed_revision, records, founding, restored, has_store } = enrolment;
     let key = Some(identity.key().fingerprint());
     let own = Member { id: identity.id(), name: identity.name().to_owned(), key };
     info!(node = own.name, id = own.id, cluster = %identity.cluster(), version = VERSION, "starting");
@@ -159,7 +160,13 @@ async fn start(
         max_replicas: config.max_replicas,
         ..options
     };
+    if has_store && flotilla_raft::is_gone(&options.dir) {
+        return Err(lost(&options.dir).into());
+    }
     let store = open_store(options, &net, &own).await?;
+    if !has_store {
+        enrol::stored(config)?;
+    }
     net.register(Alpn::Raft, Arc::new(RaftHandler { store: store.clone() }));
 
     let tasks = TaskTracker::new();
@@ -192,6 +199,9 @@ async fn start(
         local.clear().await?;
         enrol::leave(config, &own.name, identity.cluster()).context("it cannot be kept that this node has left")?;
         data_dir::check(&config.data_dir)?;
+    }
+    if !secrets::can_be_read(&gate)? {
+        return Err(enrol::strange_seal_key(config).into());
     }
     if restored {
         trust.resettle(&identity, advertise, &config.labels).await?;
@@ -267,10 +277,9 @@ async fn open_store(options: flotilla_raft::Options, net: &Net, own: &Member) ->
     };
     let others: Vec<NodeId> = known.iter().map(|member| member.id).filter(|id| *id != own.id).collect();
     if others.is_empty() {
-        return Err(damage).context(
-            "this node's replica is damaged and is not used, and no other node is known; containers go on running. \
-             Restore a backup",
-        );
+        let why = "this node's replica is damaged and is not used, and no other node is known; containers go on running. \
+                   Restore a backup";
+        return Err(damage).context(Refusal(why.into()));
     }
     error!(
         error = &damage as &dyn std::error::Error,
@@ -280,7 +289,7 @@ async fn open_store(options: flotilla_raft::Options, net: &Net, own: &Member) ->
     let mut told = false;
     while let Err(error) = flotilla_raft::refill(&options, &others, &transport).await {
         if let RefillError::Superseded(epoch) = error {
-            bail!(left_behind(&format!("has a damaged replica that is not of its epoch {epoch}")));
+            return Err(left_behind(&format!("has a damaged replica that is not of its epoch {epoch}")).into());
         }
         if !std::mem::replace(&mut told, true) {
             warn!(error = &error as &dyn std::error::Error, "waiting for a leader that lets go of the damaged replica");
@@ -292,11 +301,21 @@ async fn open_store(options: flotilla_raft::Options, net: &Net, own: &Member) ->
 }
 
 /// What a node is told whose replica is not of the cluster's epoch any more.
-fn left_behind(how: &str) -> String {
-    format!(
+fn left_behind(how: &str) -> Refusal {
+    Refusal(format!(
         "the cluster has gone on without this node, which {how}; to join anew, make a token on a node of the cluster, \
          delete this Node there, remove the data directory here, and run 'flotilla up --join TOKEN'; containers go on running"
-    )
+    ))
+}
+
+/// What a node is told that had a replica and finds nothing in its place. It is still counted on for what that promised.
+fn lost(store: &Path) -> Refusal {
+    let (place, data_dir) = (store.display(), store.parent().unwrap_or(store).display());
+    Refusal(format!(
+        "this node had its replica in {place}, and nothing is there: if that is on a disk of its own, mount it. If it is lost, \
+         delete this Node on another node, remove {data_dir} and run 'flotilla up --join TOKEN'; if this is the only node, \
+         remove {data_dir} and restore a backup; containers go on running"
+    ))
 }
 
 /// Opens the audit log, if one is configured.
@@ -383,7 +402,7 @@ async fn wait_for_leader(store: &Store, net: &Net, data_dir: &Path) -> anyhow::R
             return Ok(Standing::Member);
         }
         if let Some(epoch) = now.superseded_by {
-            bail!(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)));
+            return Err(left_behind(&format!("belongs to its epoch {} and not to {epoch}", now.epoch)).into());
         }
         let let_in = members::is_let_in(net).await;
         if !let_in && data_dir::is_leaving(data_dir) && drain::is_taken_out(net).await {

@@ -215,6 +215,8 @@ impl Line {
     async fn ask(self, question: &[u8], bound: Duration) -> Result<JoinGrant, JoinError> {
         let Line { address, endpoint, connection } = self;
         let result = tokio::time::timeout(bound, exchange(&connection, question)).await;
+        // Before this end closes too: then that is all there is to know.
+        let result = result.map(|answer| answer.map_err(|error| explain(&connection, &error)));
         connection.close(0_u32.into(), b"done");
         // So that the close is sent; the answer stands whether or not it is heard.
         let _ = tokio::time::timeout(Duration::from_millis(200), endpoint.wait_idle()).await;
@@ -223,7 +225,7 @@ impl Line {
             Ok(Ok(bytes)) => codec::decode_within::<Answer<JoinGrant>, MAX_ANSWER_BYTES>(&bytes)
                 .map_err(|error| broken(error.to_string()))?
                 .map_err(JoinError::Refused),
-            Ok(Err(error)) => Err(broken(explain(&connection, &error))),
+            Ok(Err(why)) => Err(broken(why)),
             Err(_) => Err(broken(format!("no answer within {} ms", bound.as_millis()))),
         }
     }

@@ -64,7 +64,7 @@ pub use options::Options;
 pub use outcome::Applied;
 pub use pages::Pages;
 pub use recover::{RecoverError, Remains, inspect, recover};
-pub use refill::{RefillError, refill};
+pub use refill::{RefillError, is_gone, refill};
 pub use slice::{Question, SliceFeed, SliceRefused, SliceStart, SliceUpdate, SliceWrite};
 pub use space::SpaceFloor;
 pub use state::{HistoryBounds, ReadError};

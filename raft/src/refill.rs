@@ -82,6 +82,16 @@ pub async fn refill(options: &Options, peers: &[NodeId], transport: &Arc<dyn Tra
     Ok(emptied.map_err(DiskError::io(&options.dir))??)
 }
 
+/// Whether nothing is left in the directory of a replica, and not because it was emptied to be made anew.
+#[must_use]
+pub fn is_gone(dir: &Path) -> bool {
+    let is_empty = match dir.read_dir() {
+        Ok(mut items) => items.next().is_none(),
+        Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+    };
+    is_empty && !dir.with_extension(BEHIND).exists()
+}
+
 /// Notes durably that a replica is damaged, unless that is known.
 pub(crate) fn mark(dir: &Path, mark: &Mark, disk: &Disk) -> Result<(), DiskError> {
     let path = dir.join(MARK);

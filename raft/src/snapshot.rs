@@ -249,12 +249,11 @@ impl Places {
 
     /// Removes what a start that was broken off has made of databases that nothing was in.
     pub fn begin(&self, disk: &Disk) -> Result<(), DiskError> {
-        let made = [&self.state, &self.log].into_iter().filter(|_| self.is_new);
-        made.map(|path| match disk.remove_dir(path) {
+        let mut made = [&self.state, &self.log].into_iter().filter(|_| self.is_new);
+        made.try_for_each(|path| match disk.remove_dir(path) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(DiskError::io(path)(error)),
             _ => Ok(()),
         })
-        .collect()
     }
 
     /// Notes durably that the databases have been made.

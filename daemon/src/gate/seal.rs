@@ -19,6 +19,7 @@ use flotilla_net::{SealKey, SealKeyId};
 use flotilla_raft::Store;
 use jiff::Timestamp;
 use serde_json::Value;
+use tracing::warn;
 
 use super::{Gate, read_status};
 
@@ -33,7 +34,9 @@ pub struct Sealer {
 pub struct Ring {
     pub revision: u64,
     primary: SealKey,
+    /// Those of the others that can be opened.
     others: Vec<SealKey>,
+    is_rotating: bool,
 }
 
 impl Ring {
@@ -43,7 +46,7 @@ impl Ring {
 
     /// Whether a key beside the primary is still kept.
     pub fn is_rotating(&self) -> bool {
-        !self.others.is_empty()
+        self.is_rotating
     }
 
     /// An object without its envelope, with the sealed parts readable.
@@ -141,19 +144,24 @@ impl Sealer {
             Status::new(Reason::ServiceUnavailable, "this node has not caught up with its cluster yet; try again")
         })?;
         let keyring: KeyringObject = object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)?;
-        let mut others = Vec::new();
-        let mut primary = None;
-        for key in &keyring.spec.keys {
-            let opened = self.open_key(key)?;
-            match key.id == keyring.spec.primary {
-                true => primary = Some(opened),
-                false => others.push(opened),
-            }
-        }
-        let primary = primary.ok_or_else(|| Status::internal("the keyring has no primary key"))?;
-        let ring = Arc::new(Ring { revision: stored.mod_revision, primary, others });
+        let (primary, others): (Vec<_>, Vec<_>) =
+            keyring.spec.keys.iter().partition(|key| key.id == keyring.spec.primary);
+        let primary = primary.first().ok_or_else(|| Status::internal("the keyring has no primary key"))?;
+        let primary = self.open_key(primary)?;
+        // One that cannot be opened is missed when something is found that it sealed.
+        let opened = |key: &KeyringKey| {
+            self.open_key(key).inspect_err(|status| warn!(error = status.message, "an older key is not used")).ok()
+        };
+        let others = others.into_iter().filter_map(opened).collect();
+        let is_rotating = keyring.spec.keys.len() > 1;
+        let ring = Arc::new(Ring { revision: stored.mod_revision, primary, others, is_rotating });
         *self.ring.write().unwrap_or_else(PoisonError::into_inner) = Some(ring.clone());
         Ok(ring)
+    }
+
+    /// Whether this node's seal key is the one that the keyring's keys are sealed with.
+    pub fn fits(&self, keyring: &KeyringObject) -> bool {
+        keyring.spec.keys.iter().any(|key| self.open_key(key).is_ok())
     }
 
     fn open_key(&self, key: &KeyringKey) -> Result<SealKey, Status> {
@@ -284,7 +292,7 @@ mod tests {
     );
 
     fn ring(primary: SealKey, others: Vec<SealKey>) -> Ring {
-        Ring { revision: 1, primary, others }
+        Ring { revision: 1, primary, others, is_rotating: false }
     }
 
     fn open(ring: &Ring, key: &Key, mut object: Value) -> Result<Value, Status> {

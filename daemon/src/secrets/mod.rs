@@ -49,6 +49,11 @@ pub async fn rotate(gate: &Gate, user: &User) -> Result<String, Status> {
     let name = keyring_key();
     gate.update(user, &kind, ("", name.name()), Subresource::None, &options, |stored| {
         let mut keyring: KeyringObject = serde_json::from_value(stored.clone()).map_err(Status::internal)?;
+        if !gate.sealer().fits(&keyring) {
+            let why = "the seal key of this node opens no key of the cluster: copy identity/seal.key from another node, or \
+                       ask another node";
+            return Err(Status::internal(why));
+        }
         if keyring.spec.keys.len() >= MAX_KEYS {
             let why = format!(
                 "{MAX_KEYS} keys are in use, which is the most: older ones go when all is sealed with the newest and the \
@@ -65,6 +70,16 @@ pub async fn rotate(gate: &Gate, user: &User) -> Result<String, Status> {
     .await?;
     info!(key = key.id, user = user.name, "objects are sealed with a new key");
     Ok(key.id)
+}
+
+/// Whether this node's seal key is the cluster's, as far as this replica can tell: one that has caught up knows.
+///
+/// # Errors
+/// If the store cannot be read.
+pub fn can_be_read(gate: &Gate) -> Result<bool, Status> {
+    let Some(stored) = gate.store().get(&keyring_key()).map_err(gate::read_status)? else { return Ok(true) };
+    let keyring: KeyringObject = object::decode(&stored.value, stored.mod_revision).map_err(Status::internal)?;
+    Ok(gate.sealer().fits(&keyring))
 }
 
 /// The keys and how much is sealed with each, the primary one first.
