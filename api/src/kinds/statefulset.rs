@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{self as apps, StatefulSetSpec, StatefulSetUpdateStrategy};
+use k8s_openapi::api::core::v1::{PersistentVolumeClaimVolumeSource, PodTemplateSpec, Volume};
 use serde_json::Value;
 
 use super::{BuiltIn, Info, persistentvolumeclaim};
@@ -84,7 +85,7 @@ impl BuiltIn for StatefulSet {
         let start = spec.ordinals.as_ref().and_then(|ordinals| ordinals.start);
         validate::non_negative(start, &path.child("ordinals").child("start"), errors);
         workload::selector(&spec.selector, &spec.template, "statefulset", &path, errors);
-        workload::running_template(&spec.template, "StatefulSet", &path.child("template"), errors);
+        workload::running_template(&with_claims(spec), "StatefulSet", &path.child("template"), errors);
     }
 
     fn validate_update(old: &apps::StatefulSet, new: &apps::StatefulSet, errors: &mut Errors) {
@@ -146,6 +147,19 @@ impl BuiltIn for StatefulSet {
             columns::images(&containers),
         ]
     }
+}
+
+/// The template with a volume for each of the set's claims, as its pods have it; a claim goes before a volume of its name.
+fn with_claims(spec: &StatefulSetSpec) -> PodTemplateSpec {
+    let mut template = spec.template.clone();
+    let Some(pod) = &mut template.spec else { return template };
+    for name in spec.volume_claim_templates.iter().flatten().filter_map(|claim| claim.metadata.name.clone()) {
+        let volumes = pod.volumes.get_or_insert_default();
+        volumes.retain(|volume| volume.name != name);
+        let source = PersistentVolumeClaimVolumeSource { claim_name: name.clone(), read_only: None };
+        volumes.push(Volume { name, persistent_volume_claim: Some(source), ..Volume::default() });
+    }
+    template
 }
 
 /// What an update may not change.

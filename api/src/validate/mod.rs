@@ -26,6 +26,8 @@ pub(crate) mod service;
 pub(crate) mod storage;
 pub(crate) mod volume;
 pub(crate) mod workload;
+#[cfg(test)]
+mod tests;
 
 pub(crate) const NON_NEGATIVE: &str = "must be greater than or equal to 0";
 pub(crate) const POSITIVE: &str = "must be greater than 0";
