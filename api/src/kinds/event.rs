@@ -23,6 +23,8 @@ impl BuiltIn for Event {
         short_names: &["ev"],
         selectable: &["involvedObject.kind", "involvedObject.namespace", "involvedObject.name", "involvedObject.uid", "involvedObject.apiVersion", "involvedObject.resourceVersion", "involvedObject.fieldPath", "reason", "reportingComponent", "source", "type"],
         schema: "io.k8s.api.core.v1.Event",
+        // The name of what an event is about may be anything, and is a part of the event's.
+        name_rule: names::path_segment,
         create_on_update: true,
         ..Info::DEFAULT
     };
@@ -119,6 +121,8 @@ fn validate_new_form(event: &core::Event, errors: &mut Errors) {
 /// What an event must be like that is made through `events.k8s.io/v1`, beside what every event must.
 pub(crate) fn validate_strictly(event: &core::Event, errors: &mut Errors) {
     let at = Path::new;
+    let name = event.metadata.name.as_deref().unwrap_or_default();
+    validate::name(name, names::dns_subdomain, &at("metadata").child("name"), errors);
     if let Some(series) = &event.series {
         if series.count.unwrap_or_default() < 2 {
             errors.invalid(&at("series.count"), "", "should be at least 2");

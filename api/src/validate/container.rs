@@ -340,7 +340,7 @@ fn security_context(security: &SecurityContext, path: &Path, errors: &mut Errors
             errors.invalid(path, "", detail("`privileged` to true"));
         }
         let added = security.capabilities.iter().flat_map(|capabilities| capabilities.add.iter().flatten());
-        if added.into_iter().any(|capability| capability == "CAP_SYS_ADMIN" || capability == "SYS_ADMIN") {
+        if added.into_iter().any(|capability| capability == "CAP_SYS_ADMIN") {
             errors.invalid(path, "", detail("`capabilities.Add` CAP_SYS_ADMIN"));
         }
     }

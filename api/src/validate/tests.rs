@@ -23,6 +23,19 @@ fn check(table: &[(String, &str)]) {
     }
 }
 
+fn object(kind: &str, fields: &str) -> String {
+    format!("{{apiVersion: v1, kind: {kind}, metadata: {{name: a}}, {fields}}}")
+}
+
+fn pod(fields: &str) -> String {
+    object("Pod", &format!("spec: {{containers: [{{name: c, image: x}}], {fields}}}"))
+}
+
+/// A pod whose container has these fields.
+fn container(fields: &str) -> String {
+    object("Pod", &format!("spec: {{containers: [{{name: c, image: x, {fields}}}]}}"))
+}
+
 #[test]
 fn a_container_of_a_stateful_set_mounts_its_claims() {
     let set = |mount: &str, volume: &str| {
@@ -40,4 +53,43 @@ fn a_container_of_a_stateful_set_mounts_its_claims() {
         (set(&mounts("www"), "{name: www, emptyDir: {}}"), ""),
         (set(&mounts("log"), ""), "spec.template.spec.containers[0].volumeMounts[0].name: Not found: \"log\""),
     ]);
+}
+
+#[test]
+fn only_a_capability_by_its_whole_name_is_an_escalation() {
+    let adds = |capability: &str| {
+        container(&format!(
+            "securityContext: {{allowPrivilegeEscalation: false, capabilities: {{add: [{capability}]}}}}"
+        ))
+    };
+    check(&[
+        (adds("SYS_ADMIN"), ""),
+        (
+            adds("CAP_SYS_ADMIN"),
+            "spec.containers[0].securityContext: Invalid value: \"\": cannot set `allowPrivilegeEscalation` to false and \
+             `capabilities.Add` CAP_SYS_ADMIN",
+        ),
+    ]);
+}
+
+#[test]
+fn an_event_of_the_core_group_may_be_called_anything() {
+    let event = |name: &str| {
+        format!(
+            "{{apiVersion: v1, kind: Event, metadata: {{name: '{name}'}}, involvedObject: {{kind: Pod, name: p, namespace: \
+             default}}}}"
+        )
+    };
+    check(&[
+        (event("system:foo.17ab"), ""),
+        (event("A b"), ""),
+        (event("a/b"), "metadata.name: Invalid value: \"a/b\": may not contain '/'"),
+    ]);
+    let strict = create(
+        "{apiVersion: events.k8s.io/v1, kind: Event, metadata: {name: 'A b'}, eventTime: 2026-01-02T03:04:05.000000Z, type: \
+         Normal, reason: r, action: a, reportingController: x.y/z, reportingInstance: i, regarding: {kind: Pod, namespace: \
+         default}}",
+    );
+    let message = strict.unwrap_err().message;
+    assert!(message.contains("metadata.name: Invalid value: \"A b\": a lowercase RFC 1123 subdomain"), "{message}");
 }
