@@ -4,14 +4,18 @@
 //!
 //! Invariant: defaulting twice gives what defaulting once gave.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{
-    Container, EnvVar, EphemeralContainer, PodSpec, PodTemplateSpec, Probe, ResourceRequirements, Volume,
+    AzureDiskVolumeSource, Container, EnvVar, EphemeralContainer, ObjectFieldSelector, PersistentVolumeClaimSpec,
+    PodSpec, PodTemplateSpec, Probe, ResourceFieldSelector, ResourceRequirements, Volume,
 };
 use k8s_openapi::api::rbac::v1::{RoleRef, Subject};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
 use crate::admit::usage::requests_of_containers;
 use crate::kinds::pod::is_of_whole_pods;
+use crate::quantity::Amount;
 
 const DEFAULT_MODE: i32 = 0o644;
 const GRACE_SECONDS: i64 = 30;
@@ -28,6 +32,25 @@ pub(crate) fn set<T>(field: &mut Option<T>, value: impl FnOnce() -> T) {
 pub(crate) fn set_text(field: &mut Option<String>, value: &str) {
     if field.as_deref().unwrap_or_default().is_empty() {
         *field = Some(value.to_owned());
+    }
+}
+
+/// What is finer than a thousandth is rounded up to one.
+pub(crate) fn amounts(amounts: Option<&mut BTreeMap<String, Quantity>>) {
+    for quantity in amounts.into_iter().flat_map(BTreeMap::values_mut) {
+        let Ok(amount) = Amount::parse(&quantity.0) else { continue };
+        if amount != amount.in_millis() {
+            quantity.0 = amount.in_millis().to_string();
+        }
+    }
+}
+
+/// The defaults of a claim, wherever it stands.
+pub(crate) fn claim(spec: &mut PersistentVolumeClaimSpec) {
+    set_text(&mut spec.volume_mode, "Filesystem");
+    if let Some(resources) = &mut spec.resources {
+        amounts(resources.requests.as_mut());
+        amounts(resources.limits.as_mut());
     }
 }
 
@@ -63,6 +86,8 @@ pub(crate) fn pod_spec(spec: &mut PodSpec) {
         }
     });
     spec.ephemeral_containers.iter_mut().flatten().for_each(ephemeral_container);
+    spec.resources.iter_mut().for_each(resources);
+    amounts(spec.overhead.as_mut());
     spec.volumes.iter_mut().flatten().for_each(volume);
     for constraint in spec.topology_spread_constraints.iter_mut().flatten() {
         set_text(&mut constraint.node_affinity_policy, "Honor");
@@ -111,7 +136,7 @@ fn container(container: &mut Container) {
     pull_policy(&mut container.image_pull_policy, container.image.as_deref());
     set_text(&mut container.termination_message_path, "/dev/termination-log");
     set_text(&mut container.termination_message_policy, "File");
-    set(&mut container.resources, Default::default);
+    resources(container.resources.get_or_insert_default());
     for port in container.ports.iter_mut().flatten() {
         set_text(&mut port.protocol, "TCP");
     }
@@ -125,6 +150,11 @@ fn container(container: &mut Container) {
             set_text(&mut get.scheme, "HTTP");
         });
     }
+}
+
+fn resources(resources: &mut ResourceRequirements) {
+    amounts(resources.requests.as_mut());
+    amounts(resources.limits.as_mut());
 }
 
 /// The defaults of a container that is added to look into a pod.
@@ -145,8 +175,18 @@ fn pull_policy(policy: &mut Option<String>, image: Option<&str>) {
 }
 
 fn env(env: &mut EnvVar) {
-    if let Some(field) = env.value_from.as_mut().and_then(|from| from.field_ref.as_mut()) {
+    if let Some(from) = &mut env.value_from {
+        references(from.field_ref.as_mut(), from.resource_field_ref.as_mut());
+    }
+}
+
+/// References to fields of the pod and to resources of its containers.
+fn references(field: Option<&mut ObjectFieldSelector>, resource: Option<&mut ResourceFieldSelector>) {
+    if let Some(field) = field {
         set_text(&mut field.api_version, "v1");
+    }
+    if let Some(resource) = resource {
+        set(&mut resource.divisor, || Quantity("0".to_owned()));
     }
 }
 
@@ -181,14 +221,14 @@ fn volume(volume: &mut Volume) {
     }
     if let Some(source) = &mut volume.downward_api {
         set(&mut source.default_mode, || DEFAULT_MODE);
-        let fields = source.items.iter_mut().flatten().filter_map(|item| item.field_ref.as_mut());
-        fields.for_each(|field| set_text(&mut field.api_version, "v1"));
+        let items = source.items.iter_mut().flatten();
+        items.for_each(|item| references(item.field_ref.as_mut(), item.resource_field_ref.as_mut()));
     }
     if let Some(source) = &mut volume.projected {
         set(&mut source.default_mode, || DEFAULT_MODE);
         for source in source.sources.iter_mut().flatten() {
             let items = source.downward_api.iter_mut().flat_map(|d| d.items.iter_mut().flatten());
-            items.filter_map(|item| item.field_ref.as_mut()).for_each(|f| set_text(&mut f.api_version, "v1"));
+            items.for_each(|item| references(item.field_ref.as_mut(), item.resource_field_ref.as_mut()));
             if let Some(token) = &mut source.service_account_token {
                 set(&mut token.expiration_seconds, || TOKEN_EXPIRATION_SECONDS);
             }
@@ -201,10 +241,33 @@ fn volume(volume: &mut Volume) {
         set_text(&mut source.iscsi_interface, "default");
     }
     if let Some(source) = &mut volume.rbd {
-        set_text(&mut source.pool, "rbd");
-        set_text(&mut source.user, "admin");
-        set_text(&mut source.keyring, "/etc/ceph/keyring");
+        rbd(&mut source.pool, &mut source.user, &mut source.keyring);
     }
+    volume.azure_disk.iter_mut().for_each(azure_disk);
+    if let Some(source) = &mut volume.scale_io {
+        scale_io(&mut source.storage_mode, &mut source.fs_type);
+    }
+    if let Some(template) = volume.ephemeral.as_mut().and_then(|source| source.volume_claim_template.as_mut()) {
+        claim(&mut template.spec);
+    }
+}
+
+pub(crate) fn azure_disk(source: &mut AzureDiskVolumeSource) {
+    set(&mut source.caching_mode, || "ReadWrite".to_owned());
+    set(&mut source.kind, || "Shared".to_owned());
+    set(&mut source.fs_type, || "ext4".to_owned());
+    set(&mut source.read_only, || false);
+}
+
+pub(crate) fn rbd(pool: &mut Option<String>, user: &mut Option<String>, keyring: &mut Option<String>) {
+    set_text(pool, "rbd");
+    set_text(user, "admin");
+    set_text(keyring, "/etc/ceph/keyring");
+}
+
+pub(crate) fn scale_io(storage_mode: &mut Option<String>, fs_type: &mut Option<String>) {
+    set_text(storage_mode, "ThinProvisioned");
+    set_text(fs_type, "xfs");
 }
 
 #[cfg(test)]
@@ -223,6 +286,42 @@ mod tests {
         pod_only(&mut spec);
         let whole = serde_json::to_value(&spec.resources).unwrap();
         assert_eq!(whole["requests"], json!({"cpu": "750m", "memory": "1Gi"}));
+    }
+
+    #[test]
+    fn what_is_finer_than_a_thousandth_is_one() {
+        let table =
+            [("0.0001", "1m"), ("100u", "1m"), ("1.0001", "1001m"), ("0.5", "0.5"), ("1Gi", "1Gi"), ("-1u", "-1m")];
+        for (given, expected) in table {
+            let mut list = BTreeMap::from([("cpu".to_owned(), Quantity(given.to_owned()))]);
+            amounts(Some(&mut list));
+            assert_eq!(list["cpu"].0, expected);
+        }
+    }
+
+    #[test]
+    fn volumes_and_what_refers_to_resources() {
+        let mut spec: PodSpec = serde_json::from_value(json!({
+            "containers": [{"name": "a", "env": [{"name": "A", "valueFrom": {"resourceFieldRef": {"resource": "limits.cpu"}}}]}],
+            "volumes": [
+                {"name": "d", "azureDisk": {"diskName": "d", "diskURI": "u"}},
+                {"name": "s", "scaleIO": {"gateway": "g", "system": "s", "volumeName": "v", "secretRef": {}}},
+                {"name": "e", "ephemeral": {"volumeClaimTemplate": {"spec": {}}}},
+            ],
+        }))
+        .unwrap();
+        pod_spec(&mut spec);
+        let spec = serde_json::to_value(&spec).unwrap();
+        let at = |path: &str| spec.pointer(path).unwrap_or(&serde_json::Value::Null);
+        assert_eq!(at("/containers/0/env/0/valueFrom/resourceFieldRef/divisor"), "0");
+        let disk = json!({"diskName": "d", "diskURI": "u", "cachingMode": "ReadWrite", "kind": "Shared", "fsType": "ext4",
+            "readOnly": false});
+        assert_eq!(at("/volumes/0/azureDisk"), &disk);
+        assert_eq!(
+            (at("/volumes/1/scaleIO/storageMode"), at("/volumes/1/scaleIO/fsType")),
+            (&json!("ThinProvisioned"), &json!("xfs"))
+        );
+        assert_eq!(at("/volumes/2/ephemeral/volumeClaimTemplate/spec/volumeMode"), "Filesystem");
     }
 
     #[test]

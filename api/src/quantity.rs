@@ -96,6 +96,14 @@ impl Amount {
         saturate(div_ceil(self.nanos, NANO / 1000))
     }
 
+    /// Whole thousandths, rounded away from zero.
+    #[must_use]
+    pub fn in_millis(self) -> Self {
+        const MILLI: i128 = NANO / 1000;
+        let nanos = self.nanos.signum() * div_ceil(self.nanos.abs(), MILLI) * MILLI;
+        Self { nanos, notation: self.notation }
+    }
+
     /// Whether the amount is a whole number of units.
     pub fn is_whole(self) -> bool {
         self.nanos % NANO == 0

@@ -508,7 +508,9 @@ impl<B: BuiltIn> Behaviour for Typed<B> {
 
     fn update(&self, old: &Value, new: &mut Value, errors: &mut Errors) {
         B::validate_json(new, errors);
-        let (Some(old), Some(mut object)) = (Self::decode(old, errors), Self::decode(new, errors)) else { return };
+        let (Some(mut old), Some(mut object)) = (Self::decode(old, errors), Self::decode(new, errors)) else { return };
+        // What was stored before a default was known is no other for it.
+        B::default(&mut old);
         B::default(&mut object);
         B::update(&old, &mut object);
         B::validate(&object, errors);

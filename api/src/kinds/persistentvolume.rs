@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::{self as core, PersistentVolumeSpec};
 
 use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column, UNSET};
-use crate::defaults::set_text;
+use crate::defaults::{self, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::{self, storage};
 use crate::warn::{self, Warnings};
@@ -43,8 +43,19 @@ impl BuiltIn for PersistentVolume {
         let spec = volume.spec.get_or_insert_default();
         set_text(&mut spec.persistent_volume_reclaim_policy, "Retain");
         set_text(&mut spec.volume_mode, "Filesystem");
+        defaults::amounts(spec.capacity.as_mut());
         if let Some(host) = &mut spec.host_path {
             host.type_.get_or_insert_default();
+        }
+        spec.azure_disk.iter_mut().for_each(defaults::azure_disk);
+        if let Some(source) = &mut spec.iscsi {
+            set_text(&mut source.iscsi_interface, "default");
+        }
+        if let Some(source) = &mut spec.rbd {
+            defaults::rbd(&mut source.pool, &mut source.user, &mut source.keyring);
+        }
+        if let Some(source) = &mut spec.scale_io {
+            defaults::scale_io(&mut source.storage_mode, &mut source.fs_type);
         }
     }
 

@@ -2,8 +2,9 @@
 
 use rand::SeedableRng;
 use rand::rngs::StdRng;
+use serde_json::{Value, json};
 
-use crate::admit::{self, Create, Prepared, UnknownFields};
+use crate::admit::{self, Create, Prepared, Subresource, UnknownFields};
 use crate::{Registry, Status};
 
 fn create(manifest: &str) -> Result<Prepared, Status> {
@@ -92,4 +93,26 @@ fn an_event_of_the_core_group_may_be_called_anything() {
     );
     let message = strict.unwrap_err().message;
     assert!(message.contains("metadata.name: Invalid value: \"A b\": a lowercase RFC 1123 subdomain"), "{message}");
+}
+
+#[test]
+fn what_was_stored_without_a_default_may_change() {
+    let pod = container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}]");
+    let said = changed(&pod, Subresource::None, |old, new| {
+        old.pointer_mut("/spec/containers/0/env/0/valueFrom/resourceFieldRef").unwrap()["divisor"].take();
+        *new = old.clone();
+        new["metadata"]["labels"] = json!({"a": "b"});
+    });
+    assert_eq!(said, "");
+}
+
+/// What is said of a change to an object, or of what it is thought to have been.
+fn changed(manifest: &str, subresource: Subresource, change: impl Fn(&mut Value, &mut Value)) -> String {
+    let mut old = create(manifest).unwrap().object;
+    let mut new = old.clone();
+    change(&mut old, &mut new);
+    let kind = admit::parse(manifest.as_bytes(), &Registry::builtin()).unwrap().remove(0).kind;
+    let said = admit::prepare_update(&kind, &old, new, subresource, UnknownFields::Refuse);
+    let message = said.map_or_else(|status| status.message, |_| String::new());
+    message.split_once(" is invalid: ").map_or(message.clone(), |(_, words)| words.to_owned())
 }
