@@ -151,7 +151,7 @@ pub fn prepare_update(
             update_part(old, &mut decoded.object, &mut errors, parts::ephemeral_containers)
         }
         Subresource::Resize => update_part(old, &mut decoded.object, &mut errors, parts::resources),
-        Subresource::Finalize => update_finalizers(old, &mut decoded.object),
+        Subresource::Finalize => update_finalizers(old, &mut decoded.object, &mut errors),
     }
     decoded.finish(kind, errors)?;
     if subresource == Subresource::None {
@@ -216,10 +216,13 @@ fn update_part(old: &Value, new: &mut Value, errors: &mut Errors, take: fn(&Valu
     }
 }
 
-fn update_finalizers(old: &Value, new: &mut Value) {
-    let finalizers = new.pointer("/spec/finalizers").cloned().unwrap_or_else(|| Value::Array(Vec::new()));
+fn update_finalizers(old: &Value, new: &mut Value, errors: &mut Errors) {
+    let finalizers = new.pointer("/spec/finalizers").and_then(Value::as_array).cloned().unwrap_or_default();
+    let names: Vec<String> = finalizers.iter().filter_map(Value::as_str).map(str::to_owned).collect();
+    let path = Path::new("spec").child("finalizers");
+    validate::metadata::finalizers_of_namespace(&names, &path, errors);
     *new = old.clone();
-    new["spec"]["finalizers"] = finalizers;
+    new["spec"]["finalizers"] = finalizers.into();
 }
 
 fn update_binding(old: &Value, new: &mut Value) {
@@ -352,7 +355,7 @@ fn mint(kind: &Kind, object: &mut Value, request: Create<'_>, errors: &mut Error
     }
     metadata.uid = Some(names::uid(request.rng));
     metadata.creation_timestamp = Some(Time(request.now));
-    metadata.generation = kind.generation.then_some(1);
+    metadata.generation = if kind.generation { Some(1) } else { metadata.generation.filter(|count| *count != 0) };
     metadata.deletion_timestamp = None;
     metadata.deletion_grace_period_seconds = None;
     metadata.self_link = None;

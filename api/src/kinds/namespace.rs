@@ -6,7 +6,7 @@ use k8s_openapi::api::core::v1::{self as core, NamespaceStatus};
 use super::{BuiltIn, Info, Scope};
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
-use crate::names;
+use crate::{names, validate};
 
 /// The label that lets selectors choose a namespace by its name.
 const NAME_LABEL: &str = "kubernetes.io/metadata.name";
@@ -53,12 +53,20 @@ impl BuiltIn for Namespace {
         let path = Path::new("spec").child("finalizers");
         let finalizers = namespace.spec.as_ref().and_then(|spec| spec.finalizers.as_ref());
         for finalizer in finalizers.into_iter().flatten() {
-            let complaints = names::qualified_name(finalizer);
-            complaints.iter().for_each(|c| errors.invalid(&path, finalizer.as_str(), c));
-            if complaints.is_empty() && !finalizer.contains('/') && finalizer != FINALIZER {
-                let detail = "name is neither a standard finalizer name nor is it fully qualified";
-                errors.invalid(&path, finalizer.as_str(), detail);
-            }
+            validate::name(finalizer, names::qualified_name, &path, errors);
+            validate::metadata::standard_finalizer(finalizer, &path, errors);
+        }
+    }
+
+    fn validate_status(namespace: &core::Namespace, errors: &mut Errors) {
+        let phase = namespace.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or_default();
+        let (expected, when) = match namespace.metadata.deletion_timestamp {
+            None => ("Active", "is empty"),
+            Some(_) => ("Terminating", "is not empty"),
+        };
+        if phase != expected {
+            let detail = format_args!("may only be '{expected}' if `deletionTimestamp` {when}");
+            errors.invalid(&Path::new("status").child("Phase"), phase, detail);
         }
     }
 

@@ -54,11 +54,12 @@ pub(crate) fn annotations(annotations: Option<&BTreeMap<String, String>>, path: 
     }
 }
 
+/// Upstream does not say which of the references is wrong.
 fn owners(owners: &[OwnerReference], path: &Path, errors: &mut Errors) {
     let mut controller: Option<&OwnerReference> = None;
-    for (index, owner) in owners.iter().enumerate() {
-        let path = path.index(index);
-        if owner.api_version.is_empty() || owner.api_version.ends_with('/') {
+    for owner in owners {
+        let version = owner.api_version.as_str();
+        if version.is_empty() || version.ends_with('/') || version.matches('/').count() > 1 {
             errors.invalid(&path.child("apiVersion"), owner.api_version.as_str(), "version must not be empty");
         }
         for (field, value) in [("kind", &owner.kind), ("name", &owner.name), ("uid", &owner.uid)] {
@@ -67,7 +68,7 @@ fn owners(owners: &[OwnerReference], path: &Path, errors: &mut Errors) {
             }
         }
         if (owner.api_version.as_str(), owner.kind.as_str()) == ("v1", "Event") {
-            errors.invalid(&path, "/v1, Kind=Event", "is disallowed from being an owner");
+            errors.invalid(path, "/v1, Kind=Event", "is disallowed from being an owner");
         }
         if owner.controller == Some(true) {
             if let Some(first) = controller {
@@ -75,7 +76,7 @@ fn owners(owners: &[OwnerReference], path: &Path, errors: &mut Errors) {
                     "Only one reference can have Controller set to true. Found \"true\" in references for {}/{} and {}/{}",
                     first.kind, first.name, owner.kind, owner.name
                 );
-                errors.invalid(&path, owner.name.as_str(), detail);
+                errors.invalid(path, owner.name.as_str(), detail);
             }
             controller = Some(owner);
         }
@@ -84,18 +85,28 @@ fn owners(owners: &[OwnerReference], path: &Path, errors: &mut Errors) {
 
 fn finalizers(finalizers: &[String], path: &Path, errors: &mut Errors) {
     for (index, finalizer) in finalizers.iter().enumerate() {
-        let path = path.index(index);
-        name(finalizer, names::qualified_name, &path, errors);
-        let standard = ["orphan", "foregroundDeletion", "kubernetes"];
-        if !finalizer.contains('/') && !standard.contains(&finalizer.as_str()) {
-            let detail = "name is neither a standard finalizer name nor is it fully qualified";
-            errors.invalid(&path, finalizer.as_str(), detail);
-        }
+        name(finalizer, names::qualified_name, path, errors);
+        standard_finalizer(finalizer, &path.index(index), errors);
     }
     let distinct: BTreeSet<&str> = finalizers.iter().map(String::as_str).collect();
     if distinct.contains("orphan") && distinct.contains("foregroundDeletion") {
         let detail = "finalizer orphan and foregroundDeletion cannot be both set";
         errors.invalid(path, finalizers.to_vec(), detail);
+    }
+}
+
+/// What keeps a namespace until its content is gone.
+pub(crate) fn finalizers_of_namespace(finalizers: &[String], path: &Path, errors: &mut Errors) {
+    for (index, finalizer) in finalizers.iter().enumerate() {
+        name(finalizer, names::qualified_name, &path.index(index), errors);
+        standard_finalizer(finalizer, &path.index(index), errors);
+    }
+}
+
+/// A finalizer without a domain is one of Kubernetes' own.
+pub(crate) fn standard_finalizer(finalizer: &str, path: &Path, errors: &mut Errors) {
+    if !finalizer.contains('/') && !["orphan", "foregroundDeletion", "kubernetes"].contains(&finalizer) {
+        errors.invalid(path, finalizer, "name is neither a standard finalizer name nor is it fully qualified");
     }
 }
 

@@ -116,3 +116,31 @@ fn changed(manifest: &str, subresource: Subresource, change: impl Fn(&mut Value,
     let message = said.map_or_else(|status| status.message, |_| String::new());
     message.split_once(" is invalid: ").map_or(message.clone(), |(_, words)| words.to_owned())
 }
+
+#[test]
+fn what_keeps_a_namespace_is_named() {
+    let finalize = |names: Value| {
+        let namespace = object("Namespace", "spec: {}");
+        changed(&namespace, Subresource::Finalize, |_, new| new["spec"]["finalizers"] = names.clone())
+    };
+    assert_eq!(finalize(json!(["kubernetes", "example.com/a"])), "");
+    assert_eq!(
+        finalize(json!(["kubernetes", "a"])),
+        "spec.finalizers[1]: Invalid value: \"a\": name is neither a standard finalizer name nor is it fully qualified"
+    );
+}
+
+#[test]
+fn metadata() {
+    let map = |fields: &str| format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a, {fields}}}}}");
+    check(&[
+        (map("generation: -1"), "metadata.generation: Invalid value: -1: must be greater than or equal to 0"),
+        (
+            map("ownerReferences: [{apiVersion: a/b/c, kind: K, name: '', uid: u}]"),
+            "[metadata.ownerReferences.apiVersion: Invalid value: \"a/b/c\": version must not be empty, \
+             metadata.ownerReferences.name: Invalid value: \"\": name must not be empty]",
+        ),
+    ]);
+    let message = create(&map("finalizers: ['a b/c']")).unwrap_err().message;
+    assert!(message.contains("metadata.finalizers: Invalid value: \"a b/c\": prefix part"), "{message}");
+}
