@@ -1,11 +1,13 @@
 //! PersistentVolumeClaims: what storage pods want.
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{self as core, PersistentVolumeClaimSpec};
+use k8s_openapi::api::core::v1::{
+    self as core, PersistentVolumeClaimSpec, TypedLocalObjectReference, TypedObjectReference,
+};
 
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column, UNSET};
-use crate::defaults::set_text;
+use crate::defaults::{self, set_text};
 use crate::field::{Errors, Path};
 use crate::validate::storage;
 use crate::warn::{self, Warnings};
@@ -37,11 +39,16 @@ impl BuiltIn for PersistentVolumeClaim {
     ];
 
     fn default(claim: &mut core::PersistentVolumeClaim) {
-        set_text(&mut claim.spec.get_or_insert_default().volume_mode, "Filesystem");
+        defaults::claim(claim.spec.get_or_insert_default());
     }
 
     fn create(claim: &mut core::PersistentVolumeClaim) {
         claim.status = Some(core::PersistentVolumeClaimStatus { phase: Some("Pending".into()), ..Default::default() });
+        claim.spec.iter_mut().for_each(data_sources);
+    }
+
+    fn update(_old: &core::PersistentVolumeClaim, new: &mut core::PersistentVolumeClaim) {
+        new.spec.iter_mut().for_each(data_sources);
     }
 
     fn validate(claim: &core::PersistentVolumeClaim, errors: &mut Errors) {
@@ -57,6 +64,12 @@ impl BuiltIn for PersistentVolumeClaim {
             let detail = "spec is immutable after creation except resources.requests and volumeAttributesClassName for \
                           bound claims";
             errors.forbidden(&Path::new("spec"), detail);
+        }
+    }
+
+    fn validate_status(claim: &core::PersistentVolumeClaim, errors: &mut Errors) {
+        if let Some(status) = &claim.status {
+            storage::claim_status(status, errors);
         }
     }
 
@@ -96,9 +109,33 @@ pub(crate) fn default_claim(claim: &mut core::PersistentVolumeClaim) {
     set_text(&mut claim.status.get_or_insert_default().phase, "Pending");
 }
 
+/// What a claim is filled from stands in both of its fields. The one of old ignores what it does not know, and the other
+/// may name what is in another namespace.
+fn data_sources(spec: &mut PersistentVolumeClaimSpec) {
+    let known = |source: &TypedLocalObjectReference| {
+        let group = source.api_group.as_deref().unwrap_or_default();
+        [("", "PersistentVolumeClaim"), ("snapshot.storage.k8s.io", "VolumeSnapshot")].contains(&(group, source.kind.as_str()))
+    };
+    match (&spec.data_source, &spec.data_source_ref) {
+        (Some(old), None) if !known(old) => spec.data_source = None,
+        (Some(old), None) => {
+            let old = old.clone();
+            let (api_group, kind, name) = (old.api_group, old.kind, old.name);
+            spec.data_source_ref = Some(TypedObjectReference { api_group, kind, name, namespace: None });
+        }
+        (None, Some(new)) if new.namespace.as_deref().unwrap_or_default().is_empty() => {
+            let new = new.clone();
+            let (api_group, kind, name) = (new.api_group, new.kind, new.name);
+            spec.data_source = Some(TypedLocalObjectReference { api_group, kind, name });
+        }
+        _ => {}
+    }
+}
+
 /// What an update may not change.
 fn fixed(spec: &PersistentVolumeClaimSpec, bound: bool) -> PersistentVolumeClaimSpec {
     let mut fixed = spec.clone();
+    data_sources(&mut fixed);
     if bound {
         fixed.resources = None;
         fixed.volume_attributes_class_name = None;
@@ -109,5 +146,6 @@ fn fixed(spec: &PersistentVolumeClaimSpec, bound: bool) -> PersistentVolumeClaim
 /// Whether the change does nothing but give the claim its volume.
 fn is_binding(before: &PersistentVolumeClaimSpec, after: &PersistentVolumeClaimSpec) -> bool {
     let unbound = before.volume_name.as_deref().unwrap_or_default().is_empty();
-    unbound && *before == PersistentVolumeClaimSpec { volume_name: before.volume_name.clone(), ..after.clone() }
+    let (before, after) = (fixed(before, false), fixed(after, false));
+    unbound && before == PersistentVolumeClaimSpec { volume_name: before.volume_name.clone(), ..after }
 }

@@ -55,6 +55,9 @@ impl BuiltIn for StorageClass {
         validate::one_of(class.reclaim_policy.as_deref(), &policies, &Path::new("reclaimPolicy"), errors);
         let modes = ["Immediate", "WaitForFirstConsumer"];
         validate::one_of(class.volume_binding_mode.as_deref(), &modes, &Path::new("volumeBindingMode"), errors);
+        validate::storage::parameters(class.parameters.as_ref(), &Path::new("parameters"), errors);
+        let topologies = class.allowed_topologies.as_deref().unwrap_or_default();
+        validate::storage::topologies(topologies, &Path::new("allowedTopologies"), errors);
     }
 
     fn validate_update(old: &storage::StorageClass, new: &storage::StorageClass, errors: &mut Errors) {

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 
 use k8s_openapi::api::core::v1::{
-    Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, SecurityContext, VolumeDevice,
+    Container, ContainerPort, EnvFromSource, EnvVar, EnvVarSource, ObjectFieldSelector, ResourceFieldSelector,
+    SecurityContext,
 };
 
-use super::volume::{self, MountContext};
+use super::volume::{self, MountContext, Volumes};
 use super::{name, one_of, port, probe, resources};
 use crate::field::{Errors, Path};
 use crate::names;
+use crate::quantity::canonical;
 
 const MAX_ID: i64 = i32::MAX as i64;
 const RESOURCES: [&str; 6] = [
@@ -20,6 +22,7 @@ const RESOURCES: [&str; 6] = [
     "requests.ephemeral-storage",
     "requests.memory",
 ];
+const UNITS: [&str; 13] = ["1", "1k", "1M", "1G", "1T", "1P", "1E", "1Ki", "1Mi", "1Gi", "1Ti", "1Pi", "1Ei"];
 const ENV_FIELDS: [&str; 9] = [
     "metadata.name",
     "metadata.namespace",
@@ -36,7 +39,7 @@ const FILE_FIELDS: [&str; 5] =
 
 /// What checking containers needs to know of their pod.
 pub(crate) struct PodContext<'a> {
-    pub volumes: BTreeSet<&'a str>,
+    pub volumes: Volumes<'a>,
     pub host_network: bool,
 }
 
@@ -98,12 +101,12 @@ fn one(container: &Container, stage: Stage, pod: &PodContext<'_>, path: &Path, e
     let devices = container.volume_devices.as_deref().unwrap_or_default();
     let context = MountContext {
         volumes: &pod.volumes,
-        devices: devices.iter().map(|d| d.device_path.as_str()).collect(),
+        devices,
         privileged: security.is_some_and(|security| security.privileged == Some(true)),
     };
     let mounts = container.volume_mounts.as_deref().unwrap_or_default();
     volume::mounts(mounts, &context, &path.child("volumeMounts"), errors);
-    volume_devices(devices, &pod.volumes, &path.child("volumeDevices"), errors);
+    volume::devices(devices, mounts, &pod.volumes, &path.child("volumeDevices"), errors);
     if let Some(security) = security {
         security_context(security, &path.child("securityContext"), errors);
     }
@@ -205,11 +208,11 @@ fn env_source(from: &EnvVarSource, path: &Path, errors: &mut Errors) {
     let mut found = 0;
     if let Some(field) = &from.field_ref {
         found += 1;
-        field_ref(&field.field_path, false, &path.child("fieldRef"), errors);
+        field_ref(field, false, &path.child("fieldRef"), errors);
     }
     if let Some(field) = &from.resource_field_ref {
         found += 1;
-        resource_ref(&field.resource, &path.child("resourceFieldRef"), errors);
+        resource_ref(field, &path.child("resourceFieldRef"), errors);
     }
     let keys = [
         ("configMapKeyRef", from.config_map_key_ref.as_ref().map(|r| (&r.name, &r.key))),
@@ -219,7 +222,7 @@ fn env_source(from: &EnvVarSource, path: &Path, errors: &mut Errors) {
         let Some((object, key)) = reference else { continue };
         found += 1;
         let path = path.child(field);
-        volume::reference(object, &path.child("name"), errors);
+        name(object, names::dns_subdomain, &path.child("name"), errors);
         if key.is_empty() {
             errors.required(&path.child("key"), "");
         } else {
@@ -237,10 +240,15 @@ fn env_source(from: &EnvVarSource, path: &Path, errors: &mut Errors) {
 }
 
 /// A field of the pod, as a variable or, for `in_file`, as a file's content.
-pub(crate) fn field_ref(field: &str, in_file: bool, path: &Path, errors: &mut Errors) {
+pub(crate) fn field_ref(selector: &ObjectFieldSelector, in_file: bool, path: &Path, errors: &mut Errors) {
     let path = path.child("fieldPath");
+    let field = selector.field_path.as_str();
     if field.is_empty() {
         return errors.required(&path, "");
+    }
+    if let Some(version) = selector.api_version.as_deref().filter(|version| *version != "v1") {
+        let detail = format_args!("error converting fieldPath: unsupported pod version: {version}");
+        return errors.invalid(&path, field, detail);
     }
     if let Some((map, key)) = field.strip_suffix("']").and_then(|field| field.split_once("['")) {
         if !matches!(map, "metadata.labels" | "metadata.annotations") {
@@ -259,13 +267,34 @@ pub(crate) fn field_ref(field: &str, in_file: bool, path: &Path, errors: &mut Er
     }
 }
 
-pub(crate) fn resource_ref(resource: &str, path: &Path, errors: &mut Errors) {
+pub(crate) fn resource_ref(selector: &ResourceFieldSelector, path: &Path, errors: &mut Errors) {
+    divisor(selector, &path.child("divisor"), errors);
     let path = path.child("resource");
+    let resource = selector.resource.as_str();
     let is_pages = ["limits.hugepages-", "requests.hugepages-"].iter().any(|prefix| resource.starts_with(prefix));
     if resource.is_empty() {
         errors.required(&path, "");
     } else if !is_pages {
         one_of(Some(resource), &RESOURCES, &path, errors);
+    }
+}
+
+/// What a resource is counted in.
+fn divisor(selector: &ResourceFieldSelector, path: &Path, errors: &mut Errors) {
+    let Some(divisor) = &selector.divisor else { return };
+    let resource = selector.resource.split_once('.').map_or("", |(_, resource)| resource);
+    let (units, what): (&[&str], _) = match resource {
+        "cpu" => (&["1m", "1"], "cpu"),
+        "memory" => (&UNITS, "memory"),
+        "ephemeral-storage" => (&UNITS, "local ephemeral storage"),
+        resource if resource.starts_with("hugepages-") => (&UNITS, "hugepages"),
+        _ => return,
+    };
+    let shown = canonical(&divisor.0).unwrap_or_default();
+    if shown != "0" && !units.contains(&shown.as_str()) {
+        let units = units.join(if resource == "cpu" { " and " } else { ", " });
+        let detail = format_args!("only divisor's values {units} are supported with the {what} resource");
+        errors.invalid(path, selector.resource.as_str(), detail);
     }
 }
 
@@ -287,20 +316,6 @@ fn env_from(sources: &[EnvFromSource], path: &Path, errors: &mut Errors) {
                 errors.invalid(&path, "", "may not have more than one field specified at a time");
             }
             _ => {}
-        }
-    }
-}
-
-fn volume_devices(devices: &[VolumeDevice], volumes: &BTreeSet<&str>, path: &Path, errors: &mut Errors) {
-    for (index, device) in devices.iter().enumerate() {
-        let path = path.index(index);
-        if device.name.is_empty() {
-            errors.required(&path.child("name"), "");
-        } else if !volumes.contains(device.name.as_str()) {
-            errors.not_found(&path.child("name"), device.name.as_str());
-        }
-        if device.device_path.is_empty() {
-            errors.required(&path.child("devicePath"), "");
         }
     }
 }

@@ -20,14 +20,15 @@ pub(crate) mod pod;
 pub(crate) mod probe;
 pub(crate) mod quota;
 pub(crate) mod rbac;
+pub(crate) mod remote;
 pub(crate) mod resources;
 pub(crate) mod scheduling;
 pub(crate) mod service;
 pub(crate) mod storage;
-pub(crate) mod volume;
-pub(crate) mod workload;
 #[cfg(test)]
 mod tests;
+pub(crate) mod volume;
+pub(crate) mod workload;
 
 pub(crate) const NON_NEGATIVE: &str = "must be greater than or equal to 0";
 pub(crate) const POSITIVE: &str = "must be greater than 0";

@@ -110,7 +110,7 @@ fn weight(weight: i32, path: &Path, errors: &mut Errors) {
     }
 }
 
-fn node_selector(selector: &NodeSelector, path: &Path, errors: &mut Errors) {
+pub(super) fn node_selector(selector: &NodeSelector, path: &Path, errors: &mut Errors) {
     let path = path.child("nodeSelectorTerms");
     if selector.node_selector_terms.is_empty() {
         errors.required(&path, "must have at least one node selector term");

@@ -2,15 +2,22 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::api::core::v1::{PersistentVolumeClaimSpec, PersistentVolumeSpec};
+use k8s_openapi::api::core::v1::{
+    PersistentVolumeClaimSpec, PersistentVolumeClaimStatus, PersistentVolumeSpec, TopologySelectorTerm,
+};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 
-use super::{name, one_of, resources, volume};
+use super::remote::{self, Holder};
+use super::{name, one_of, resources, scheduling, volume};
 use crate::field::{Errors, Path};
+use crate::quantity::Amount;
 use crate::{names, selector};
 
 const MODES: [&str; 4] = ["ReadOnlyMany", "ReadWriteMany", "ReadWriteOnce", "ReadWriteOncePod"];
 const STORAGE: &str = "storage";
+const MAX_PARAMETERS: usize = 512;
+/// Keys and values together.
+const MAX_PARAMETERS_BYTES: usize = 256 * 1024;
 /// Fields that say where storage is, in the order in which they are looked at.
 const SOURCES: [&str; 22] = [
     "hostPath",
@@ -51,6 +58,13 @@ pub(crate) fn volume(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Erro
     let policies = ["Delete", "Recycle", "Retain"];
     let policy = spec.persistent_volume_reclaim_policy.as_deref();
     one_of(policy, &policies, &path.child("persistentVolumeReclaimPolicy"), errors);
+    if let Some(affinity) = &spec.node_affinity {
+        let path = path.child("nodeAffinity").child("required");
+        match &affinity.required {
+            None => errors.required(&path, "must specify required node constraints"),
+            Some(required) => scheduling::node_selector(required, &path, errors),
+        }
+    }
     sources(spec, path, errors);
     if spec.local.is_some() && spec.node_affinity.is_none() {
         errors.required(&path.child("nodeAffinity"), "Local volume requires node affinity");
@@ -65,14 +79,17 @@ fn sources(spec: &PersistentVolumeSpec, path: &Path, errors: &mut Errors) {
     let mut used = SOURCES.into_iter().filter(|field| value.get(field).is_some());
     match used.next() {
         None => errors.required(path, "must specify a volume type"),
-        Some(first) => source(spec, first, path, errors),
+        Some(first) => {
+            source(spec, first, path, errors);
+            remote::source(first, &value[first], Holder::PersistentVolume, path, errors);
+        }
     }
     used.for_each(|more| errors.forbidden(&path.child(more), "may not specify more than 1 volume type"));
 }
 
 fn source(spec: &PersistentVolumeSpec, field: &str, path: &Path, errors: &mut Errors) {
     let at = path.child(field);
-    match (field, &spec.host_path, &spec.nfs, &spec.local, &spec.csi) {
+    match (field, &spec.host_path, &spec.nfs, &spec.local) {
         ("hostPath", Some(source), ..) => {
             volume::host_path(source, &at, errors);
             let is_root = !source.path.is_empty() && source.path.bytes().all(|b| b == b'/');
@@ -81,14 +98,10 @@ fn source(spec: &PersistentVolumeSpec, field: &str, path: &Path, errors: &mut Er
                 errors.forbidden(&path.child("persistentVolumeReclaimPolicy"), detail);
             }
         }
-        ("nfs", _, Some(source), ..) => volume::nfs(source, &at, errors),
-        ("local", _, _, Some(source), _) => {
+        ("nfs", _, Some(source), _) => volume::nfs(source, &at, errors),
+        ("local", .., Some(source)) => {
             volume::need(&source.path, &at.child("path"), errors);
             volume::no_backsteps(&source.path, &at.child("path"), errors);
-        }
-        ("csi", .., Some(source)) => {
-            driver(&source.driver, &at.child("driver"), errors);
-            volume::need(&source.volume_handle, &at.child("volumeHandle"), errors);
         }
         _ => {}
     }
@@ -107,7 +120,37 @@ pub(crate) fn claim(spec: &PersistentVolumeClaimSpec, path: &Path, errors: &mut 
     }
     class(spec.storage_class_name.as_deref(), &path.child("storageClassName"), errors);
     volume_mode(spec.volume_mode.as_deref(), &path.child("volumeMode"), errors);
+    data_source(spec, path, errors);
     class(spec.volume_attributes_class_name.as_deref(), &path.child("volumeAttributesClassName"), errors);
+}
+
+/// What a claim's storage is filled from, which two fields say.
+fn data_source(spec: &PersistentVolumeClaimSpec, path: &Path, errors: &mut Errors) {
+    let (old, new) = (spec.data_source.as_ref(), spec.data_source_ref.as_ref());
+    let old = old.map(|source| (source.api_group.as_deref(), source.kind.as_str(), source.name.as_str()));
+    let namespace = new.and_then(|source| source.namespace.as_deref()).filter(|namespace| !namespace.is_empty());
+    let new = new.map(|source| (source.api_group.as_deref(), source.kind.as_str(), source.name.as_str()));
+    for (field, source) in [("dataSource", old), ("dataSourceRef", new)] {
+        let (Some((group, kind, named)), path) = (source, path.child(field)) else { continue };
+        volume::need(named, &path.child("name"), errors);
+        volume::need(kind, &path.child("kind"), errors);
+        match group.unwrap_or_default() {
+            "" if kind != "PersistentVolumeClaim" => {
+                errors.invalid(&path, kind, "must be 'PersistentVolumeClaim' when referencing the default apiGroup");
+            }
+            "" => {}
+            group => name(group, names::dns_subdomain, &path.child("apiGroup"), errors),
+        }
+    }
+    if let Some(namespace) = namespace {
+        name(namespace, names::dns_label, &path.child("dataSourceRef").child("namespace"), errors);
+    }
+    let detail = match (old, new) {
+        (Some(_), Some(_)) if namespace.is_some() => "may not be specified when dataSourceRef.namespace is specified",
+        (Some(old), Some(new)) if old != new => "must match dataSourceRef",
+        _ => return,
+    };
+    errors.invalid(path, path.child("dataSource").as_str(), detail);
 }
 
 fn access_modes(modes: Option<&[String]>, path: &Path, errors: &mut Errors) {
@@ -138,6 +181,51 @@ fn class(class: Option<&str>, path: &Path, errors: &mut Errors) {
 
 fn volume_mode(mode: Option<&str>, path: &Path, errors: &mut Errors) {
     one_of(mode, &["Block", "Filesystem"], path, errors);
+}
+
+/// What a class tells its provisioner.
+pub(crate) fn parameters(parameters: Option<&BTreeMap<String, String>>, path: &Path, errors: &mut Errors) {
+    let Some(parameters) = parameters else { return };
+    if parameters.len() > MAX_PARAMETERS {
+        return errors.too_long(path, MAX_PARAMETERS);
+    }
+    if parameters.contains_key("") {
+        errors.invalid(path, "", "field can not be empty.");
+    }
+    if parameters.iter().map(|(key, value)| key.len() + value.len()).sum::<usize>() > MAX_PARAMETERS_BYTES {
+        errors.too_long(path, MAX_PARAMETERS_BYTES);
+    }
+}
+
+/// Where volumes of a class may be.
+pub(crate) fn topologies(terms: &[TopologySelectorTerm], path: &Path, errors: &mut Errors) {
+    for (index, term) in terms.iter().enumerate() {
+        let path = path.index(index).child("matchLabelExpressions");
+        let expressions = term.match_label_expressions.as_deref().unwrap_or_default();
+        for (index, expression) in expressions.iter().enumerate() {
+            let (path, values) = (path.index(index), &expression.values);
+            if values.is_empty() {
+                errors.required(&path.child("values"), "");
+            }
+            for (index, value) in values.iter().enumerate().filter(|(index, value)| values[..*index].contains(value)) {
+                errors.duplicate(&path.child("values").index(index), value.as_str());
+            }
+            name(&expression.key, names::qualified_name, &path.child("key"), errors);
+            if expressions[..index].iter().any(|other| other.key == expression.key) {
+                errors.duplicate(&path.child("key"), expression.key.as_str());
+            }
+        }
+    }
+}
+
+/// The capacity that a claim is said to have.
+pub(crate) fn claim_status(status: &PersistentVolumeClaimStatus, errors: &mut Errors) {
+    for (resource, quantity) in status.capacity.iter().flatten() {
+        if let Some(amount) = Amount::parse(&quantity.0).ok().filter(|amount| amount.value() < 0) {
+            let path = Path::new("status").child("capacity").key(resource);
+            errors.invalid(&path, amount.value(), "must be a valid resource quantity");
+        }
+    }
 }
 
 /// The name of a driver: a domain, at most 63 bytes.

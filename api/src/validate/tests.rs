@@ -96,6 +96,173 @@ fn an_event_of_the_core_group_may_be_called_anything() {
 }
 
 #[test]
+fn sources_of_volumes() {
+    let volume = |source: &str| pod(&format!("volumes: [{{name: v, {source}}}]"));
+    let missing = |source: &str, fields: &[&str]| {
+        let words: Vec<String> =
+            fields.iter().map(|field| format!("spec.volumes[0].{source}.{field}: Required value")).collect();
+        match words.as_slice() {
+            [one] => one.clone(),
+            more => format!("[{}]", more.join(", ")),
+        }
+    };
+    let empty = [
+        ("awsElasticBlockStore", &["volumeID"][..]),
+        ("azureFile", &["secretName", "shareName"]),
+        ("cephfs", &["monitors"]),
+        ("cinder", &["volumeID"]),
+        ("flexVolume", &["driver"]),
+        ("gitRepo", &["repository"]),
+        ("glusterfs", &["endpoints", "path"]),
+        ("photonPersistentDisk", &["pdID"]),
+        ("portworxVolume", &["volumeID"]),
+        ("rbd", &["monitors", "image"]),
+        ("scaleIO", &["gateway", "system", "volumeName"]),
+        ("storageos", &["volumeName"]),
+        ("vsphereVolume", &["volumePath"]),
+        ("ephemeral", &["volumeClaimTemplate"]),
+    ];
+    for (source, fields) in empty {
+        check(&[(volume(&format!("{source}: {{}}")), &missing(source, fields))]);
+    }
+    check(&[
+        (volume("gcePersistentDisk: {}"), &missing("persistentDisk", &["pdName"])),
+        (
+            volume("gcePersistentDisk: {pdName: d, partition: 256}"),
+            "spec.volumes[0].persistentDisk.partition: Invalid value: 256: must be between 1 and 255, inclusive",
+        ),
+        (
+            volume("azureDisk: {diskName: d, diskURI: 'http://x'}"),
+            "spec.volumes[0].azureDisk.diskURI: Unsupported value: \"http://x\": supported values: \
+             \"https://{account-name}.blob.core.windows.net/{container-name}/{disk-name}.vhd\"",
+        ),
+        (
+            volume("fc: {}"),
+            "spec.volumes[0].fc.targetWWNs: Required value: must specify either targetWWNs or wwids, but not both",
+        ),
+        (
+            volume("fc: {targetWWNs: [a]}"),
+            "spec.volumes[0].fc.lun: Required value: lun is required if targetWWNs is specified",
+        ),
+        (volume("fc: {wwids: [a]}"), ""),
+        (
+            volume("flexVolume: {driver: d, options: {a.k8s.io/b: c}}"),
+            "spec.volumes[0].flexVolume.options[a.k8s.io/b]: Invalid value: \"a.k8s.io/b\": kubernetes.io and k8s.io \
+             namespaces are reserved",
+        ),
+        (
+            volume("flocker: {}"),
+            "spec.volumes[0].flocker: Required value: one of datasetName and datasetUUID is required",
+        ),
+        (
+            volume("gitRepo: {repository: r, directory: ../x}"),
+            "spec.volumes[0].gitRepo.directory: Invalid value: \"../x\": must not contain '..'",
+        ),
+        (
+            volume("quobyte: {registry: here, volume: v}"),
+            "spec.volumes[0].quobyte.registry: Invalid value: \"here\": must be a host:port pair or multiple pairs \
+             separated by commas",
+        ),
+        (volume("iscsi: {targetPortal: p, iqn: 'iqn.2001-04.com.example:disk', lun: 0}"), ""),
+        (
+            volume("iscsi: {targetPortal: p, iqn: disk, lun: 300}"),
+            "[spec.volumes[0].iscsi.iqn: Invalid value: \"disk\": must be valid format starting with iqn, eui, or naa, \
+             spec.volumes[0].iscsi.lun: Invalid value: 300: must be between 0 and 255, inclusive]",
+        ),
+        (
+            volume("iscsi: {targetPortal: p, iqn: 'iqn.2001', lun: 0}"),
+            "spec.volumes[0].iscsi.iqn: Invalid value: \"iqn.2001\": must be valid format",
+        ),
+        (
+            volume("emptyDir: {sizeLimit: '-1'}"),
+            "spec.volumes[0].emptyDir.sizeLimit: Forbidden: SizeLimit field must be a valid resource quantity",
+        ),
+        (
+            volume("ephemeral: {volumeClaimTemplate: {spec: {}}}"),
+            "[spec.volumes[0].ephemeral.volumeClaimTemplate.spec.accessModes: Required value: at least 1 access mode is \
+             required, spec.volumes[0].ephemeral.volumeClaimTemplate.spec.resources[storage]: Required value]",
+        ),
+    ]);
+    let message = create(&volume("csi: {driver: A_}")).unwrap_err().message;
+    assert!(message.contains("spec.volumes[0].csi.driver: Invalid value: \"A_\": a lowercase RFC 1123"), "{message}");
+}
+
+#[test]
+fn persistent_volumes() {
+    let volume = |fields: &str| {
+        object(
+            "PersistentVolume",
+            &format!("spec: {{accessModes: [ReadWriteOnce], capacity: {{storage: 1Gi}}, {fields}}}"),
+        )
+    };
+    let affinity = "spec.nodeAffinity.required";
+    check(&[
+        (
+            volume("cinder: {secretRef: {}}"),
+            "[spec.cinder.volumeID: Required value, spec.cinder.secretRef.name: Required value, spec.cinder.secretRef.namespace: Required value]",
+        ),
+        (volume("csi: {driver: d}"), "spec.csi.volumeHandle: Required value"),
+        (
+            volume("iscsi: {targetPortal: p, iqn: disk, lun: 0}"),
+            "spec.iscsi.iqn: Invalid value: \"disk\": must be valid format",
+        ),
+        (
+            volume("hostPath: {path: /a}, nodeAffinity: {}"),
+            &format!("{affinity}: Required value: must specify required node constraints"),
+        ),
+        (
+            volume("hostPath: {path: /a}, nodeAffinity: {required: {nodeSelectorTerms: []}}"),
+            &format!("{affinity}.nodeSelectorTerms: Required value: must have at least one node selector term"),
+        ),
+    ]);
+}
+
+#[test]
+fn claims() {
+    let claim = |fields: &str| {
+        object(
+            "PersistentVolumeClaim",
+            &format!("spec: {{accessModes: [ReadWriteOnce], resources: {{requests: {{storage: 1Gi}}}}, {fields}}}"),
+        )
+    };
+    check(&[
+        (claim("dataSource: {kind: Other, name: a}"), ""),
+        (
+            claim("dataSource: {kind: PersistentVolumeClaim, name: ''}"),
+            "[spec.dataSource.name: Required value, spec.dataSourceRef.name: Required value]",
+        ),
+        (
+            claim("dataSourceRef: {kind: '', name: a, apiGroup: b, namespace: c}"),
+            "spec.dataSourceRef.kind: Required value",
+        ),
+        (
+            claim("dataSourceRef: {kind: Other, name: a, namespace: c}"),
+            "spec.dataSourceRef: Invalid value: \"Other\": must be 'PersistentVolumeClaim' when referencing the default apiGroup",
+        ),
+        (
+            claim(
+                "dataSource: {kind: PersistentVolumeClaim, name: a}, dataSourceRef: {kind: PersistentVolumeClaim, name: b}",
+            ),
+            "spec: Invalid value: \"spec.dataSource\": must match dataSourceRef",
+        ),
+    ]);
+    let filled = |fields: &str| create(&claim(fields)).unwrap().object["spec"].clone();
+    for field in ["dataSource", "dataSourceRef"] {
+        let spec = filled(&format!("{field}: {{kind: PersistentVolumeClaim, name: b}}"));
+        assert_eq!((&spec["dataSource"], &spec["dataSource"]["name"]), (&spec["dataSourceRef"], &json!("b")));
+    }
+    assert!(filled("dataSource: {kind: Other, name: a}").get("dataSource").is_none());
+    // One that was stored with one of the fields is bound all the same.
+    let manifest = claim("dataSource: {kind: PersistentVolumeClaim, name: b}");
+    let bound = changed(&manifest, Subresource::None, |old, new| {
+        old["spec"].as_object_mut().unwrap().remove("dataSourceRef");
+        *new = old.clone();
+        new["spec"]["volumeName"] = json!("v");
+    });
+    assert_eq!(bound, "");
+}
+
+#[test]
 fn what_was_stored_without_a_default_may_change() {
     let pod = container("env: [{name: A, valueFrom: {resourceFieldRef: {resource: limits.cpu}}}]");
     let said = changed(&pod, Subresource::None, |old, new| {
@@ -104,6 +271,85 @@ fn what_was_stored_without_a_default_may_change() {
         new["metadata"]["labels"] = json!({"a": "b"});
     });
     assert_eq!(said, "");
+}
+
+#[test]
+fn what_variables_and_files_refer_to() {
+    let from = |source: &str| container(&format!("env: [{{name: A, valueFrom: {source}}}]"));
+    let path = "spec.containers[0].env[0].valueFrom";
+    let divided = |resource: &str, divisor: &str| {
+        from(&format!("{{resourceFieldRef: {{resource: {resource}, divisor: {divisor}}}}}"))
+    };
+    check(&[
+        (divided("limits.cpu", "1m"), ""),
+        (divided("limits.memory", "1Mi"), ""),
+        (
+            divided("limits.cpu", "10m"),
+            &format!(
+                "{path}.resourceFieldRef.divisor: Invalid value: \"limits.cpu\": only divisor's values 1m and 1 are \
+                 supported with the cpu resource"
+            ),
+        ),
+        (
+            divided("requests.memory", "2Mi"),
+            &format!(
+                "{path}.resourceFieldRef.divisor: Invalid value: \"requests.memory\": only divisor's values 1, 1k, 1M, 1G, \
+                 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei are supported with the memory resource"
+            ),
+        ),
+        (
+            from("{fieldRef: {apiVersion: v2, fieldPath: metadata.name}}"),
+            &format!(
+                "{path}.fieldRef.fieldPath: Invalid value: \"metadata.name\": error converting fieldPath: unsupported pod \
+                 version: v2"
+            ),
+        ),
+    ]);
+    let message = create(&from("{secretKeyRef: {key: a}}")).unwrap_err().message;
+    assert!(message.contains("secretKeyRef.name: Invalid value: \"\": a lowercase RFC 1123 subdomain"), "{message}");
+}
+
+#[test]
+fn devices() {
+    let with = |devices: &str, mounts: &str| {
+        object(
+            "Pod",
+            &format!(
+                "spec: {{containers: [{{name: c, image: x, volumeDevices: [{devices}], volumeMounts: [{mounts}]}}], volumes: \
+                 [{{name: e}}, {{name: p, persistentVolumeClaim: {{claimName: p}}}}]}}"
+            ),
+        )
+    };
+    let at = "spec.containers[0].volumeDevices";
+    check(&[
+        (with("{name: p, devicePath: /d}", ""), ""),
+        (
+            with("{name: p, devicePath: /d/../e}", ""),
+            &format!("{at}[0].devicePath: Invalid value: \"/d/../e\": can not contain backsteps ('..')"),
+        ),
+        (
+            with("{name: e, devicePath: /d}", ""),
+            &format!(
+                "{at}[0].name: Invalid value: \"e\": can only use volume source type of PersistentVolumeClaim or Ephemeral \
+                 for block mode"
+            ),
+        ),
+        (
+            with("{name: p, devicePath: /d}, {name: p, devicePath: /d}", ""),
+            &format!(
+                "[{at}[1].name: Invalid value: \"p\": must be unique, {at}[1].devicePath: Invalid value: \"/d\": must be unique]"
+            ),
+        ),
+        (
+            with("{name: p, devicePath: /d}", "{name: p, mountPath: /d}"),
+            &format!(
+                "[spec.containers[0].volumeMounts[0].name: Invalid value: \"p\": must not already exist in volumeDevices, \
+                 spec.containers[0].volumeMounts[0].mountPath: Invalid value: \"/d\": must not already exist as a path in \
+                 volumeDevices, {at}[0].name: Invalid value: \"p\": must not already exist in volumeMounts, \
+                 {at}[0].devicePath: Invalid value: \"/d\": must not already exist as a path in volumeMounts]"
+            ),
+        ),
+    ]);
 }
 
 /// What is said of a change to an object, or of what it is thought to have been.
@@ -127,6 +373,35 @@ fn what_keeps_a_namespace_is_named() {
     assert_eq!(
         finalize(json!(["kubernetes", "a"])),
         "spec.finalizers[1]: Invalid value: \"a\": name is neither a standard finalizer name nor is it fully qualified"
+    );
+}
+
+#[test]
+fn classes_of_storage() {
+    let class = |fields: &str| {
+        format!(
+            "{{apiVersion: storage.k8s.io/v1, kind: StorageClass, metadata: {{name: a}}, provisioner: a.b/c, {fields}}}"
+        )
+    };
+    let many: Vec<String> = (0..513).map(|i| format!("a{i}: b")).collect();
+    check(&[
+        (class("parameters: {'': a}"), "parameters: Invalid value: \"\": field can not be empty."),
+        (
+            class(&format!("parameters: {{{}}}", many.join(", "))),
+            "parameters: Too long: may not be more than 512 bytes",
+        ),
+        (
+            class("allowedTopologies: [{matchLabelExpressions: [{key: a, values: []}, {key: a, values: [b, b]}]}]"),
+            "[allowedTopologies[0].matchLabelExpressions[0].values: Required value, \
+             allowedTopologies[0].matchLabelExpressions[1].values[1]: Duplicate value: \"b\", \
+             allowedTopologies[0].matchLabelExpressions[1].key: Duplicate value: \"a\"]",
+        ),
+    ]);
+    let message =
+        create(&class("allowedTopologies: [{matchLabelExpressions: [{key: '', values: [a]}]}]")).unwrap_err().message;
+    assert!(
+        message.contains("matchLabelExpressions[0].key: Invalid value: \"\": name part must be non-empty"),
+        "{message}"
     );
 }
 

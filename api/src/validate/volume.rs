@@ -1,15 +1,17 @@
 //! Volumes and where containers mount them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use k8s_openapi::api::core::v1::{
-    DownwardAPIVolumeFile, HostPathVolumeSource, KeyToPath, NFSVolumeSource, ProjectedVolumeSource, Volume, VolumeMount,
+    DownwardAPIVolumeFile, EphemeralVolumeSource, HostPathVolumeSource, KeyToPath, NFSVolumeSource,
+    ProjectedVolumeSource, Volume, VolumeDevice, VolumeMount,
 };
 
-use super::{name, one_of, resources};
+use super::remote::{self, Holder};
+use super::{container, metadata, name, one_of, resources, storage};
 use crate::field::{Errors, Path};
 use crate::names;
-use crate::validate::container;
+use crate::quantity::Amount;
 
 const MODE: &str = "must be a number between 0 and 0777 (octal), both inclusive";
 const HOST_PATH_TYPES: [&str; 8] =
@@ -17,9 +19,12 @@ const HOST_PATH_TYPES: [&str; 8] =
 const ACCESS_TOKEN_MIN_SECONDS: i64 = 600;
 const ACCESS_TOKEN_MAX_SECONDS: i64 = 1 << 32;
 
-/// Checks the volumes of a pod and gives their names.
-pub(crate) fn volumes<'a>(volumes: &'a [Volume], path: &Path, errors: &mut Errors) -> BTreeSet<&'a str> {
-    let mut names = BTreeSet::new();
+/// The volumes of a pod by their names.
+pub(crate) type Volumes<'a> = BTreeMap<&'a str, &'a Volume>;
+
+/// Checks the volumes of a pod.
+pub(crate) fn volumes<'a>(volumes: &'a [Volume], path: &Path, errors: &mut Errors) -> Volumes<'a> {
+    let mut named = BTreeMap::new();
     for (index, volume) in volumes.iter().enumerate() {
         let path = path.index(index);
         if volume.name.is_empty() {
@@ -27,12 +32,12 @@ pub(crate) fn volumes<'a>(volumes: &'a [Volume], path: &Path, errors: &mut Error
         } else {
             name(&volume.name, crate::names::dns_label, &path.child("name"), errors);
         }
-        if !names.insert(volume.name.as_str()) {
+        if named.insert(volume.name.as_str(), volume).is_some() {
             errors.duplicate(&path.child("name"), volume.name.as_str());
         }
         source(volume, &path, errors);
     }
-    names
+    named
 }
 
 fn source(volume: &Volume, path: &Path, errors: &mut Errors) {
@@ -47,12 +52,17 @@ fn source(volume: &Volume, path: &Path, errors: &mut Errors) {
         }
     }
     local_source(volume, path, errors);
-    network_source(volume, path, errors);
+    sources.iter().for_each(|kind| remote::source(kind, &fields[*kind], Holder::Pod, path, errors));
 }
 
 fn local_source(volume: &Volume, path: &Path, errors: &mut Errors) {
     if let Some(limit) = volume.empty_dir.as_ref().and_then(|source| source.size_limit.as_ref()) {
-        resources::amount("", limit, &path.child("emptyDir").child("sizeLimit"), errors);
+        let negative = Amount::parse(&limit.0).is_ok_and(Amount::is_negative);
+        let path = path.child("emptyDir").child("sizeLimit");
+        match negative {
+            true => errors.forbidden(&path, "SizeLimit field must be a valid resource quantity"),
+            false => _ = resources::amount("", limit, &path, errors),
+        }
     }
     if let Some(source) = &volume.host_path {
         host_path(source, &path.child("hostPath"), errors);
@@ -77,36 +87,23 @@ fn local_source(volume: &Volume, path: &Path, errors: &mut Errors) {
     if let Some(source) = &volume.projected {
         projected(source, &path.child("projected"), errors);
     }
-}
-
-fn network_source(volume: &Volume, path: &Path, errors: &mut Errors) {
-    if let Some(source) = &volume.persistent_volume_claim {
-        let path = path.child("persistentVolumeClaim").child("claimName");
-        need(&source.claim_name, &path, errors);
+    if let Some(source) = &volume.ephemeral {
+        ephemeral(source, &path.child("ephemeral").child("volumeClaimTemplate"), errors);
     }
     if let Some(source) = &volume.nfs {
         nfs(source, &path.child("nfs"), errors);
     }
-    if let Some(source) = &volume.csi {
-        need(&source.driver, &path.child("csi").child("driver"), errors);
+}
+
+/// A claim that is made with the pod.
+fn ephemeral(source: &EphemeralVolumeSource, path: &Path, errors: &mut Errors) {
+    let Some(template) = &source.volume_claim_template else { return errors.required(path, "") };
+    if let Some(of) = &template.metadata {
+        let path = path.child("metadata");
+        metadata::annotations(of.annotations.as_ref(), &path.child("annotations"), errors);
+        metadata::labels(of.labels.as_ref(), &path.child("labels"), errors);
     }
-    if let Some(source) = &volume.iscsi {
-        let path = path.child("iscsi");
-        need(&source.target_portal, &path.child("targetPortal"), errors);
-        need(&source.iqn, &path.child("iqn"), errors);
-    }
-    if let Some(source) = &volume.rbd {
-        let path = path.child("rbd");
-        if source.monitors.is_empty() {
-            errors.required(&path.child("monitors"), "");
-        }
-        need(&source.image, &path.child("image"), errors);
-    }
-    if let Some(source) = &volume.cephfs
-        && source.monitors.is_empty()
-    {
-        errors.required(&path.child("cephfs").child("monitors"), "");
-    }
+    storage::claim(&template.spec, &path.child("spec"), errors);
 }
 
 /// A place on the node.
@@ -197,11 +194,11 @@ fn downward_files(files: &[DownwardAPIVolumeFile], path: &Path, errors: &mut Err
                     "fieldRef and resourceFieldRef can not be specified simultaneously",
                 );
             }
-            (Some(field), None) => container::field_ref(&field.field_path, true, &path.child("fieldRef"), errors),
+            (Some(field), None) => container::field_ref(field, true, &path.child("fieldRef"), errors),
             (None, Some(field)) => {
                 let path = path.child("resourceFieldRef");
                 need(field.container_name.as_deref().unwrap_or_default(), &path.child("containerName"), errors);
-                container::resource_ref(&field.resource, &path, errors);
+                container::resource_ref(field, &path, errors);
             }
             (None, None) => errors.required(&path, "one of fieldRef and resourceFieldRef is required"),
         }
@@ -227,11 +224,16 @@ pub(super) fn no_backsteps(text: &str, path: &Path, errors: &mut Errors) {
 }
 
 /// A path that stays below where it starts.
-fn local_path(text: &str, path: &Path, errors: &mut Errors) {
+pub(super) fn path_below(text: &str, path: &Path, errors: &mut Errors) {
     if text.starts_with('/') {
         errors.invalid(path, text, "must be a relative path");
     }
     no_backsteps(text, path, errors);
+}
+
+/// A path below of which no part looks as if it were not.
+fn local_path(text: &str, path: &Path, errors: &mut Errors) {
+    path_below(text, path, errors);
     if text.starts_with("..") && !text.split('/').any(|part| part == "..") {
         errors.invalid(path, text, "must not start with '..'");
     }
@@ -239,8 +241,8 @@ fn local_path(text: &str, path: &Path, errors: &mut Errors) {
 
 /// What checking a mount needs to know of its container.
 pub(crate) struct MountContext<'a> {
-    pub volumes: &'a BTreeSet<&'a str>,
-    pub devices: BTreeSet<&'a str>,
+    pub volumes: &'a Volumes<'a>,
+    pub devices: &'a [VolumeDevice],
     pub privileged: bool,
 }
 
@@ -249,14 +251,17 @@ pub(crate) fn mounts(mounts: &[VolumeMount], context: &MountContext<'_>, path: &
     for (index, mount) in mounts.iter().enumerate() {
         let path = path.index(index);
         need(&mount.name, &path.child("name"), errors);
-        if !mount.name.is_empty() && !context.volumes.contains(mount.name.as_str()) {
+        if !mount.name.is_empty() && !context.volumes.contains_key(mount.name.as_str()) {
             errors.not_found(&path.child("name"), mount.name.as_str());
         }
         need(&mount.mount_path, &path.child("mountPath"), errors);
         if !places.insert(mount.mount_path.as_str()) {
             errors.invalid(&path.child("mountPath"), mount.mount_path.as_str(), "must be unique");
         }
-        if context.devices.contains(mount.mount_path.as_str()) {
+        if context.devices.iter().any(|device| device.name == mount.name) {
+            errors.invalid(&path.child("name"), mount.name.as_str(), "must not already exist in volumeDevices");
+        }
+        if context.devices.iter().any(|device| device.device_path == mount.mount_path) {
             let detail = "must not already exist as a path in volumeDevices";
             errors.invalid(&path.child("mountPath"), mount.mount_path.as_str(), detail);
         }
@@ -282,6 +287,48 @@ pub(crate) fn mounts(mounts: &[VolumeMount], context: &MountContext<'_>, path: &
         }
         let recursive = ["Disabled", "Enabled", "IfPossible"];
         one_of(mount.recursive_read_only.as_deref(), &recursive, &path.child("recursiveReadOnly"), errors);
+    }
+}
+
+/// What a container has as devices, which are claims that it does not mount.
+pub(crate) fn devices(
+    devices: &[VolumeDevice],
+    mounts: &[VolumeMount],
+    volumes: &Volumes<'_>,
+    path: &Path,
+    errors: &mut Errors,
+) {
+    for (index, device) in devices.iter().enumerate() {
+        let (path, before) = (path.index(index), &devices[..index]);
+        let (name, place) = (device.name.as_str(), device.device_path.as_str());
+        let at = path.child("name");
+        need(name, &at, errors);
+        if !name.is_empty() && before.iter().any(|other| other.name == name) {
+            errors.invalid(&at, name, "must be unique");
+        }
+        match volumes.get(name) {
+            None if name.is_empty() => {}
+            None => errors.not_found(&at, name),
+            Some(volume) if volume.persistent_volume_claim.is_some() || volume.ephemeral.is_some() => {}
+            Some(_) => {
+                let detail = "can only use volume source type of PersistentVolumeClaim or Ephemeral for block mode";
+                errors.invalid(&at, name, detail);
+            }
+        }
+        if mounts.iter().any(|mount| mount.name == name) {
+            errors.invalid(&at, name, "must not already exist in volumeMounts");
+        }
+        let at = path.child("devicePath");
+        need(place, &at, errors);
+        if before.iter().any(|other| other.device_path == place) {
+            errors.invalid(&at, place, "must be unique");
+        }
+        if place.split('/').any(|part| part == "..") {
+            errors.invalid(&at, place, "can not contain backsteps ('..')");
+        }
+        if mounts.iter().any(|mount| mount.mount_path == place) {
+            errors.invalid(&at, place, "must not already exist as a path in volumeMounts");
+        }
     }
 }
 
