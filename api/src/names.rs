@@ -23,6 +23,12 @@ const LABEL: &str = "a lowercase RFC 1123 label must consist of lower case alpha
 const SUBDOMAIN: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '-' or '.', and must \
      start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
      '[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
+const UNDERSCORED: &str = "a lowercase RFC 1123 subdomain must consist of lower case alphanumeric characters, '_', '-' or '.', and \
+     must start and end with an alphanumeric character (e.g. 'example.com', regex used for validation is \
+     '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')";
+const WILDCARD: &str = "a wildcard DNS-1123 subdomain must start with '*.', followed by a valid DNS subdomain, which must consist \
+     of lower case alphanumeric characters, '-' or '.' and end with an alphanumeric character (e.g. '*.example.com', regex \
+     used for validation is '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')";
 const LABEL_1035: &str = "a DNS-1035 label must consist of lower case alphanumeric characters or '-', start with an alphabetic \
      character, and end with an alphanumeric character (e.g. 'my-name',  or 'abc-123', regex used for validation is \
      '[a-z]([-a-z0-9]*[a-z0-9])?')";
@@ -53,6 +59,25 @@ pub fn dns_subdomain(text: &str) -> Vec<String> {
     let mut complaints = too_long(text, SUBDOMAIN_MAX_BYTES);
     if !text.split('.').all(is_label) {
         complaints.push(SUBDOMAIN.to_owned());
+    }
+    complaints
+}
+
+/// `_tcp.example.com`: a subdomain of which the labels may have underscores within and in front.
+pub fn dns_subdomain_with_underscores(text: &str) -> Vec<String> {
+    let mut complaints = too_long(text, SUBDOMAIN_MAX_BYTES);
+    let dashed = |label: &str| label.strip_prefix('_').unwrap_or(label).replace('_', "-");
+    if !text.split('.').all(|label| is_label(&dashed(label))) {
+        complaints.push(UNDERSCORED.to_owned());
+    }
+    complaints
+}
+
+/// `*.example.com`: a subdomain of which the first label may be anything.
+pub fn dns_wildcard(text: &str) -> Vec<String> {
+    let mut complaints = too_long(text, SUBDOMAIN_MAX_BYTES);
+    if !text.strip_prefix("*.").is_some_and(|rest| rest.split('.').all(is_label)) {
+        complaints.push(WILDCARD.to_owned());
     }
     complaints
 }

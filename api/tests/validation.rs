@@ -287,10 +287,7 @@ fn pods() {
             also("restartPolicy: Perhaps"),
             "spec.restartPolicy: Unsupported value: \"Perhaps\": supported values: \"Always\", \"Never\", \"OnFailure\"",
         ),
-        (
-            also("dnsPolicy: None"),
-            "spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
-        ),
+        (also("dnsPolicy: None"), "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"),
         (
             also("activeDeadlineSeconds: 0"),
             "spec.activeDeadlineSeconds: Invalid value: 0: must be between 1 and 2147483647, inclusive",

@@ -2,6 +2,7 @@
 
 use jiff::Timestamp;
 use k8s_openapi::api::batch::v1 as batch;
+use serde_json::json;
 
 use super::{BuiltIn, Info};
 use crate::columns::{self, Column, NONE};
@@ -84,7 +85,14 @@ impl BuiltIn for CronJob {
         ];
         limits.into_iter().for_each(|(field, limit)| validate::non_negative(limit, &path.child(field), errors));
         if let Some(template) = &spec.job_template.spec {
-            validate::job::template(template, &path.child("jobTemplate").child("spec"), errors);
+            let path = path.child("jobTemplate").child("spec");
+            validate::job::template(template, &path, errors);
+            if let Some(selector) = &template.selector {
+                errors.invalid(&path.child("selector"), json!(selector), "`selector` will be auto-generated");
+            }
+            if template.manual_selector == Some(true) {
+                errors.not_supported(&path.child("manualSelector"), true, &["nil", "false"]);
+            }
         }
     }
 

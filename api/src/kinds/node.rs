@@ -47,6 +47,10 @@ impl BuiltIn for Node {
         validate::node::update(old, new, errors);
     }
 
+    fn validate_status(node: &core::Node, errors: &mut Errors) {
+        validate::node::status(node, errors);
+    }
+
     fn warn(_old: Option<&core::Node>, node: &core::Node, warnings: &mut Warnings) {
         let Some(spec) = &node.spec else { return };
         if spec.config_source.is_some() {

@@ -79,6 +79,12 @@ impl BuiltIn for Pod {
         validate::pod::update(old, new, errors);
     }
 
+    fn validate_status(pod: &core::Pod, errors: &mut Errors) {
+        if let Some(status) = &pod.status {
+            validate::pod::status(status, errors);
+        }
+    }
+
     fn warn(old: Option<&core::Pod>, new: &core::Pod, warnings: &mut Warnings) {
         // People hardly write pods that are there, and others often do.
         if old.is_none() {

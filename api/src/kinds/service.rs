@@ -113,6 +113,12 @@ impl BuiltIn for Service {
         validate::service::update(old, new, errors);
     }
 
+    fn validate_status(service: &core::Service, errors: &mut Errors) {
+        if let Some(status) = &service.status {
+            validate::service::status(status, errors);
+        }
+    }
+
     fn warn(_old: Option<&core::Service>, service: &core::Service, warnings: &mut Warnings) {
         warn::service::service(service, warnings);
     }
@@ -154,17 +160,23 @@ fn default_port(port: &mut ServicePort) {
 
 /// One family, IPv4 unless the writer or the address says otherwise, and the address in both of its fields.
 fn default_addresses(spec: &mut ServiceSpec) {
-    match (spec.cluster_ip.as_deref().unwrap_or_default(), spec.cluster_ips.as_deref().unwrap_or_default()) {
-        ("", [first, ..]) => spec.cluster_ip = Some(first.clone()),
-        ("", []) => {}
-        (address, []) => spec.cluster_ips = Some(vec![address.to_owned()]),
-        _ => {}
+    if let Some(address) = spec.cluster_ip.clone().filter(|address| !address.is_empty())
+        && spec.cluster_ips.as_deref().unwrap_or_default().is_empty()
+    {
+        spec.cluster_ips = Some(vec![address]);
     }
-    set_text(&mut spec.ip_family_policy, "SingleStack");
-    if spec.ip_families.as_deref().unwrap_or_default().is_empty() {
+    let is_for_others = is_for_others(spec);
+    set_text(&mut spec.ip_family_policy, if is_for_others { "RequireDualStack" } else { "SingleStack" });
+    let families = spec.ip_families.get_or_insert_default();
+    if families.is_empty() {
         let family = |address: &String| if address.contains(':') { "IPv6" } else { "IPv4" }.to_owned();
-        let families: Vec<String> = spec.cluster_ips.iter().flatten().map(family).collect();
-        spec.ip_families = Some(if families.is_empty() { vec!["IPv4".to_owned()] } else { families });
+        families.extend(spec.cluster_ips.iter().flatten().map(family));
+    }
+    if families.is_empty() {
+        families.push("IPv4".to_owned());
+    }
+    if is_for_others && families.len() == 1 && spec.ip_family_policy.as_deref() == Some("RequireDualStack") {
+        families.push(if families[0] == "IPv6" { "IPv4" } else { "IPv6" }.to_owned());
     }
 }
 
@@ -270,6 +282,11 @@ fn external_ip(spec: &ServiceSpec, status: Option<&ServiceStatus>) -> String {
         Some("ExternalName") => spec.external_name.clone().unwrap_or_default(),
         _ => UNKNOWN.to_owned(),
     }
+}
+
+/// Whether the Service is a name for addresses that somebody else keeps, which may be of any family.
+pub(crate) fn is_for_others(spec: &ServiceSpec) -> bool {
+    is_headless(spec) && spec.selector.as_ref().is_none_or(BTreeMap::is_empty)
 }
 
 /// Whether the Service has no address of its own.

@@ -56,12 +56,7 @@ fn rule(rule: &IngressRule, path: &Path, errors: &mut Errors) {
 
 /// A name of the DNS, of which the first label may be `*`.
 fn host(text: &str, path: &Path, errors: &mut Errors) {
-    match text.strip_prefix("*.") {
-        Some(rest) => names::dns_subdomain(rest).iter().for_each(|complaint| {
-            errors.invalid(path, text, format_args!("a wildcard DNS-1123 subdomain must start with '*.', {complaint}"));
-        }),
-        None => name(text, names::dns_subdomain, path, errors),
-    }
+    name(text, if text.contains('*') { names::dns_wildcard } else { names::dns_subdomain }, path, errors);
 }
 
 fn http_path(one: &HTTPIngressPath, path: &Path, errors: &mut Errors) {
@@ -118,7 +113,7 @@ fn backend(backend: &IngressBackend, path: &Path, errors: &mut Errors) {
                 _ => errors.invalid(&path, "", "cannot set both port name & port number"),
             }
         }
-        (None, None) => errors.required(path, "resource or service backend is required"),
+        (None, None) => errors.invalid(path, "", "resource or service backend is required"),
     }
 }
 

@@ -1,11 +1,32 @@
 //! Nodes.
 
 use k8s_openapi::api::core::v1::Node;
+use serde_json::json;
 
-use super::{net, scheduling};
+use super::{net, resources, scheduling};
 use crate::field::{Errors, Path};
 
+/// What a node has, and where it is found.
+pub(crate) fn status(node: &Node, errors: &mut Errors) {
+    capacity(node, errors);
+    let addresses = node.status.as_ref().and_then(|status| status.addresses.as_deref()).unwrap_or_default();
+    for (index, address) in addresses.iter().enumerate().filter(|(index, one)| addresses[..*index].contains(one)) {
+        errors.duplicate(&Path::new("status").child("addresses").index(index), json!(address));
+    }
+}
+
+fn capacity(node: &Node, errors: &mut Errors) {
+    let Some(status) = &node.status else { return };
+    for (field, amounts) in [("capacity", &status.capacity), ("allocatable", &status.allocatable)] {
+        for (resource, quantity) in amounts.iter().flatten() {
+            let path = Path::new("status").child(field).child(resource);
+            resources::amount(resource, quantity, &path, errors);
+        }
+    }
+}
+
 pub(crate) fn node(node: &Node, errors: &mut Errors) {
+    capacity(node, errors);
     let Some(spec) = &node.spec else { return };
     let path = Path::new("spec");
     scheduling::taints(spec.taints.as_deref().unwrap_or_default(), &path.child("taints"), errors);

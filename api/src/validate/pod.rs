@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{Affinity, NodeSelectorTerm, Pod, PodSecurityContext, PodSpec, Toleration};
+use k8s_openapi::api::core::v1::{Affinity, NodeSelectorTerm, Pod, PodSecurityContext, PodSpec, PodStatus, Toleration};
 use serde_json::json;
 
 use super::container::{self, PodContext, Stage};
@@ -12,6 +12,8 @@ use crate::names;
 
 const MAX_NAMESERVERS: usize = 3;
 const MAX_SEARCHES: usize = 32;
+/// All search paths together, with the spaces between them.
+const MAX_SEARCH_LIST_CHARACTERS: usize = 2048;
 const RESTART: [&str; 3] = ["Always", "Never", "OnFailure"];
 const DNS: [&str; 4] = ["ClusterFirst", "ClusterFirstWithHostNet", "Default", "None"];
 const UPDATE: &str = "pod updates may not change fields other than `spec.containers[*].image`,\
@@ -169,10 +171,14 @@ fn is_sysctl(text: &str) -> bool {
 
 fn dns(spec: &PodSpec, path: &Path, errors: &mut Errors) {
     one_of(spec.dns_policy.as_deref(), &DNS, &path.child("dnsPolicy"), errors);
+    let is_none = spec.dns_policy.as_deref() == Some("None");
+    if is_none && spec.dns_config.is_none() {
+        errors.required(&path.child("dnsConfig"), "must provide `dnsConfig` when `dnsPolicy` is None");
+    }
     let config = spec.dns_config.clone().unwrap_or_default();
     let (servers, searches) = (config.nameservers.unwrap_or_default(), config.searches.unwrap_or_default());
     let path_of = |field: &str| path.child("dnsConfig").child(field);
-    if spec.dns_policy.as_deref() == Some("None") && servers.is_empty() {
+    if is_none && spec.dns_config.is_some() && servers.is_empty() {
         let detail = "must provide at least one DNS nameserver when `dnsPolicy` is None";
         errors.required(&path_of("nameservers"), detail);
     }
@@ -187,6 +193,15 @@ fn dns(spec: &PodSpec, path: &Path, errors: &mut Errors) {
         let detail = format_args!("must not have more than {MAX_SEARCHES} search paths");
         errors.invalid(&path_of("searches"), searches.clone(), detail);
     }
+    if searches.join(" ").len() > MAX_SEARCH_LIST_CHARACTERS {
+        let words = "characters (including spaces) in the search list";
+        let detail = format_args!("must not have more than {MAX_SEARCH_LIST_CHARACTERS} {words}");
+        errors.invalid(&path_of("searches"), searches.clone(), detail);
+    }
+    for (index, search) in searches.iter().enumerate().filter(|(_, search)| *search != ".") {
+        let search = search.strip_suffix('.').unwrap_or(search);
+        name(search, names::dns_subdomain_with_underscores, &path_of("searches").index(index), errors);
+    }
     for (index, option) in config.options.iter().flatten().enumerate() {
         if option.name.as_deref().unwrap_or_default().is_empty() {
             errors.required(&path_of("options").index(index), "must not be empty");
@@ -198,6 +213,28 @@ fn dns(spec: &PodSpec, path: &Path, errors: &mut Errors) {
         for host in alias.hostnames.iter().flatten() {
             name(host, names::dns_subdomain, &path.child("hostnames"), errors);
         }
+    }
+}
+
+/// What is said of a pod that runs.
+pub(crate) fn status(status: &PodStatus, errors: &mut Errors) {
+    for (index, condition) in status.conditions.iter().flatten().enumerate() {
+        // Upstream says so of a condition, though it is of the status.
+        let path = Path::new("metadata").child("conditions").index(index).child("Type");
+        name(&condition.type_, names::qualified_name, &path, errors);
+    }
+    let path = Path::new("status");
+    if let Some(node) = status.nominated_node_name.as_deref().filter(|node| !node.is_empty()) {
+        name(node, names::dns_subdomain, &path.child("nominatedNodeName"), errors);
+    }
+    // The field of old is the first of the others.
+    let mut addresses: Vec<&str> = status.pod_ips.iter().flatten().map(|address| address.ip.as_str()).collect();
+    match status.pod_ip.as_deref().filter(|address| !address.is_empty()) {
+        Some(first) if addresses.first() != Some(&first) => addresses = vec![first],
+        _ => {}
+    }
+    for (index, address) in addresses.iter().enumerate() {
+        container::ip_address(address, &path.child("podIPs").index(index), errors);
     }
 }
 

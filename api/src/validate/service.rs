@@ -1,15 +1,16 @@
 //! Services and Endpoints.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use k8s_openapi::api::core::v1::{self as core, EndpointPort, Service, ServicePort, ServiceSpec};
+use k8s_openapi::api::core::v1::{self as core, EndpointPort, Service, ServicePort, ServiceSpec, ServiceStatus};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::json;
 
 use super::{metadata, name, net, one_of, port};
 use crate::field::{Errors, Path};
 use crate::kinds::service::{
-    NODE_PORTS, is_headless, is_reachable_from_outside, needs_cluster_ip, needs_health_check, opens_node_ports,
+    NODE_PORTS, is_for_others, is_headless, is_reachable_from_outside, needs_cluster_ip, needs_health_check,
+    opens_node_ports,
 };
 use crate::names;
 
@@ -157,7 +158,11 @@ fn addresses(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
     let all = spec.cluster_ips.as_deref().unwrap_or_default();
     let first = spec.cluster_ip.as_deref().unwrap_or_default();
     if all.first().is_some_and(|address| address != first) {
-        errors.invalid(&path.child("clusterIPs"), all.to_vec(), "first value must match `clusterIP`");
+        let detail = match first {
+            "" => "must be empty when `clusterIP` is not specified",
+            _ => "first value must match `clusterIP`",
+        };
+        errors.invalid(&path.child("clusterIPs"), all.to_vec(), detail);
     }
     for (index, address) in all.iter().enumerate() {
         let path = path.child("clusterIPs").index(index);
@@ -180,8 +185,7 @@ fn addresses(spec: &ServiceSpec, path: &Path, errors: &mut Errors) {
             errors.duplicate(&path, family.as_str());
         }
     }
-    let is_for_others = is_headless(spec) && spec.selector.as_ref().is_none_or(BTreeMap::is_empty);
-    if !is_for_others {
+    if !is_for_others(spec) {
         one_family(spec, path, errors);
     }
 }
@@ -264,6 +268,23 @@ pub(crate) fn update(old: &Service, new: &Service, errors: &mut Errors) {
     }
 }
 
+/// Where a load balancer lets people in.
+pub(crate) fn status(status: &ServiceStatus, errors: &mut Errors) {
+    let ingress = status.load_balancer.as_ref().and_then(|balancer| balancer.ingress.as_deref()).unwrap_or_default();
+    for (index, one) in ingress.iter().enumerate() {
+        let path = Path::new("status").child("loadBalancer").child("ingress").index(index);
+        if let Some(address) = one.ip.as_deref().filter(|address| !address.is_empty()) {
+            net::ip(address, &path.child("ip"), errors);
+        }
+        if let Some(host) = one.hostname.as_deref().filter(|host| !host.is_empty()) {
+            name(host, names::dns_subdomain, &path.child("hostname"), errors);
+            if host.parse::<std::net::IpAddr>().is_ok() {
+                errors.invalid(&path.child("hostname"), host, "must be a DNS name, not an IP address");
+            }
+        }
+    }
+}
+
 pub(crate) fn endpoints(endpoints: &core::Endpoints, errors: &mut Errors) {
     for (index, subset) in endpoints.subsets.iter().flatten().enumerate() {
         let path = Path::new("subsets").index(index);
@@ -298,4 +319,7 @@ fn endpoint_port(one: &EndpointPort, named: bool, path: &Path, errors: &mut Erro
     }
     port(one.port, &path.child("port"), errors);
     one_of(one.protocol.as_deref(), &PROTOCOLS, &path.child("protocol"), errors);
+    if let Some(protocol) = one.app_protocol.as_deref() {
+        name(protocol, names::qualified_name, &path.child("appProtocol"), errors);
+    }
 }

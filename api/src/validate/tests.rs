@@ -352,6 +352,26 @@ fn devices() {
     ]);
 }
 
+#[test]
+fn search_paths() {
+    let searches = |paths: &str| pod(&format!("dnsConfig: {{searches: [{paths}]}}"));
+    check(&[
+        (searches("a.b, a.b., ., _tcp.a_b.c"), ""),
+        (
+            searches("a, B"),
+            "spec.dnsConfig.searches[1]: Invalid value: \"B\": a lowercase RFC 1123 subdomain must consist of lower case \
+             alphanumeric characters, '_', '-' or '.', and must start and end with an alphanumeric character (e.g. \
+             'example.com', regex used for validation is \
+             '_?[a-z0-9]([-_a-z0-9]*[a-z0-9])?(\\._?[a-z0-9]([-_a-z0-9]*[a-z0-9])?)*')",
+        ),
+        (pod("dnsPolicy: None"), "spec.dnsConfig: Required value: must provide `dnsConfig` when `dnsPolicy` is None"),
+        (
+            pod("dnsPolicy: None, dnsConfig: {}"),
+            "spec.dnsConfig.nameservers: Required value: must provide at least one DNS nameserver when `dnsPolicy` is None",
+        ),
+    ]);
+}
+
 /// What is said of a change to an object, or of what it is thought to have been.
 fn changed(manifest: &str, subresource: Subresource, change: impl Fn(&mut Value, &mut Value)) -> String {
     let mut old = create(manifest).unwrap().object;
@@ -361,6 +381,60 @@ fn changed(manifest: &str, subresource: Subresource, change: impl Fn(&mut Value,
     let said = admit::prepare_update(&kind, &old, new, subresource, UnknownFields::Refuse);
     let message = said.map_or_else(|status| status.message, |_| String::new());
     message.split_once(" is invalid: ").map_or(message.clone(), |(_, words)| words.to_owned())
+}
+
+#[test]
+fn statuses() {
+    let address = "must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)";
+    let service = object("Service", "spec: {type: LoadBalancer, ports: [{port: 80}]}");
+    let claim =
+        object("PersistentVolumeClaim", "spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Gi}}}");
+    let here = json!({"type": "InternalIP", "address": "10.0.0.1"});
+    let table = [
+        (pod(""), json!({"podIP": "10.0.0.1"}), String::new()),
+        (pod(""), json!({"podIP": "x"}), format!("status.podIPs[0]: Invalid value: \"x\": {address}")),
+        (pod(""), json!({"nominatedNodeName": "A"}), "status.nominatedNodeName: Invalid value: \"A\"".to_owned()),
+        (
+            pod(""),
+            json!({"conditions": [{"type": "a b", "status": "True"}]}),
+            "metadata.conditions[0].Type: Invalid value: \"a b\"".to_owned(),
+        ),
+        (
+            service.clone(),
+            json!({"loadBalancer": {"ingress": [{"ip": "x"}]}}),
+            format!("status.loadBalancer.ingress[0].ip: Invalid value: \"x\": {address}"),
+        ),
+        (
+            service,
+            json!({"loadBalancer": {"ingress": [{"hostname": "10.0.0.1"}]}}),
+            "status.loadBalancer.ingress[0].hostname: Invalid value: \"10.0.0.1\": must be a DNS name, not an IP address"
+                .to_owned(),
+        ),
+        (
+            object("Node", "spec: {}"),
+            json!({"addresses": [here, here]}),
+            "status.addresses[1]: Duplicate value: {\"address\":\"10.0.0.1\",\"type\":\"InternalIP\"}".to_owned(),
+        ),
+        (
+            object("Node", "spec: {}"),
+            json!({"capacity": {"cpu": "-1"}}),
+            "status.capacity.cpu: Invalid value: \"-1\": must be greater than or equal to 0".to_owned(),
+        ),
+        (
+            claim,
+            json!({"capacity": {"storage": "-1"}}),
+            "status.capacity[storage]: Invalid value: -1: must be a valid resource quantity".to_owned(),
+        ),
+        (
+            object("Namespace", "spec: {}"),
+            json!({"phase": "Terminating"}),
+            "status.Phase: Invalid value: \"Terminating\": may only be 'Active' if `deletionTimestamp` is empty".to_owned(),
+        ),
+    ];
+    for (manifest, status, expected) in table {
+        let said = changed(&manifest, Subresource::Status, |_, new| new["status"] = status.clone());
+        assert!(said.starts_with(&expected) && said.is_empty() == expected.is_empty(), "{said}");
+    }
 }
 
 #[test]
@@ -374,6 +448,26 @@ fn what_keeps_a_namespace_is_named() {
         finalize(json!(["kubernetes", "a"])),
         "spec.finalizers[1]: Invalid value: \"a\": name is neither a standard finalizer name nor is it fully qualified"
     );
+}
+
+#[test]
+fn a_cron_job_leaves_the_selector_to_its_jobs() {
+    let job = |fields: &str| {
+        format!(
+            "{{apiVersion: batch/v1, kind: CronJob, metadata: {{name: a}}, spec: {{schedule: '* * * * *', jobTemplate: {{spec: \
+             {{{fields}, template: {{spec: {{restartPolicy: Never, containers: [{{name: c, image: x}}]}}}}}}}}}}}}"
+        )
+    };
+    check(&[
+        (
+            job("selector: {matchLabels: {a: b}}"),
+            "spec.jobTemplate.spec.selector: Invalid value: {\"matchLabels\":{\"a\":\"b\"}}: `selector` will be auto-generated",
+        ),
+        (
+            job("manualSelector: true"),
+            "spec.jobTemplate.spec.manualSelector: Unsupported value: true: supported values: \"nil\", \"false\"",
+        ),
+    ]);
 }
 
 #[test]
@@ -406,6 +500,26 @@ fn classes_of_storage() {
 }
 
 #[test]
+fn services_and_endpoints() {
+    check(&[(
+        object("Service", "spec: {clusterIPs: [10.0.0.1], ports: [{port: 80}]}"),
+        "spec.clusterIPs: Invalid value: [\"10.0.0.1\"]: must be empty when `clusterIP` is not specified",
+    )]);
+    let endpoints =
+        object("Endpoints", "subsets: [{addresses: [{ip: 10.0.0.1}], ports: [{port: 80, appProtocol: a b}]}]");
+    let message = create(&endpoints).unwrap_err().message;
+    assert!(message.contains("subsets[0].ports[0].appProtocol: Invalid value: \"a b\""), "{message}");
+    let families = |fields: &str| {
+        let spec =
+            create(&object("Service", &format!("spec: {{clusterIP: None, {fields}}}"))).unwrap().object["spec"].clone();
+        (spec["ipFamilies"].clone(), spec["ipFamilyPolicy"].clone())
+    };
+    assert_eq!(families(""), (json!(["IPv4", "IPv6"]), json!("RequireDualStack")));
+    assert_eq!(families("ipFamilyPolicy: SingleStack"), (json!(["IPv4"]), json!("SingleStack")));
+    assert_eq!(families("selector: {a: b}"), (json!(["IPv4"]), json!("SingleStack")));
+}
+
+#[test]
 fn metadata() {
     let map = |fields: &str| format!("{{apiVersion: v1, kind: ConfigMap, metadata: {{name: a, {fields}}}}}");
     check(&[
@@ -418,4 +532,28 @@ fn metadata() {
     ]);
     let message = create(&map("finalizers: ['a b/c']")).unwrap_err().message;
     assert!(message.contains("metadata.finalizers: Invalid value: \"a b/c\": prefix part"), "{message}");
+}
+
+#[test]
+fn hosts_and_backends_of_ingresses() {
+    let ingress = |spec: &str| {
+        format!("{{apiVersion: networking.k8s.io/v1, kind: Ingress, metadata: {{name: a}}, spec: {{{spec}}}}}")
+    };
+    let wildcard = |host: &str| {
+        format!(
+            "spec.rules[0].host: Invalid value: \"{host}\": a wildcard DNS-1123 subdomain must start with '*.', followed by a \
+             valid DNS subdomain, which must consist of lower case alphanumeric characters, '-' or '.' and end with an \
+             alphanumeric character (e.g. '*.example.com', regex used for validation is \
+             '\\*\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?(\\.[a-z0-9]([-a-z0-9]*[a-z0-9])?)*')"
+        )
+    };
+    check(&[
+        (ingress("rules: [{host: '*.a'}]"), ""),
+        (ingress("rules: [{host: '*'}]"), &wildcard("*")),
+        (ingress("rules: [{host: a.*.b}]"), &wildcard("a.*.b")),
+        (
+            ingress("defaultBackend: {}"),
+            "spec.defaultBackend: Invalid value: \"\": resource or service backend is required",
+        ),
+    ]);
 }

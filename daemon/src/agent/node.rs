@@ -216,10 +216,14 @@ fn max_pods(pod_cidr: Option<&str>) -> u32 {
 }
 
 fn listed(addresses: &[SocketAddr], name: &str) -> Value {
-    let mut listed: Vec<Value> =
-        addresses.iter().map(|address| json!({"type": "InternalIP", "address": address.ip().to_string()})).collect();
+    let mut listed: Vec<Value> = Vec::new();
+    for address in addresses {
+        let one = json!({"type": "InternalIP", "address": address.ip().to_string()});
+        if !listed.contains(&one) {
+            listed.push(one);
+        }
+    }
     listed.push(json!({"type": "Hostname", "address": name}));
-    listed.dedup();
     Value::Array(listed)
 }
 
