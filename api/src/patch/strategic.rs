@@ -122,10 +122,8 @@ fn merge_lists(
         }
         _ => merge_scalars(before, patch),
     };
-    Ok(match order {
-        Some(order) => ordered(merged, order, &server, key),
-        None => merged,
-    })
+    // Who gives no order means that of what they send.
+    Ok(ordered(merged, order.map_or(patch, Vec::as_slice), &server, key))
 }
 
 fn merge_scalars(mut merged: Vec<Value>, patch: &[Value]) -> Vec<Value> {
@@ -286,6 +284,17 @@ mod tests {
             {"name": "a", "image": "1", "tty": true}, {"name": "b", "image": "2"}, {"name": "c", "image": "3"},
         ]});
         assert_eq!(spec(current, patch), wanted);
+    }
+
+    #[test]
+    fn what_is_new_stands_before_what_only_the_server_has() {
+        let current = json!({"containers": [{"name": "c", "env": [{"name": "A"}]}]});
+        let patch = json!({"containers": [{"name": "e"}, {"name": "c", "env": [{"name": "Z"}]}]});
+        let wanted = json!({"containers": [{"name": "e"}, {"name": "c", "env": [{"name": "Z"}, {"name": "A"}]}]});
+        assert_eq!(spec(current, patch), wanted);
+        let object = json!({"metadata": {"finalizers": ["a"]}});
+        let added = pod(object, json!({"metadata": {"finalizers": ["c", "b"]}})).unwrap();
+        assert_eq!(added, json!({"metadata": {"finalizers": ["c", "b", "a"]}}));
     }
 
     #[test]
