@@ -1,6 +1,6 @@
 //! JSON Patch, RFC 6902.
 
-use json_patch::jsonptr::Pointer;
+use json_patch::jsonptr::{Pointer, PointerBuf};
 use json_patch::{Patch, PatchOperation};
 use serde_json::Value;
 
@@ -17,18 +17,20 @@ const MAX_TOLD: usize = 100;
 const MAX_CARRIED_BYTES: usize = 3 * 1024 * 1024;
 
 pub fn parse(operations: Value) -> Result<super::Patch, Status> {
-    let patch: Patch = serde_json::from_value(operations)
-        .map_err(|error| Status::bad_request(format!("error decoding patch: {error}")))?;
-    if patch.0.len() > MAX_OPERATIONS {
+    let count = match operations.as_array() {
+        Some(list) if list.iter().all(Value::is_object) => list.len(),
+        _ => return Err(Status::bad_request("error decoding patch: it is not a list of operations")),
+    };
+    if count > MAX_OPERATIONS {
         return Err(Status::new(
             Reason::RequestEntityTooLarge,
             format!(
-                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {}",
-                patch.0.len()
+                "Request entity too large: The allowed maximum operations in a JSON patch is {MAX_OPERATIONS}, got {count}"
             ),
         ));
     }
-    Ok(super::Patch::Json(patch))
+    // To upstream, what an operation lacks is a reason why it cannot be carried out.
+    serde_json::from_value(operations).map(super::Patch::Json).map_err(|error| rejected(error.to_string()))
 }
 
 /// A sentence for each field that no operation has.
@@ -45,6 +47,7 @@ pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {
     let mut new = current.clone();
     let mut carried_bytes = 0;
     for (index, operation) in patch.0.iter().enumerate() {
+        let operation = &counted(operation.clone(), &new);
         match operation {
             PatchOperation::Add(add) => fits(&add.path, &add.value)?,
             PatchOperation::Replace(replace) => fits(&replace.path, &replace.value)?,
@@ -58,6 +61,50 @@ pub fn apply(patch: &Patch, current: &Value) -> Result<Value, Status> {
             .map_err(|error| rejected(format!("operation {index}: {}", error.kind)))?;
     }
     Ok(new)
+}
+
+/// An operation with all indices counted from the beginning.
+fn counted(mut operation: PatchOperation, object: &Value) -> PatchOperation {
+    match &mut operation {
+        PatchOperation::Add(add) => count(&mut add.path, object, true),
+        PatchOperation::Replace(replace) => count(&mut replace.path, object, false),
+        PatchOperation::Remove(remove) => count(&mut remove.path, object, false),
+        PatchOperation::Test(test) => count(&mut test.path, object, false),
+        PatchOperation::Copy(copy) => {
+            count(&mut copy.from, object, false);
+            count(&mut copy.path, object, true);
+        }
+        PatchOperation::Move(moved) => {
+            // Within a list it is taken out first.
+            let adds = moved.from.parent() != moved.path.parent();
+            count(&mut moved.from, object, false);
+            count(&mut moved.path, object, adds);
+        }
+    }
+    operation
+}
+
+/// Upstream's library counts a negative index from the end: -1 is the last element or, where one is added, behind it.
+fn count(path: &mut PointerBuf, object: &Value, adds: bool) {
+    let (depth, mut at) = (path.count(), Some(object));
+    let mut tokens = Vec::with_capacity(depth);
+    for token in path.tokens() {
+        let mut token = token.decoded().into_owned();
+        if let Some(Value::Array(list)) = at {
+            let places = list.len() + usize::from(adds && tokens.len() + 1 == depth);
+            let index = token.parse::<isize>().ok().filter(|index| *index < 0);
+            if let Some(index) = index.and_then(|index| places.checked_add_signed(index)) {
+                token = index.to_string();
+            }
+        }
+        at = match at {
+            Some(Value::Array(list)) => token.parse::<usize>().ok().and_then(|index| list.get(index)),
+            Some(Value::Object(map)) => map.get(&token),
+            _ => None,
+        };
+        tokens.push(token);
+    }
+    *path = PointerBuf::from_tokens(tokens);
 }
 
 /// Whether what is put at a path makes the object no deeper than it may be; every step is looked at, since even to drop
@@ -121,6 +168,33 @@ mod tests {
         assert_eq!(refused.reason, Reason::Invalid);
         assert!(refused.message.starts_with("the server rejected our request due to an error in our request: "));
         assert!(refused.message.contains("operation 1"), "{refused:?}");
+    }
+
+    #[test]
+    fn negative_indices_are_counted_from_the_end() {
+        let table = [
+            (json!({"op": "remove", "path": "/a/-1"}), json!({"a": [{"b": 1}]})),
+            (json!({"op": "replace", "path": "/a/-2/b", "value": 3}), json!({"a": [{"b": 3}, {"b": 2}]})),
+            (json!({"op": "add", "path": "/a/-1", "value": 3}), json!({"a": [{"b": 1}, {"b": 2}, 3]})),
+            (json!({"op": "add", "path": "/a/-3", "value": 3}), json!({"a": [3, {"b": 1}, {"b": 2}]})),
+            (json!({"op": "copy", "from": "/a/-1", "path": "/c"}), json!({"a": [{"b": 1}, {"b": 2}], "c": {"b": 2}})),
+            (json!({"op": "move", "from": "/a/0", "path": "/a/-1"}), json!({"a": [{"b": 2}, {"b": 1}]})),
+            (json!({"op": "test", "path": "/a/-1/b", "value": 2}), json!({"a": [{"b": 1}, {"b": 2}]})),
+        ];
+        for (operation, wanted) in table {
+            let new = patched(json!({"a": [{"b": 1}, {"b": 2}]}), json!([operation]));
+            assert_eq!(new.unwrap(), wanted, "{operation}");
+        }
+        let beyond = json!([{"op": "remove", "path": "/a/-3"}]);
+        assert_eq!(patched(json!({"a": [1, 2]}), beyond).unwrap_err().reason, Reason::Invalid);
+    }
+
+    #[test]
+    fn what_no_operation_is_cannot_be_carried_out() {
+        for operation in [json!({"op": "jump", "path": "/a"}), json!({"path": "/a"}), json!({"op": "remove"})] {
+            assert_eq!(patched(json!({"a": 1}), json!([operation])).unwrap_err().reason, Reason::Invalid);
+        }
+        assert_eq!(patched(json!({}), json!(["remove"])).unwrap_err().reason, Reason::BadRequest);
     }
 
     #[test]

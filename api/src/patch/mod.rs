@@ -176,7 +176,7 @@ mod tests {
     fn what_is_no_patch_is_refused() {
         for (type_, body) in [
             (PatchType::Json, "{}"),
-            (PatchType::Json, "[{\"op\": \"jump\"}]"),
+            (PatchType::Json, "[\"jump\"]"),
             (PatchType::Merge, "[]"),
             (PatchType::Strategic, "\"x\""),
             (PatchType::Merge, "{"),
