@@ -190,3 +190,20 @@ fn a_pod_speaks_for_its_containers() {
     assert_eq!(class(json!({"requests": {"cpu": "1"}})), "Burstable");
     assert_eq!(class(json!({})), "BestEffort");
 }
+
+#[test]
+fn an_object_of_the_cluster_is_in_no_namespace_whatever_is_said() {
+    let class = json!({"apiVersion": "scheduling.k8s.io/v1", "kind": "PriorityClass", "value": 1,
+        "metadata": {"name": "a", "namespace": "x"}});
+    let old = stored(&class);
+    assert!(old["metadata"].get("namespace").is_none());
+    let new = update(&old, |class| class["metadata"]["namespace"] = json!("y")).unwrap();
+    assert_eq!(new, old);
+}
+
+#[test]
+fn the_base_of_a_name_is_the_writers() {
+    let old = stored(&json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "a-"}}));
+    let new = update(&old, |map| map["metadata"]["generateName"] = json!("b-")).unwrap();
+    assert_eq!((&new["metadata"]["generateName"], &new["metadata"]["name"]), (&json!("b-"), &old["metadata"]["name"]));
+}

@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Cause, Reason, Status};
-use crate::field::{Errors, Path};
+use crate::field::Errors;
 use crate::key::Key;
 use crate::kinds::Kind;
 use crate::warn::Warnings;
@@ -115,7 +115,7 @@ pub struct Updated {
 pub fn prepare_create(kind: &Kind, object: Value, request: Create<'_>) -> Result<Prepared, Status> {
     let mut decoded = decode(kind, object, request.unknown_fields)?;
     let mut errors = Errors::new();
-    mint(kind, &mut decoded.object, request, &mut errors)?;
+    mint(kind, &mut decoded.object, request)?;
     let metadata = metadata(&decoded.object);
     validate::metadata::object(&metadata, kind, &mut errors);
     kind.behaviour.create(&mut decoded.object, &mut errors);
@@ -177,6 +177,9 @@ pub fn prepare_question(
 
 fn update_object(kind: &Kind, old: &Value, new: &mut Value, errors: &mut Errors) {
     keep_metadata(old, new);
+    if !kind.is_namespaced() {
+        new.get_mut("metadata").and_then(Value::as_object_mut).map(|metadata| metadata.remove("namespace"));
+    }
     if kind.has_status() {
         keep(old, new, "status");
     }
@@ -334,7 +337,7 @@ fn check_type(kind: &Kind, object: &Value) -> Result<(), Status> {
 }
 
 /// Fills in what only the server may say about a new object.
-fn mint(kind: &Kind, object: &mut Value, request: Create<'_>, errors: &mut Errors) -> Result<(), Status> {
+fn mint(kind: &Kind, object: &mut Value, request: Create<'_>) -> Result<(), Status> {
     let mut metadata = metadata(object);
     if metadata.resource_version.as_deref().is_some_and(|version| !version.is_empty()) {
         return Err(Status::bad_request("resourceVersion should not be set on objects to be created"));
@@ -350,8 +353,8 @@ fn mint(kind: &Kind, object: &mut Value, request: Create<'_>, errors: &mut Error
             let namespace = if request.namespace.is_empty() { "default" } else { request.namespace };
             metadata.namespace = Some(namespace.to_owned());
         }
-    } else if !blank(&metadata.namespace) {
-        errors.forbidden(&Path::new("metadata").child("namespace"), "not allowed on this type");
+    } else {
+        metadata.namespace = None;
     }
     metadata.uid = Some(names::uid(request.rng));
     metadata.creation_timestamp = Some(Time(request.now));
@@ -366,14 +369,7 @@ fn mint(kind: &Kind, object: &mut Value, request: Create<'_>, errors: &mut Error
 
 /// What a writer cannot change by leaving it out or by saying something else.
 fn keep_metadata(old: &Value, new: &mut Value) {
-    let fixed = [
-        "creationTimestamp",
-        "generation",
-        "deletionTimestamp",
-        "deletionGracePeriodSeconds",
-        "selfLink",
-        "generateName",
-    ];
+    let fixed = ["creationTimestamp", "generation", "deletionTimestamp", "deletionGracePeriodSeconds", "selfLink"];
     let of_old = |field: &str| old.get("metadata").and_then(|metadata| metadata.get(field)).cloned();
     for field in fixed {
         match of_old(field) {

@@ -121,7 +121,22 @@ fn visit_array(value: &mut Value, schema: &Schema, path: &Path, findings: &mut F
     };
     let Some(schema) = &schema.items else { return };
     for (index, item) in items.iter_mut().enumerate() {
+        if item.is_null() {
+            *item = nothing(schema);
+        }
         visit(item, schema, &path.index(index), findings);
+    }
+}
+
+/// What upstream's decoder makes of a null among the elements of a list: one that says nothing.
+fn nothing(schema: &Schema) -> Value {
+    match schema.resolve().and_then(|schema| schema.type_.as_deref()) {
+        Some("object") => Value::Object(Map::new()),
+        Some("array") => Value::Array(Vec::new()),
+        Some("string") => Value::String(String::new()),
+        Some("integer" | "number") => Value::from(0),
+        Some("boolean") => Value::Bool(false),
+        _ => Value::Null,
     }
 }
 
@@ -260,6 +275,16 @@ mod tests {
                 "spec.nodeSelector: Invalid value: \"array\": must be of type object",
             ]
         );
+    }
+
+    #[test]
+    fn a_null_in_a_list_is_an_element_that_says_nothing() {
+        let mut value =
+            json!({"metadata": {"finalizers": [null]}, "spec": {"containers": [null, {"args": ["a", null]}]}});
+        let findings = check(&mut value, Some("io.k8s.api.core.v1.Pod"));
+        assert!(findings.wrong.is_empty() && findings.unknown.is_empty());
+        let wanted = json!({"metadata": {"finalizers": [""]}, "spec": {"containers": [{}, {"args": ["a", ""]}]}});
+        assert_eq!(value, wanted);
     }
 
     #[test]
