@@ -295,7 +295,7 @@ pub fn apply(
     writer: Writer<'_>,
     force: bool,
 ) -> Result<Applied, Status> {
-    if config.pointer("/metadata/managedFields").is_some_and(|fields| fields.as_array().is_none_or(|f| !f.is_empty())) {
+    if config.pointer("/metadata/managedFields").is_some_and(|fields| !fields.is_null()) {
         return Err(Status::bad_request("metadata.managedFields must be nil"));
     }
     let config = &without_nulls(config);
@@ -367,12 +367,9 @@ fn scoped(config: &Value, live: &Value, writer: Writer<'_>) -> Value {
         map.remove("status");
     }
     if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-        // What names the object or is the server's to say is as it was; a revision is a condition.
+        // What names the object or is the server's to say is as it was.
         for path in UNMANAGED {
-            if let ["metadata", field] = path
-                && *field != "resourceVersion"
-                && *field != "uid"
-            {
+            if let ["metadata", field] = path {
                 metadata.remove(*field);
             }
         }

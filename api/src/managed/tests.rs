@@ -212,8 +212,14 @@ fn what_cannot_be_applied_is_refused() {
     let refused = apply(None, &twice, deployment(), writer("a", 1), false).unwrap_err();
     assert_eq!(refused.reason, Reason::Invalid);
     let mut managed = config(json!({}));
-    managed["metadata"]["managedFields"] = json!([{"manager": "x"}]);
-    assert_eq!(apply(None, &managed, deployment(), writer("a", 1), false).unwrap_err().reason, Reason::BadRequest);
+    for said in [json!([{"manager": "x"}]), json!([])] {
+        managed["metadata"]["managedFields"] = said;
+        let refused = apply(None, &managed, deployment(), writer("a", 1), false).unwrap_err();
+        assert_eq!(
+            (refused.reason, refused.message.as_str()),
+            (Reason::BadRequest, "metadata.managedFields must be nil")
+        );
+    }
 }
 
 #[test]

@@ -55,7 +55,7 @@ pub(crate) use read::Continue;
 pub use read::{At, Found, Happened, List, ListQuery, ObjectEvent, Observer};
 pub use seal::{Ring, Sealer, keyring_key};
 pub(crate) use write::prepare;
-pub use write::{How, Ownership, WriteOptions, Written};
+pub use write::{How, Ownership, WriteOptions, Written, take_over};
 
 /// How often a read-modify-write that somebody else overtook is begun anew.
 const MAX_ATTEMPTS: usize = 16;

@@ -5,7 +5,7 @@ use flotilla_api::{Key, Kind, Reason, Status};
 use serde_json::Value;
 
 use super::settle::{Decision, Reads};
-use super::write::{text, with_revision};
+use super::write::{take_over, text, with_revision};
 use super::{Gate, How, Ownership, User, WriteOptions, Written};
 
 impl Gate {
@@ -68,10 +68,54 @@ impl Gate {
             return Ok(self.decide_create(user, kind, &made.object, options)?.map(|written| (written, true)));
         }
         let mut edit = |object: &mut Value| {
-            let applied = managed::apply(Some(object), config, kind.facts(), writer, force)?;
-            *object = applied.object;
+            let mut applied = managed::apply(Some(object), config, kind.facts(), writer, force)?.object;
+            // What a configuration says of the object that it means is a condition.
+            for (field, path) in [("uid", "/metadata/uid"), ("resourceVersion", "/metadata/resourceVersion")] {
+                let said = text(config, path);
+                if !said.is_empty() {
+                    applied["metadata"][field] = said.into();
+                }
+            }
+            take_over(kind, object, &mut applied)?;
+            *object = applied;
             Ok(())
         };
         Ok(self.decide_update(user, kind, key, how, options, &mut edit).map(|written| (written, false)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use flotilla_api::Builtin;
+    use flotilla_api::admit::Subresource;
+    use serde_json::json;
+
+    use super::*;
+    use crate::gate::{Verb, alone};
+
+    #[tokio::test]
+    async fn a_configuration_is_of_the_object_that_it_means() {
+        let dir = tempfile::tempdir().unwrap();
+        let gate = alone::gate(&dir).await;
+        let (root, options) = (User::root(), WriteOptions::by("test"));
+        let kind = gate.built_in(Builtin::Namespace).unwrap();
+        let how = How { verb: Verb::Patch, ..How::update(Subresource::None) };
+        let apply = async |field: &str, said: &str| {
+            let metadata = json!({"name": "a", "labels": {"of": "test"}});
+            let mut config = json!({"apiVersion": "v1", "kind": "Namespace", "metadata": metadata});
+            config["metadata"][field] = said.into();
+            let applied = gate.own(&root, &kind, ("", "a"), how, (&config, false), &options).await;
+            applied.map(|(written, _)| written.object).map_err(|status| (status.reason, status.message))
+        };
+        let made = apply("resourceVersion", "").await.unwrap();
+        let same = |field: &str| made["metadata"][field].as_str().unwrap().to_owned();
+        for (field, said) in [("uid", same("uid")), ("resourceVersion", same("resourceVersion"))] {
+            assert_eq!(apply(field, &said).await.unwrap(), made);
+        }
+        assert_eq!(apply("resourceVersion", "0").await.unwrap(), made, "whatever there is");
+        let (reason, words) = apply("resourceVersion", "1").await.unwrap_err();
+        assert!(reason == Reason::Conflict && words.contains("the object has been modified"), "{words}");
+        let (reason, words) = apply("uid", "w").await.unwrap_err();
+        assert!(reason == Reason::Conflict && words.contains("UID in precondition: w"), "{words}");
     }
 }

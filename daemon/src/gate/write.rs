@@ -424,6 +424,41 @@ pub(super) fn with_revision(mut object: Value, written: Option<u64>) -> Value {
     object
 }
 
+/// Takes from the stored object what an update need not say. One that names no revision, or 0, overwrites whatever there
+/// is, where the kind allows that.
+///
+/// # Errors
+/// `Conflict` if another object is meant, `Invalid` if a revision must be named.
+pub fn take_over(kind: &Kind, stored: &Value, new: &mut Value) -> Result<(), Status> {
+    let name = text(stored, "/metadata/name");
+    let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return Ok(()) };
+    let said = |field: &str| metadata.get(field).and_then(Value::as_str).unwrap_or_default();
+    let (uid, found) = (said("uid"), text(stored, "/metadata/uid"));
+    if !uid.is_empty() && uid != found {
+        return Err(Status::new(
+            Reason::Conflict,
+            format!(
+                "Operation cannot be fulfilled on {} \"{name}\": Precondition failed: UID in precondition: {uid}, UID in \
+                 object meta: {found}",
+                kind.collection()
+            ),
+        ));
+    }
+    if !matches!(said("resourceVersion"), "" | "0") {
+        return Ok(());
+    }
+    if !kind.unconditional_update {
+        let cause = Cause {
+            reason: "FieldValueInvalid".into(),
+            message: "Invalid value: 0x0: must be specified for an update".into(),
+            field: "metadata.resourceVersion".into(),
+        };
+        return Err(Status::invalid(kind.collection(), name, vec![cause]));
+    }
+    metadata.insert("resourceVersion".into(), stored["metadata"]["resourceVersion"].clone());
+    Ok(())
+}
+
 fn overtaken(kind: &Kind, name: &str) -> Status {
     Status::new(
         Reason::Conflict,

@@ -3,13 +3,13 @@
 //! A request with PUT or PATCH is the same whatever it is about; what differs stands here.
 
 use flotilla_api::admit::Subresource;
-use flotilla_api::{Cause, Kind, Reason, Status, questions, schema};
+use flotilla_api::{Kind, Status, questions, schema};
 use jiff::Timestamp;
 use serde_json::{Value, json};
 
 use super::scale::{self, SCALE};
 use super::signing::{self, APPROVAL};
-use crate::gate::{How, Verb};
+use crate::gate::{How, Verb, take_over};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -96,43 +96,9 @@ impl Part {
     }
 }
 
-/// Takes from the stored object what an update need not say. One that names no revision overwrites whatever there is, where
-/// the kind allows that.
-fn take_over(kind: &Kind, stored: &Value, new: &mut Value) -> Result<(), Status> {
-    let name = stored["metadata"]["name"].as_str().unwrap_or_default();
-    let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) else { return Ok(()) };
-    let named = |field: &str| metadata.get(field).and_then(Value::as_str).is_some_and(|text| !text.is_empty());
-    if named("uid") && metadata["uid"] != stored["metadata"]["uid"] {
-        let text = |uid: &Value| uid.as_str().unwrap_or_default().to_owned();
-        return Err(Status::new(
-            Reason::Conflict,
-            format!(
-                "Operation cannot be fulfilled on {} \"{name}\": Precondition failed: UID in precondition: {}, UID in \
-                 object meta: {}",
-                kind.collection(),
-                text(&metadata["uid"]),
-                text(&stored["metadata"]["uid"])
-            ),
-        ));
-    }
-    if named("resourceVersion") {
-        return Ok(());
-    }
-    if !kind.unconditional_update {
-        let cause = Cause {
-            reason: "FieldValueInvalid".into(),
-            message: "Invalid value: 0x0: must be specified for an update".into(),
-            field: "metadata.resourceVersion".into(),
-        };
-        return Err(Status::invalid(kind.collection(), name, vec![cause]));
-    }
-    metadata.insert("resourceVersion".into(), stored["metadata"]["resourceVersion"].clone());
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
-    use flotilla_api::{Builtin, Registry};
+    use flotilla_api::{Builtin, Reason, Registry};
 
     use super::*;
 
@@ -159,6 +125,9 @@ mod tests {
                  specified for an update"
             )
         );
+        let zero = json!({"metadata": {"name": "a", "resourceVersion": "0"}});
+        assert_eq!(written(Builtin::ConfigMap, zero.clone()).unwrap()["metadata"]["resourceVersion"], "7");
+        assert_eq!(written(Builtin::Lease, zero).unwrap_err().reason, Reason::Invalid);
         let named = json!({"metadata": {"name": "a", "resourceVersion": "6"}});
         assert_eq!(written(Builtin::Lease, named).unwrap()["metadata"]["resourceVersion"], "6");
     }

@@ -78,8 +78,9 @@ pub fn write(kind: &Kind, object: &mut Value, scale: &Value) -> Result<(), Statu
         let name = object.pointer("/metadata/name").and_then(Value::as_str).unwrap_or_default();
         return Err(Status::invalid("Scale.autoscaling", name, vec![cause]));
     }
-    if let Some(version) = scale.pointer("/metadata/resourceVersion").filter(|version| !version.is_null()) {
-        object["metadata"]["resourceVersion"] = version.clone();
+    let version = scale.pointer("/metadata/resourceVersion").and_then(Value::as_str).unwrap_or_default();
+    if !matches!(version, "" | "0") {
+        object["metadata"]["resourceVersion"] = version.into();
     }
     match &kind.scale {
         Some(paths) => set_at(object, &paths.spec_replicas, replicas.into()),
