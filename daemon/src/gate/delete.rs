@@ -3,6 +3,7 @@
 //! Defined by the Kubernetes API reference, `DeleteOptions`, and by what an API server does with pods and namespaces.
 
 use flotilla_api::kinds::customresourcedefinition::CLEANUP_FINALIZER;
+use flotilla_api::kinds::priorityclass::SYSTEM;
 use flotilla_api::{Builtin, Change, Expect, Key, Kind, Reason, Status};
 use flotilla_raft::{NodeId, Range};
 use jiff::{SignedDuration, Timestamp};
@@ -73,7 +74,7 @@ impl Gate {
     ) -> Result<Deleted, Status> {
         let key = Self::key(kind, namespace, name)?;
         let decide = || {
-            let allowed = self.authorize_delete(user, kind, &key);
+            let allowed = self.authorize_delete(user, kind, &key).and_then(|()| keep_system_class(kind, &key));
             let decided = allowed.and_then(|()| self.decide_delete(user, kind, &key, options));
             Ok(decided.unwrap_or_else(Decision::Refuse))
         };
@@ -201,6 +202,21 @@ fn could_take_over(node: &Value) -> bool {
 /// Whether an object is to go whatever that does to others.
 fn is_forced(options: &DeleteOptions) -> bool {
     options.grace_period_seconds == Some(0)
+}
+
+/// As upstream has it, the system's own priority classes go only with all others.
+fn keep_system_class(kind: &Kind, key: &Key) -> Result<(), Status> {
+    if kind.builtin != Some(Builtin::PriorityClass) || !SYSTEM.iter().any(|(name, _, _)| *name == key.name()) {
+        return Ok(());
+    }
+    Err(Status::new(
+        Reason::Forbidden,
+        format!(
+            "{} \"{}\" is forbidden: this is a system priority class and cannot be deleted",
+            kind.collection(),
+            key.name()
+        ),
+    ))
 }
 
 /// Whether the stored object is the one that is meant.
@@ -377,6 +393,20 @@ mod tests {
         assert!(said(version).ends_with("in record (7). The object might have been modified"));
         let same = DeleteOptions { uid: Some("u".into()), ..DeleteOptions::default() };
         assert!(check_preconditions(&kind, &key, &object, &same).is_ok());
+    }
+
+    #[test]
+    fn the_systems_priority_classes_stay() {
+        let registry = Registry::builtin();
+        let of = |kind: &str, name: &str| {
+            let kind = registry.by_name(kind).unwrap();
+            keep_system_class(&kind, &Key::new(&kind.collection(), "", name)).map_err(|status| status.message)
+        };
+        let words = "priorityclasses.scheduling.k8s.io \"system-node-critical\" is forbidden: this is a system priority \
+                     class and cannot be deleted";
+        assert_eq!(of("priorityclasses", "system-node-critical"), Err(words.into()));
+        assert_eq!(of("priorityclasses", "mine"), Ok(()));
+        assert_eq!(of("storageclasses", "system-node-critical"), Ok(()));
     }
 
     #[test]
