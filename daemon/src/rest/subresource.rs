@@ -55,6 +55,7 @@ impl Rest {
     async fn bind(&self, call: &Call, body: Sent) -> Answer {
         let options = body::write_options(call)?;
         let binding = body::value(&call.head.headers, &body::read(body).await?)?.value;
+        check_named(&binding, "Binding", call.place()?)?;
         self.bind_pod(call, &call.kind, call.place()?, (&binding, &options)).await
     }
 
@@ -120,12 +121,24 @@ impl Rest {
         if !known || !matches!(text("/kind"), "" | "Eviction") {
             return Err(Status::bad_request("expected an object of apiVersion \"policy/v1\" and kind \"Eviction\""));
         }
-        if !matches!(text("/metadata/name"), "") && text("/metadata/name") != place.1 {
-            return Err(Status::bad_request("name in URL does not match name in Eviction object"));
-        }
+        check_named(&eviction, "Eviction", place)?;
         let options = delete::of_eviction(call, eviction["deleteOptions"].clone())?;
         self.gate().evict(&call.user, place, &options).await?;
         write(call, StatusCode::CREATED, &answer::success(json!({}))).await
+    }
+}
+
+/// Whether what is sent to a subresource names the object that the path does.
+fn check_named(sent: &Value, kind: &str, (namespace, name): (&str, &str)) -> Result<(), Status> {
+    let text = |field: &str| sent["metadata"][field].as_str().unwrap_or_default();
+    if !text("namespace").is_empty() && text("namespace") != namespace {
+        return Err(Status::bad_request(
+            "the namespace of the provided object does not match the namespace sent on the request",
+        ));
+    }
+    match text("name") == name {
+        true => Ok(()),
+        false => Err(Status::bad_request(format!("name in URL does not match name in {kind} object"))),
     }
 }
 
@@ -140,4 +153,28 @@ fn part(subresource: &str) -> Option<Part> {
         "finalize" => Part::Finalizers,
         _ => return None,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sent_names_the_object_of_its_path() {
+        let said = |metadata: Value| {
+            let checked = check_named(&json!({"metadata": metadata}), "Eviction", ("a", "p"));
+            checked.map_err(|status| (status.reason, status.message)).err()
+        };
+        let other_name = "name in URL does not match name in Eviction object";
+        let other_namespace = "the namespace of the provided object does not match the namespace sent on the request";
+        for (metadata, wanted) in [
+            (json!({"name": "p"}), None),
+            (json!({"name": "p", "namespace": "a"}), None),
+            (json!({}), Some(other_name)),
+            (json!({"name": "q"}), Some(other_name)),
+            (json!({"name": "p", "namespace": "b"}), Some(other_namespace)),
+        ] {
+            assert_eq!(said(metadata), wanted.map(|words| (Reason::BadRequest, words.to_owned())));
+        }
+    }
 }
