@@ -75,7 +75,7 @@ pub async fn read(sent: Sent) -> Result<Bytes, Status> {
 /// Clients of built-in kinds send this form without asking.
 fn is_protobuf(headers: &HeaderMap) -> bool {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    value.split(';').next().unwrap_or_default().trim() == "application/vnd.kubernetes.protobuf"
+    value.split(';').next().unwrap_or_default().trim().eq_ignore_ascii_case("application/vnd.kubernetes.protobuf")
 }
 
 /// What bytes of any form say, if they can be read at all.
@@ -89,7 +89,7 @@ pub fn shown(headers: &HeaderMap, bytes: &[u8]) -> Option<Value> {
 /// What a content type says of the bytes.
 fn is_yaml(headers: &HeaderMap) -> Result<bool, Status> {
     let value = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or("application/json");
-    match value.split(';').next().unwrap_or_default().trim() {
+    match value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
         "application/json" | "" => Ok(false),
         "application/yaml" | "application/x-yaml" | "text/yaml" => Ok(true),
         _ => Err(Status::new(
@@ -138,6 +138,10 @@ pub fn taken(kind: &Kind, sent: Loose, unknown_fields: UnknownFields) -> Result<
 /// # Errors
 /// `BadRequest` if it cannot be read or contradicts the path.
 pub fn object(kind: &Kind, target: &Target, mut object: Value) -> Result<Value, Status> {
+    if object.is_null() {
+        // As upstream's decoder has it, it says nothing.
+        object = Value::Object(Map::new());
+    }
     let Value::Object(map) = &mut object else {
         return Err(Status::bad_request(format!("the body of the request is not an object of kind {}", kind.kind)));
     };
@@ -325,6 +329,8 @@ mod tests {
         let filled = object(&kind, &target, json!({"data": {"k": "v"}})).unwrap();
         assert_eq!(filled["metadata"], json!({"namespace": "a", "name": "n"}));
         assert_eq!((&filled["kind"], &filled["apiVersion"]), (&json!("ConfigMap"), &json!("v1")));
+        let nothing = object(&kind, &target, Value::Null).unwrap();
+        assert_eq!(nothing["metadata"], json!({"namespace": "a", "name": "n"}));
         for wrong in [
             json!({"metadata": {"name": "other"}}),
             json!({"metadata": {"namespace": "other"}}),
@@ -334,6 +340,17 @@ mod tests {
         ] {
             assert_eq!(object(&kind, &target, wrong).unwrap_err().reason, Reason::BadRequest);
         }
+    }
+
+    #[test]
+    fn a_content_type_may_be_written_in_any_case() {
+        let of = |value: &str| {
+            let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, value.parse().unwrap())]);
+            is_yaml(&headers).map_err(|status| status.reason)
+        };
+        assert_eq!(of("Application/JSON; charset=utf-8"), Ok(false));
+        assert_eq!(of("application/YAML"), Ok(true));
+        assert_eq!(of("text/plain"), Err(Reason::UnsupportedMediaType));
     }
 
     #[test]

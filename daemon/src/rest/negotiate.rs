@@ -26,8 +26,10 @@ pub enum View {
     Whole,
     /// As people read it; the version of `meta.k8s.io` that was asked for.
     Table(&'static str),
-    /// `PartialObjectMetadata`, or a list of them.
+    /// `PartialObjectMetadata`.
     Metadata(&'static str),
+    /// A list of them.
+    MetadataList(&'static str),
     /// The groups with their versions and resources, at once: the version of `apidiscovery.k8s.io`.
     AllGroups(&'static str),
 }
@@ -36,6 +38,17 @@ impl View {
     /// Whether objects are shown as they are stored.
     pub fn is_whole(self) -> bool {
         matches!(self, Self::Whole | Self::AllGroups(_))
+    }
+
+    /// # Errors
+    /// `NotAcceptable` if metadata was asked for of a list and the answer is none, or the other way round.
+    pub fn check(self, is_list: bool) -> Result<(), Status> {
+        let words = match (self, is_list) {
+            (Self::Metadata(_), true) => "PartialObjectMetadata, but the requested object is a list",
+            (Self::MetadataList(_), false) => "PartialObjectMetadataList, but the requested object is not a list",
+            _ => return Ok(()),
+        };
+        Err(Status::new(Reason::NotAcceptable, format!("you requested {words}")))
     }
 }
 
@@ -79,9 +92,8 @@ fn one(range: &str) -> Option<Accepts> {
     let view = match (wanted, group) {
         ("", _) => View::Whole,
         ("Table", "meta.k8s.io") => View::Table(known(&["v1", "v1beta1"])?),
-        ("PartialObjectMetadata" | "PartialObjectMetadataList", "meta.k8s.io") => {
-            View::Metadata(known(&["v1", "v1beta1"])?)
-        }
+        ("PartialObjectMetadata", "meta.k8s.io") => View::Metadata(known(&["v1", "v1beta1"])?),
+        ("PartialObjectMetadataList", "meta.k8s.io") => View::MetadataList(known(&["v1", "v1beta1"])?),
         ("APIGroupDiscoveryList", "apidiscovery.k8s.io") => View::AllGroups(known(&["v2", "v2beta1"])?),
         _ => return None,
     };
@@ -118,7 +130,8 @@ mod tests {
             ("application/json;as=Table;v=v1;g=meta.k8s.io,application/json", json(View::Table("v1"))),
             ("application/json;as=Table;v=v1beta1;g=meta.k8s.io, application/json", json(View::Table("v1beta1"))),
             ("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", json(View::Whole)),
-            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", json(View::Metadata("v1"))),
+            ("application/json;as=PartialObjectMetadata;v=v1;g=meta.k8s.io", json(View::Metadata("v1"))),
+            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", json(View::MetadataList("v1"))),
             (
                 "application/json;g=apidiscovery.k8s.io;v=v2;as=APIGroupDiscoveryList,application/json",
                 json(View::AllGroups("v2")),
@@ -130,6 +143,23 @@ mod tests {
             assert_eq!(accepts(value).unwrap(), wanted, "{value}");
         }
         assert_eq!(accepts("application/vnd.kubernetes.protobuf").unwrap_err().reason, Reason::NotAcceptable);
+    }
+
+    #[test]
+    fn a_list_is_no_object_and_an_object_no_list() {
+        let fits = |view: View, is_list| view.check(is_list).map_err(|status| (status.reason.code(), status.message));
+        for (view, is_list) in [
+            (View::Metadata("v1"), false),
+            (View::MetadataList("v1"), true),
+            (View::Table("v1"), false),
+            (View::Whole, true),
+        ] {
+            assert_eq!(fits(view, is_list), Ok(()));
+        }
+        let words = "you requested PartialObjectMetadata, but the requested object is a list";
+        assert_eq!(fits(View::Metadata("v1"), true), Err((406, words.into())));
+        let words = "you requested PartialObjectMetadataList, but the requested object is not a list";
+        assert_eq!(fits(View::MetadataList("v1"), false), Err((406, words.into())));
     }
 
     #[test]

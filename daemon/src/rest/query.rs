@@ -1,5 +1,7 @@
 //! The query of a request.
 
+use std::num::{IntErrorKind, ParseIntError};
+
 use flotilla_api::Status;
 
 #[derive(Clone, Debug, Default)]
@@ -36,11 +38,18 @@ impl Query {
     pub fn number(&self, name: &str) -> Result<Option<i64>, Status> {
         match self.get(name) {
             "" => Ok(None),
-            text => text.parse().map(Some).map_err(|error| {
-                Status::bad_request(format!("{name}: Invalid value: {text:?}: must be a whole number: {error}"))
-            }),
+            text => text.parse().map(Some).map_err(|error| Status::bad_request(no_number("ParseInt", text, &error))),
         }
     }
+}
+
+/// What Go's `strconv` says of a text that is no number.
+pub fn no_number(function: &str, text: &str, error: &ParseIntError) -> String {
+    let why = match error.kind() {
+        IntErrorKind::PosOverflow | IntErrorKind::NegOverflow => "value out of range",
+        _ => "invalid syntax",
+    };
+    format!("strconv.{function}: parsing {text:?}: {why}")
 }
 
 #[cfg(test)]
@@ -55,6 +64,11 @@ mod tests {
         assert_eq!(query.all("x2"), ["a", "b c"]);
         assert_eq!(query.number("limit").unwrap(), Some(5));
         assert_eq!(query.number("none").unwrap(), None);
-        assert!(query.number("labelSelector").is_err());
+        assert_eq!(
+            query.number("labelSelector").unwrap_err().message,
+            "strconv.ParseInt: parsing \"a=b,c\": invalid syntax"
+        );
+        let large = Query::parse("limit=9223372036854775808").number("limit").unwrap_err();
+        assert!(large.message.ends_with(": value out of range"), "{large:?}");
     }
 }

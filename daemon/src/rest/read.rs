@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::body::refuse;
 use super::negotiate::{Form, View};
 use super::pieces::Pieces;
-use super::query::Query;
+use super::query::{Query, no_number};
 use super::route::Target;
 use super::shown::Shown;
 use super::table::{self, Include};
@@ -34,6 +34,7 @@ impl Rest {
     }
 
     pub(super) async fn list(&self, call: &Call, kind: &Arc<Kind>, target: &Target) -> Answer {
+        call.accepts.view.check(true)?;
         let query = list_query(call, kind, target)?;
         if query.limit > 0 {
             let list = self.gate().list_json(&call.user, kind, &query).await?;
@@ -50,18 +51,22 @@ impl Rest {
 
     /// Answers with one object, in the form that the client accepts.
     pub(super) async fn show(&self, call: &Call, kind: &Arc<Kind>, code: StatusCode, object: &Value) -> Answer {
+        call.accepts.view.check(false)?;
         write(call, code, &Shown::of(call, kind)?.one(object)).await
     }
 }
 
 /// Answers with a Scale, in the form that the client accepts.
 pub(super) async fn show_scale(call: &Call, code: StatusCode, scale: &Value) -> Answer {
+    call.accepts.view.check(false)?;
     match call.accepts.view {
         View::Table(version) => {
             let include = Include::parse(call.query.get("includeObject"))?;
             write(call, code, &table::of_scale(version, scale, include)).await
         }
-        View::Metadata(version) => write(call, code, &table::partial(version, scale)).await,
+        View::Metadata(version) | View::MetadataList(version) => {
+            write(call, code, &table::partial(version, scale)).await
+        }
         View::Whole | View::AllGroups(_) => write(call, code, scale).await,
     }
 }
@@ -117,6 +122,10 @@ pub(super) fn list_query(call: &Call, kind: &Kind, target: &Target) -> Result<Li
 /// Which objects to list or watch, by the query.
 pub(super) fn selection(call: &Call, kind: &Kind, target: &Target) -> Result<ListQuery, Status> {
     let query = &call.query;
+    for field in ["limit", "timeoutSeconds"] {
+        // Upstream reads them even where they mean nothing.
+        query.number(field)?;
+    }
     let namespace = target.namespace.clone().filter(|_| kind.is_namespaced());
     let mut fields = query.get("fieldSelector").to_owned();
     if let Some(name) = &target.name {
@@ -179,7 +188,7 @@ pub(super) fn revision(text: &str) -> Result<Option<u64>, Status> {
     }
     text.parse().map(Some).or_else(|error| {
         let mut errors = Errors::new();
-        errors.invalid(&Path::new("resourceVersion"), text, error);
+        errors.invalid(&Path::new("resourceVersion"), text, no_number("ParseUint", text, &error));
         refuse(LIST_OPTIONS, errors).map(|()| None)
     })
 }
@@ -209,6 +218,13 @@ mod tests {
             ("continue=x&resourceVersionMatch=Exact", Err(Reason::Invalid)),
             ("sendInitialEvents=true", Err(Reason::Invalid)),
         ];
+        let wrong = as_of(&Query::parse("resourceVersion=x")).unwrap_err();
+        assert!(
+            wrong
+                .message
+                .ends_with("resourceVersion: Invalid value: \"x\": strconv.ParseUint: parsing \"x\": invalid syntax"),
+            "{wrong:?}"
+        );
         for (query, wanted) in table {
             assert_eq!(as_of(&Query::parse(query)).map_err(|status| status.reason), wanted, "{query}");
         }

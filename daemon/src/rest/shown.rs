@@ -59,7 +59,7 @@ impl Shown {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 table::with_rows(version, &self.columns, vec![self.row(version, object)], metadata, headed)
             }
-            View::Metadata(version) => table::partial(version, object),
+            View::Metadata(version) | View::MetadataList(version) => table::partial(version, object),
             View::Whole | View::AllGroups(_) => return Cow::Borrowed(object),
         })
     }
@@ -76,7 +76,7 @@ impl Shown {
                 let metadata = json!({"resourceVersion": object["metadata"]["resourceVersion"]});
                 table::with_rows(version, &[], vec![row], metadata, false)
             }
-            View::Metadata(version) => table::partial(version, object),
+            View::Metadata(version) | View::MetadataList(version) => table::partial(version, object),
             View::Whole | View::AllGroups(_) => return Cow::Borrowed(object),
         })
     }
@@ -89,7 +89,7 @@ impl Shown {
                 let columns = format!(r#","columnDefinitions":{}"#, table::definitions(&self.columns));
                 (text("Table"), text(&format!("meta.k8s.io/{version}")), columns, "rows")
             }
-            View::Metadata(version) => {
+            View::Metadata(version) | View::MetadataList(version) => {
                 (text("PartialObjectMetadataList"), text(&format!("meta.k8s.io/{version}")), String::new(), "items")
             }
             View::Whole | View::AllGroups(_) => {
@@ -110,7 +110,7 @@ impl Shown {
                 return Ok(());
             }
             View::Table(version) => self.row(version, &parse(json)?),
-            View::Metadata(version) => table::partial(version, &parse(json)?),
+            View::Metadata(version) | View::MetadataList(version) => table::partial(version, &parse(json)?),
         };
         serde_json::to_writer(out, &item).map_err(Status::internal)
     }
