@@ -25,6 +25,8 @@ pub struct Column {
     pub name: Cow<'static, str>,
     /// `string`, `integer`, `number`, `boolean` or `date`, as upstream's Table says.
     pub type_: &'static str,
+    /// Whether cells are whole numbers whatever the type says.
+    pub is_count: bool,
     /// Shown only in wide listings.
     pub wide: bool,
     /// For people; empty if the name says it all.
@@ -33,7 +35,7 @@ pub struct Column {
 
 impl Column {
     const fn of(name: &'static str, type_: &'static str, wide: bool) -> Self {
-        Self { name: Cow::Borrowed(name), type_, wide, description: Cow::Borrowed("") }
+        Self { name: Cow::Borrowed(name), type_, is_count: false, wide, description: Cow::Borrowed("") }
     }
 
     pub const fn text(name: &'static str) -> Self {
@@ -42,6 +44,13 @@ impl Column {
 
     pub const fn number(name: &'static str) -> Self {
         Self::of(name, "integer", false)
+    }
+
+    /// Cells are whole numbers, though upstream calls the column one of text.
+    pub const fn count(name: &'static str) -> Self {
+        let mut column = Self::text(name);
+        column.is_count = true;
+        column
     }
 
     pub const fn wide(name: &'static str) -> Self {

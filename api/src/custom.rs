@@ -134,6 +134,7 @@ fn columns(version: &CustomResourceDefinitionVersion) -> Vec<PathColumn> {
             column: Column {
                 name: Cow::Owned(column.name.clone()),
                 type_: known(&column.type_).unwrap_or("string"),
+                is_count: false,
                 wide: column.priority.unwrap_or_default() > 0,
                 description: Cow::Owned(column.description.clone().unwrap_or_default()),
             },

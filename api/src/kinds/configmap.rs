@@ -23,7 +23,7 @@ impl BuiltIn for ConfigMap {
         schema: "io.k8s.api.core.v1.ConfigMap",
         ..Info::DEFAULT
     };
-    const COLUMNS: &'static [Column] = &[columns::NAME, Column::number("Data"), columns::AGE];
+    const COLUMNS: &'static [Column] = &[columns::NAME, Column::count("Data"), columns::AGE];
 
     fn validate(map: &core::ConfigMap, errors: &mut Errors) {
         let mut size = 0;

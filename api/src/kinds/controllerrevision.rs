@@ -23,7 +23,7 @@ impl BuiltIn for ControllerRevision {
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =
-        &[columns::NAME, Column::text("Controller"), Column::number("Revision"), columns::AGE];
+        &[columns::NAME, Column::text("Controller"), Column::count("Revision"), columns::AGE];
 
     fn validate(revision: &apps::ControllerRevision, errors: &mut Errors) {
         validate::non_negative(revision.revision, &Path::new("revision"), errors);

@@ -38,8 +38,8 @@ impl BuiltIn for HorizontalPodAutoscaler {
         Column::text("Reference"),
         Column::text("Targets"),
         Column::text("MinPods"),
-        Column::text("MaxPods"),
-        Column::text("Replicas"),
+        Column::count("MaxPods"),
+        Column::count("Replicas"),
         columns::AGE,
     ];
 

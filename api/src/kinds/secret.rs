@@ -29,7 +29,7 @@ impl BuiltIn for Secret {
         ..Info::DEFAULT
     };
     const COLUMNS: &'static [Column] =
-        &[columns::NAME, Column::text("Type"), Column::number("Data"), columns::AGE];
+        &[columns::NAME, Column::text("Type"), Column::count("Data"), columns::AGE];
 
     fn default(secret: &mut core::Secret) {
         set_text(&mut secret.type_, "Opaque");

@@ -21,7 +21,7 @@ impl BuiltIn for ServiceAccount {
         shows_deleted: true,
         ..Info::DEFAULT
     };
-    const COLUMNS: &'static [Column] = &[columns::NAME, Column::number("Secrets"), columns::AGE];
+    const COLUMNS: &'static [Column] = &[columns::NAME, Column::count("Secrets"), columns::AGE];
 
     fn validate(_account: &core::ServiceAccount, _errors: &mut Errors) {}
 

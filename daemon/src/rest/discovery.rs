@@ -56,8 +56,8 @@ pub fn resources(registry: &Registry, group: &str, version: &str) -> Option<Valu
             "kind": kind.kind,
             "verbs": verbs(kind),
         });
-        if !kind.short_names.is_empty() {
-            main["shortNames"] = json!(kind.short_names);
+        if !short_names(kind).is_empty() {
+            main["shortNames"] = json!(short_names(kind));
         }
         if !kind.categories.is_empty() {
             main["categories"] = json!(kind.categories);
@@ -130,8 +130,8 @@ fn aggregated_resource(kind: &Arc<Kind>) -> Value {
         "singularResource": kind.singular,
         "verbs": verbs(kind),
     });
-    if !kind.short_names.is_empty() {
-        resource["shortNames"] = json!(kind.short_names);
+    if !short_names(kind).is_empty() {
+        resource["shortNames"] = json!(short_names(kind));
     }
     if !kind.categories.is_empty() {
         resource["categories"] = json!(kind.categories);
@@ -152,6 +152,14 @@ fn aggregated_resource(kind: &Arc<Kind>) -> Value {
         resource["subresources"] = Value::Array(subresources);
     }
     resource
+}
+
+/// The same in every version, but for those that are served for the sake of old manifests.
+fn short_names(kind: &Kind) -> &[String] {
+    match kind.deprecation {
+        None => &kind.stored().short_names,
+        Some(_) => &kind.short_names,
+    }
 }
 
 /// What is said of a subresource.
@@ -242,6 +250,20 @@ mod tests {
         let mut versions = ["v1beta1", "foo", "v1", "v11alpha2", "v2", "v1beta2", "v10"];
         versions.sort_by(|a, b| compare_versions(a, b));
         assert_eq!(versions, ["v10", "v2", "v1", "v1beta2", "v1beta1", "v11alpha2", "foo"]);
+    }
+
+    #[test]
+    fn short_names_are_those_of_all_versions_that_are_still_in_use() {
+        let registry = Registry::builtin();
+        let of = |group: &str, version: &str, plural: &str| {
+            let list = resources(&registry, group, version).unwrap();
+            let found = list["resources"].as_array().unwrap().iter().find(|one| one["name"] == plural);
+            found.unwrap()["shortNames"].clone()
+        };
+        assert_eq!(of("events.k8s.io", "v1", "events"), json!(["ev"]));
+        assert_eq!(of("autoscaling", "v1", "horizontalpodautoscalers"), json!(["hpa"]));
+        assert_eq!(of("apps", "v1", "deployments"), json!(["deploy"]));
+        assert_eq!(of("extensions", "v1beta1", "deployments"), Value::Null);
     }
 
     #[test]

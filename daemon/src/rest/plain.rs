@@ -2,12 +2,12 @@
 
 use flotilla_api::{Registry, Status};
 use http::request::Parts;
-use http::{Method, StatusCode, header};
+use http::{HeaderValue, Method, Response, StatusCode, header};
 use serde_json::{Value, json};
 
 use super::negotiate::{Accepts, View};
 use super::query::Query;
-use super::{Answer, Rest, answer, discovery, not_allowed};
+use super::{Answer, Body, Rest, answer, discovery, not_allowed};
 use crate::VERSION;
 use crate::accounts;
 use crate::gate::User;
@@ -29,11 +29,12 @@ impl Rest {
             ["version"] => return always_indented(&version()),
             ["metrics"] => return self.metrics(head).await,
             [".well-known", "openid-configuration"] => {
-                Some(accounts::openid_configuration(&self.node.local.api_address()))
+                let configuration = accounts::openid_configuration(&self.node.local.api_address()).to_string();
+                return Ok(for_an_hour(answer::bytes(StatusCode::OK, answer::JSON, configuration)));
             }
             ["openid", "v1", "jwks"] => {
                 let keys = self.node.accounts.key_set()?.to_string();
-                return Ok(answer::bytes(StatusCode::OK, "application/jwk-set+json", keys));
+                return Ok(for_an_hour(answer::bytes(StatusCode::OK, "application/jwk-set+json", keys)));
             }
             ["api"] => Some(match accepts()?.view {
                 View::AllGroups(version) => discovery::aggregated(&registry, true, version),
@@ -95,6 +96,13 @@ impl Rest {
 /// JSON that upstream indents, whoever asks.
 fn always_indented(body: &Value) -> Answer {
     Ok(answer::bytes(StatusCode::OK, answer::JSON, serde_json::to_vec_pretty(body).map_err(Status::internal)?))
+}
+
+/// What everybody may know and need not ask for again soon.
+fn for_an_hour(mut response: Response<Body>) -> Response<Body> {
+    let control = HeaderValue::from_static("public, max-age=3600");
+    response.headers_mut().insert(header::CACHE_CONTROL, control);
+    response
 }
 
 /// JSON that clients keep: they ask with the tag of what they have.

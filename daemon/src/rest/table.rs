@@ -83,6 +83,7 @@ pub fn row(kind: &Kind, version: &str, columns: &[Column], object: &Value, inclu
         .zip(columns)
         .map(|(cell, column)| match column.type_ {
             _ if cell.is_empty() && kind.structure.is_some() => Value::Null,
+            _ if column.is_count => cell.parse::<i64>().map_or(Value::String(cell), Value::from),
             "integer" => cell.parse::<i64>().map_or(Value::String(cell), Value::from),
             "number" => cell.parse::<f64>().map_or(Value::String(cell), Value::from),
             "boolean" => cell.parse::<bool>().map_or(Value::String(cell), Value::from),
@@ -111,7 +112,18 @@ pub fn partial(version: &str, object: &Value) -> Value {
 
 #[cfg(test)]
 mod tests {
+    use flotilla_api::{Builtin, Registry};
+
     use super::*;
+
+    #[test]
+    fn counts_are_numbers_in_columns_of_text() {
+        let kind = Registry::builtin().built_in(Builtin::ConfigMap).unwrap();
+        let columns = kind.columns();
+        let object = json!({"metadata": {"name": "m"}, "data": {"a": "1", "b": "2"}});
+        let row = row(&kind, "v1", &columns, &object, Include::None, Timestamp::now());
+        assert_eq!((columns[1].type_, &row["cells"][1]), ("string", &json!(2)));
+    }
 
     #[test]
     fn a_scale_has_upstreams_columns() {
