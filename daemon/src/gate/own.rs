@@ -113,7 +113,7 @@ mod tests {
             assert_eq!(apply(field, &said).await.unwrap(), made);
         }
         assert_eq!(apply("resourceVersion", "0").await.unwrap(), made, "whatever there is");
-        let (reason, words) = apply("resourceVersion", "1").await.unwrap_err();
+        let (reason, words) = apply("resourceVersion", "99").await.unwrap_err();
         assert!(reason == Reason::Conflict && words.contains("the object has been modified"), "{words}");
         let (reason, words) = apply("uid", "w").await.unwrap_err();
         assert!(reason == Reason::Conflict && words.contains("UID in precondition: w"), "{words}");
