@@ -1,9 +1,9 @@
 //! The ReplicaSets of a Deployment: which are its own, which is the current one.
 
+use flotilla_api::Change;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use flotilla_api::k8s_openapi::api::core::v1::PodTemplateSpec;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use flotilla_api::{Change, Expect};
 
 use super::rollback::FAILED;
 use super::{MANAGER, Pass, recreates, replicas, rollout};
@@ -38,8 +38,8 @@ pub(super) fn revision(meta: &ObjectMeta) -> i64 {
 }
 
 impl<'a> Sets<'a> {
-    /// The sets of the Deployment. Orphans that match are adopted, own sets that do not match any more
-    /// released.
+    /// The sets of the Deployment. Orphans that match are among them, to be adopted with whatever else is written; own
+    /// sets that do not match any more are released.
     pub fn claim(deployment: &Stored<Deployment>, spec: &DeploymentSpec, cx: &Context<'a>, plan: &mut Plan) -> Self {
         let uid = meta::uid(&deployment.metadata);
         let deleting = meta::is_deleting(&deployment.metadata);
@@ -49,9 +49,7 @@ impl<'a> Sets<'a> {
             match meta::controller_of(&set.metadata) {
                 Some(owner) if owner.uid == uid && matches(set) => owned.push(set),
                 Some(owner) if owner.uid == uid && !deleting => plan.add(release(set, uid)),
-                None if !deleting && !meta::is_deleting(&set.metadata) && matches(set) => {
-                    plan.add(adopt(deployment, set));
-                }
+                None if !deleting && !meta::is_deleting(&set.metadata) && matches(set) => owned.push(set),
                 _ => {}
             }
         }
@@ -70,16 +68,6 @@ impl<'a> Sets<'a> {
     pub fn total(&self) -> i32 {
         self.all().map(|set| size(set)).fold(0, i32::saturating_add)
     }
-}
-
-fn adopt(deployment: &Stored<Deployment>, set: &Stored<ReplicaSet>) -> Change {
-    let mut next = set.object.clone();
-    next.metadata.owner_references.get_or_insert_default().push(meta::controller_reference(&deployment.object));
-    change(MANAGER).require(deployment.key.clone(), Expect::Exists).update(
-        set.key.clone(),
-        set.revision,
-        meta::encode(&next),
-    )
 }
 
 fn release(set: &Stored<ReplicaSet>, uid: &str) -> Change {
@@ -175,9 +163,13 @@ impl Pass<'_> {
         meta::set(&mut metadata.annotations, MAX, replicas.saturating_add(surge).to_string());
     }
 
-    /// A set as it shall be: its size, and what it inherits from the Deployment.
+    /// A set as it shall be: whose it is, its size, and what it inherits from the Deployment.
     pub(super) fn updated(&self, set: &Stored<ReplicaSet>) -> ReplicaSet {
         let mut next = set.object.clone();
+        if meta::controller_of(&next.metadata).is_none() {
+            let owner = meta::controller_reference(&self.deployment.object);
+            next.metadata.owner_references.get_or_insert_default().push(owner);
+        }
         let is_new = self.sets.new.is_some_and(|new| new.key == set.key);
         if let Some(size) = self.sizes.get(&set.key) {
             next.spec.replicas = Some(*size);

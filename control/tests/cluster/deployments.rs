@@ -233,3 +233,43 @@ fn availability_waits_for_min_ready_seconds() {
     sim.run();
     assert_eq!(sim.deployment("web").status.unwrap().available_replicas, Some(2));
 }
+
+#[test]
+fn orphaned_sets_and_pods_are_adopted_and_no_collision() {
+    let mut sim = Sim::with_nodes(10, 2);
+    put(&mut sim, deployment("web", 3, "a"));
+    sim.run();
+    let set = keys::replica_set("default", sim.replica_sets()[0].metadata.name.as_deref().unwrap());
+    let pods = sim.pods();
+    let orphan = |value: &mut Value| value["metadata"]["ownerReferences"] = Value::Null;
+
+    sim.edit(&set, orphan);
+    sim.delete(&keys::deployment("default", "web"));
+    put(&mut sim, deployment("web", 3, "a"));
+    sim.run();
+    sim.assert_settled();
+    assert_eq!(sim.get::<Value>(&set)["metadata"]["ownerReferences"][0]["name"], "web");
+
+    for pod in &pods {
+        sim.edit(&keys::pod("default", pod.metadata.name.as_deref().unwrap()), orphan);
+    }
+    sim.delete(&set);
+    sim.run();
+    sim.assert_settled();
+    assert!(sim.store.contains_key(&set), "the template hashes as before");
+    assert_eq!(sim.pods().len(), pods.len());
+    assert_eq!(sim.deployment("web").status.unwrap().collision_count, None);
+}
+
+#[test]
+fn a_set_of_somebody_else_is_a_collision() {
+    let mut sim = Sim::with_nodes(11, 1);
+    put(&mut sim, deployment("web", 1, "a"));
+    sim.run();
+    let set = keys::replica_set("default", sim.replica_sets()[0].metadata.name.as_deref().unwrap());
+    sim.edit(&set, |set| set["metadata"]["labels"]["app"] = "debug".into());
+    sim.run();
+    sim.assert_settled();
+    assert_eq!(sim.replica_sets().len(), 2);
+    assert_eq!(sim.deployment("web").status.unwrap().collision_count, Some(1));
+}
