@@ -271,7 +271,10 @@ impl View {
         let within = |key: &&Key| key.as_str().starts_with(&prefix);
         match (collection.group.as_str(), collection.resource.as_str()) {
             ("", "pods") => self.pods.keys_from(first).take_while(within).collect(),
-            _ => self.tables.keys().filter(within).chain(self.others.keys_from(first).take_while(within)).collect(),
+            _ => {
+                let decoded = self.tables.keys().chain(self.root_cas.keys()).filter(within);
+                decoded.chain(self.others.keys_from(first).take_while(within)).collect()
+            }
         }
     }
 

@@ -21,7 +21,9 @@ fn used(sim: &Sim) -> Value {
 #[test]
 fn a_quota_counts_what_is_there() {
     let mut sim = Sim::with_nodes(1, 2);
-    sim.put_json("", "configmaps", json!({"metadata": {"name": "a"}}));
+    for name in ["a", "kube-root-ca.crt"] {
+        sim.put_json("", "configmaps", json!({"metadata": {"name": name}}));
+    }
     sim.put_json(
         "",
         "services",
@@ -30,12 +32,12 @@ fn a_quota_counts_what_is_there() {
     sim.put_json("apps", "replicasets", set("s", 3));
     sim.run();
     let hard = json!({"pods": "10", "requests.cpu": "2", "configmaps": "5", "services.nodeports": "2",
-        "count/replicasets.apps": "2", "count/deployments.apps": "2", "count/pods": "9"});
+        "count/configmaps": "5", "count/replicasets.apps": "2", "count/deployments.apps": "2", "count/pods": "9"});
     sim.put_json("", "resourcequotas", quota(hard));
     sim.run();
     sim.assert_settled();
-    let expected = json!({"pods": "3", "requests.cpu": "300m", "configmaps": "1", "services.nodeports": "1",
-        "count/replicasets.apps": "1", "count/deployments.apps": "0", "count/pods": "3"});
+    let expected = json!({"pods": "3", "requests.cpu": "300m", "configmaps": "2", "services.nodeports": "1",
+        "count/configmaps": "2", "count/replicasets.apps": "1", "count/deployments.apps": "0", "count/pods": "3"});
     assert_eq!(used(&sim), expected);
     let pod = sim.pods()[0].metadata.name.clone().unwrap();
     sim.put_json("apps", "replicasets", set("s", 2));
