@@ -9,7 +9,7 @@ use flotilla_api::{Change, Expect};
 use std::collections::BTreeMap;
 
 use crate::plan::{Context, Plan, change};
-use crate::view::{Stored, View};
+use crate::view::Stored;
 use crate::{keys, meta};
 
 const ACCOUNTS: &str = "service-account-controller";
@@ -51,12 +51,23 @@ pub(crate) fn provide(namespace: &Stored<Namespace>, cx: &mut Context<'_>, plan:
 }
 
 /// Makes a new pod one of its account.
-pub(crate) fn admit(pod: &mut Pod, view: &View, suffix: &str) {
-    let namespace = meta::namespace(&pod.metadata).to_owned();
-    let Some(spec) = &mut pod.spec else { return };
-    let name = flotilla_api::account::name(spec).to_owned();
-    let account = view.service_account(&keys::service_account(&namespace, &name));
-    flotilla_api::account::admit(spec, account.map(|stored| &stored.object), suffix);
+///
+/// # Errors
+/// That there is no such account, in words.
+pub(crate) fn admit(pod: &mut Pod, cx: &mut Context<'_>) -> Result<(), String> {
+    let Pod { metadata, spec: Some(spec), .. } = pod else { return Ok(()) };
+    let (namespace, name) = (meta::namespace(metadata), flotilla_api::account::name(spec));
+    let account = cx.view.service_account(&keys::service_account(namespace, name));
+    // The default one is made soon after its namespace, and again whenever it is gone.
+    if account.is_none() && name != DEFAULT {
+        return Err(format!(
+            "pods \"{}\" is forbidden: error looking up service account {namespace}/{name}: serviceaccount \"{name}\" \
+             not found",
+            metadata.generate_name.as_deref().unwrap_or_default()
+        ));
+    }
+    flotilla_api::account::admit(spec, account.map(|stored| &stored.object), &flotilla_api::names::suffix(cx.rng));
+    Ok(())
 }
 
 #[cfg(test)]
@@ -68,6 +79,7 @@ mod tests {
 
     use super::*;
     use crate::plan::{Settings, plan};
+    use crate::view::View;
     use crate::work::Work;
 
     fn observe(view: &mut View, key: &Key, object: &Value, revision: u64) {

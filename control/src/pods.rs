@@ -97,7 +97,7 @@ pub(crate) fn grace_seconds(pod: &Pod) -> i64 {
     }
 }
 
-/// A new pod after a template, controlled by `owner` and running as its account.
+/// A new pod after a template, controlled by `owner`.
 pub(crate) fn from_template(
     template: &PodTemplateSpec,
     namespace: &str,
@@ -117,9 +117,7 @@ pub(crate) fn from_template(
         ..meta::mint(namespace, name, now, rng)
     };
     let status = first_status(template.spec.as_ref());
-    let mut pod = Pod { metadata, spec: template.spec.clone(), status: Some(status) };
-    account::admit(&mut pod, cx.view, &flotilla_api::names::suffix(rng));
-    pod
+    Pod { metadata, spec: template.spec.clone(), status: Some(status) }
 }
 
 /// Makes the pods of one namespace, as its policies allow.
@@ -140,11 +138,12 @@ impl Maker {
         Ok(Self { namespace: namespace.to_owned(), namespace_revision, policies: view.policies(namespace) })
     }
 
-    /// Lets the policies change a pod, and charges it.
+    /// Makes a pod one of its account, lets the policies change it, and charges it.
     ///
     /// # Errors
-    /// Why a policy refuses it, in words.
-    pub fn admit(&mut self, pod: &mut Pod) -> Result<(), String> {
+    /// That there is no such account, or why a policy refuses it, in words.
+    pub fn admit(&mut self, pod: &mut Pod, cx: &mut Context<'_>) -> Result<(), String> {
+        account::admit(pod, cx)?;
         self.policies.admit_pod(pod).and_then(|()| self.policies.charge_pod(pod)).map_err(|status| status.message)
     }
 

@@ -192,7 +192,7 @@ impl Pass<'_> {
             let mut change = self.change().require(set.key.clone(), Expect::Exists);
             for _ in 0..batch {
                 let mut pod = pods::from_template(template, namespace, &prefix, self.owner.clone(), cx);
-                if let Err(why) = maker.admit(&mut pod) {
+                if let Err(why) = maker.admit(&mut pod, cx) {
                     refused = Some(why);
                     break;
                 }

@@ -50,8 +50,9 @@ impl Pass<'_> {
             let mut change = change(MANAGER).require(self.job.key.clone(), Expect::Exists);
             for turn in batch {
                 let mut pod = self.new_pod(*turn, cx);
+                let admitted = maker.admit(&mut pod, cx);
                 let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
-                if let Err(why) = maker.admit(&mut pod) {
+                if let Err(why) = admitted {
                     plan.add(maker.finish(change));
                     let message = format!("Error creating: {why}");
                     plan.add(teller.warning(crate::plan::change(MANAGER), &about, "FailedCreate", &message));

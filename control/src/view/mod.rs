@@ -211,6 +211,10 @@ impl View {
         self.tables.jobs.get(key)
     }
 
+    pub fn jobs_in(&self, namespace: &str) -> impl Iterator<Item = &Stored<Job>> {
+        self.tables.jobs.range(keys::job(namespace, ""), namespace)
+    }
+
     pub fn replication_controller(&self, key: &Key) -> Option<&Stored<ReplicationController>> {
         self.tables.replication_controllers.get(key)
     }

@@ -1,7 +1,8 @@
 //! Which Work an object asks for when it appears, changes or goes.
 
 use flotilla_api::Key;
-use flotilla_api::account::{DEFAULT, ROOT_CA};
+use flotilla_api::account::{self, DEFAULT, ROOT_CA};
+use flotilla_api::k8s_openapi::api::core::v1::PodTemplateSpec;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use flotilla_api::kinds::{FLOTILLA_GROUP, replicationcontroller};
 
@@ -25,7 +26,7 @@ impl View {
         match (key.group(), key.resource()) {
             ("", "pods") => self.of_pod(key, meta),
             ("", "nodes") => vec![Work::Nodes, Work::Evict(key.name().to_owned())],
-            ("", "serviceaccounts") if key.name() == DEFAULT => vec![Work::Namespace(key.namespace().to_owned())],
+            ("", "serviceaccounts") => self.of_account(key),
             ("", "configmaps") if key.name() == ROOT_CA => vec![Work::Namespace(key.namespace().to_owned())],
             (FLOTILLA_GROUP, "clusters") => {
                 self.tables.namespaces.keys().map(|key| Work::Namespace(key.name().to_owned())).collect()
@@ -71,6 +72,25 @@ impl View {
         if !namespace.is_empty() {
             works.extend(self.quotas_in(namespace).map(|quota| Work::Quota(quota.key.clone())));
         }
+        works
+    }
+
+    /// Those whose pods run as it may wait for it.
+    fn of_account(&self, key: &Key) -> Vec<Work> {
+        let namespace = key.namespace();
+        if key.name() == DEFAULT {
+            return vec![Work::Namespace(namespace.to_owned())];
+        }
+        let runs_as = |template: Option<&PodTemplateSpec>| {
+            template.and_then(|template| template.spec.as_ref()).is_some_and(|spec| account::name(spec) == key.name())
+        };
+        let sets = self.replica_sets_in(namespace).filter(|set| runs_as(set.spec.template.as_ref()));
+        let jobs = self.jobs_in(namespace).filter(|job| runs_as(job.spec.as_ref().map(|spec| &spec.template)));
+        let controllers = self.replication_controllers_in(namespace);
+        let controllers = controllers.filter(|found| runs_as(found.spec.as_ref().and_then(|s| s.template.as_ref())));
+        let mut works: Vec<Work> = sets.map(|set| Work::ReplicaSet(set.key.clone())).collect();
+        works.extend(jobs.map(|job| Work::Job(job.key.clone())));
+        works.extend(controllers.map(|found| Work::ReplicationController(found.key.clone())));
         works
     }
 

@@ -1,9 +1,11 @@
 //! ReplicaSets: numbers kept, orphans adopted, strangers left alone.
 
+use std::collections::BTreeSet;
+
 use flotilla_control::keys;
 use serde_json::{Value, json};
 
-use crate::sim::{Sim, template};
+use crate::sim::{Sim, condition, template};
 
 fn set(replicas: i32) -> Value {
     json!({"metadata": {"name": "s"}, "spec": {"replicas": replicas,
@@ -87,9 +89,39 @@ fn nothing_is_created_in_a_namespace_that_is_not_there() {
     let key = sim.put_json("apps", "replicasets", value);
     sim.settle();
     let value: Value = sim.get(&key);
-    let failure = crate::sim::condition(&value, "ReplicaFailure");
+    let failure = condition(&value, "ReplicaFailure");
     assert_eq!(failure["reason"], "FailedCreate");
     assert_eq!(failure["message"], "namespaces \"nowhere\" not found");
     assert_eq!(sim.events("FailedCreate").len(), 1);
     assert!(sim.pods().is_empty());
+}
+
+#[test]
+fn no_pod_is_made_before_its_account_is_there() {
+    let mut sim = Sim::with_nodes(6, 1);
+    let mut pods = template("s", "a");
+    pods["spec"]["serviceAccountName"] = "nobody".into();
+    let mut value = set(2);
+    value["spec"]["template"] = pods.clone();
+    let key = sim.put_json("apps", "replicasets", value.clone());
+    value["spec"]["selector"] = json!({"app": "s"});
+    sim.put_json("", "replicationcontrollers", value);
+    pods["spec"]["restartPolicy"] = "Never".into();
+    sim.put_json("batch", "jobs", json!({"metadata": {"name": "s"}, "spec": {"completions": 1, "template": pods}}));
+    sim.settle();
+    assert!(sim.pods().is_empty());
+    let value: Value = sim.get(&key);
+    let failure = condition(&value, "ReplicaFailure");
+    let message = "pods \"s-\" is forbidden: error looking up service account default/nobody: \
+                   serviceaccount \"nobody\" not found";
+    assert_eq!((failure["reason"].as_str(), failure["message"].as_str()), (Some("FailedCreate"), Some(message)));
+    let events = sim.events("FailedCreate");
+    let kinds: BTreeSet<_> = events.iter().filter_map(|event| event.involved_object.kind.as_deref()).collect();
+    assert_eq!(kinds.len(), 3);
+    assert!(events.iter().all(|event| event.message.as_deref() == Some(&format!("Error creating: {message}"))));
+
+    sim.put_json("", "serviceaccounts", json!({"metadata": {"name": "nobody"}}));
+    sim.settle();
+    assert_eq!(sim.pods().len(), 5, "at once");
+    assert!(condition(&sim.get(&key), "ReplicaFailure").is_null());
 }
