@@ -114,7 +114,7 @@ impl Teller<'_> {
         self.tell(change, object, Severity::Warning, reason, message)
     }
 
-    fn tell(
+    pub fn tell(
         &mut self,
         change: Change,
         object: &ObjectReference,

@@ -24,6 +24,7 @@ pub mod fair;
 mod garbage;
 mod job;
 pub mod keys;
+mod maker;
 pub mod meta;
 mod names;
 mod namespace;

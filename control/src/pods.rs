@@ -1,15 +1,12 @@
-//! What planners ask about pods, and how they make them.
+//! What planners ask about pods, and how they look when they are made.
 
-use flotilla_api::admit::Policies;
 use flotilla_api::k8s_openapi::api::core::v1::{Pod, PodCondition, PodTemplateSpec};
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use flotilla_api::kinds::pod::first_status;
-use flotilla_api::{Change, Expect};
 use jiff::Timestamp;
 
 use crate::plan::Context;
-use crate::view::View;
-use crate::{account, condition, keys, meta, names};
+use crate::{condition, meta, names};
 
 pub(crate) fn phase(pod: &Pod) -> &str {
     pod.status.as_ref().and_then(|status| status.phase.as_deref()).unwrap_or("Pending")
@@ -118,49 +115,4 @@ pub(crate) fn from_template(
     };
     let status = first_status(template.spec.as_ref());
     Pod { metadata, spec: template.spec.clone(), status: Some(status) }
-}
-
-/// Makes the pods of one namespace, as its policies allow.
-///
-/// A namespace that has begun to be deleted since it was seen takes no more pods, and a quota that was charged since is
-/// looked at again.
-pub(crate) struct Maker {
-    namespace: String,
-    namespace_revision: u64,
-    policies: Policies,
-}
-
-impl Maker {
-    /// # Errors
-    /// If the namespace takes no pods, in words.
-    pub fn new(view: &View, namespace: &str) -> Result<Self, String> {
-        let namespace_revision = view.admits(namespace)?;
-        Ok(Self { namespace: namespace.to_owned(), namespace_revision, policies: view.policies(namespace) })
-    }
-
-    /// Makes a pod one of its account, lets the policies change it, and charges it.
-    ///
-    /// # Errors
-    /// That there is no such account, or why a policy refuses it, in words.
-    pub fn admit(&mut self, pod: &mut Pod, cx: &mut Context<'_>) -> Result<(), String> {
-        account::admit(pod, cx)?;
-        self.policies.admit_pod(pod).and_then(|()| self.policies.charge_pod(pod)).map_err(|status| status.message)
-    }
-
-    /// Adds the creation of a pod that was admitted.
-    pub fn create(&self, change: Change, pod: &Pod) -> Change {
-        let gate = keys::namespace(&self.namespace);
-        let change = match change.preconditions.iter().any(|condition| condition.key == gate) {
-            true => change,
-            false => change.require(gate, Expect::ModRevision(self.namespace_revision)),
-        };
-        change.create(keys::pod(&self.namespace, meta::name(&pod.metadata)), meta::encode(pod))
-    }
-
-    /// Adds what the quotas were charged with.
-    pub fn finish(&self, change: Change) -> Change {
-        let charged = self.policies.quotas.iter().filter(|quota| quota.charged);
-        charged
-            .fold(change, |change, quota| change.update(quota.key.clone(), quota.revision, meta::encode(&quota.object)))
-    }
 }

@@ -13,6 +13,7 @@ use flotilla_api::kinds::replicationcontroller;
 use flotilla_api::{Change, Expect, Key};
 
 use crate::event::{self, Teller};
+use crate::maker::{Maker, REFUSED_RETRY_MS};
 use crate::plan::{Context, Plan, change};
 use crate::view::{PodEntry, Stored};
 use crate::{condition, deletion, meta, pods, preference, selector};
@@ -23,8 +24,6 @@ const BURST_PODS: usize = 500;
 const MAX_UNSCHEDULED: usize = 500;
 /// Pods created by one Change, each with its Event.
 const CREATED_PER_CHANGE: usize = 50;
-/// When pods that were refused are tried again, besides when the set changes.
-const REFUSED_RETRY_MS: u64 = 2_000;
 
 pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
     let Some(set) = cx.view.replica_set(key) else { return Plan::default() };
@@ -178,7 +177,7 @@ impl Pass<'_> {
         let set = self.set;
         let namespace = set.key.namespace();
         let Some(template) = &self.spec.template else { return Err("the set has no pod template".into()) };
-        let mut maker = pods::Maker::new(cx.view, namespace)?;
+        let mut maker = Maker::new(cx.view, namespace)?;
         let prefix = format!("{}-", set.key.name());
         // Pods that no node has room for are no use; more of them come when these have found theirs.
         let uid = set.object.metadata.uid.as_deref().unwrap_or_default();
@@ -192,11 +191,11 @@ impl Pass<'_> {
             let mut change = self.change().require(set.key.clone(), Expect::Exists);
             for _ in 0..batch {
                 let mut pod = pods::from_template(template, namespace, &prefix, self.owner.clone(), cx);
-                if let Err(why) = maker.admit(&mut pod, cx) {
+                if let Err(why) = maker.admit_pod(&mut pod, cx) {
                     refused = Some(why);
                     break;
                 }
-                change = maker.create(change, &pod);
+                change = maker.create_pod(change, &pod);
                 let mut teller = Teller { component: self.manager, now: cx.now, rng: cx.rng };
                 let message = format!("Created pod: {}", meta::name(&pod.metadata));
                 change = teller.normal(change, &self.about, "SuccessfulCreate", &message);

@@ -18,7 +18,8 @@ use std::collections::BTreeMap;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet};
 use flotilla_api::{Change, Key};
 
-use crate::event::{self, Teller};
+use crate::event::{self, Severity, Teller};
+use crate::maker::Maker;
 use crate::plan::{Context, Plan, change};
 use crate::view::Stored;
 use crate::{meta, selector};
@@ -48,11 +49,12 @@ struct Pass<'a> {
     next: Deployment,
     /// Sizes that change.
     sizes: BTreeMap<Key, i32>,
-    created: Option<ReplicaSet>,
+    /// The set that is made, and what makes it.
+    created: Option<(ReplicaSet, Maker)>,
     removed: Vec<&'a Stored<ReplicaSet>>,
     /// The set that is gone back from.
     failed: Option<Key>,
-    told: Vec<(&'static str, String)>,
+    told: Vec<(Severity, &'static str, String)>,
 }
 
 pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
@@ -75,7 +77,7 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
         told: Vec::new(),
     };
     if !meta::is_deleting(&deployment.metadata) {
-        pass.decide(cx);
+        pass.decide(cx, &mut plan);
     }
     pass.report(cx, &mut plan);
     let change = pass.write(cx);
@@ -84,7 +86,7 @@ pub(crate) fn plan(key: &Key, cx: &mut Context<'_>) -> Plan {
 }
 
 impl<'a> Pass<'a> {
-    fn decide(&mut self, cx: &mut Context<'_>) {
+    fn decide(&mut self, cx: &mut Context<'_>, plan: &mut Plan) {
         let paused = self.spec.paused == Some(true);
         self.note_pause(paused, cx.now);
         if paused || self.is_scaling() {
@@ -97,7 +99,7 @@ impl<'a> Pass<'a> {
             return;
         }
         if self.sets.new.is_none() && (!recreates(self.spec) || self.old_pods_are_gone(cx)) {
-            self.create_new_set(cx);
+            self.create_new_set(cx, plan);
         }
         self.note_new_set(cx.now);
         if recreates(self.spec) {
@@ -120,7 +122,7 @@ impl<'a> Pass<'a> {
         }
         let direction = if size > before { "up" } else { "down" };
         let message = format!("Scaled {direction} replica set {} from {before} to {size}", set.key.name());
-        self.told.push(("ScalingReplicaSet", message));
+        self.told.push((Severity::Normal, "ScalingReplicaSet", message));
         self.sizes.insert(set.key.clone(), size);
     }
 
@@ -137,9 +139,8 @@ impl<'a> Pass<'a> {
                 change = change.update(set.key.clone(), set.revision, meta::encode(&next));
             }
         }
-        if let Some(created) = &self.created {
-            let key = crate::keys::replica_set(meta::namespace(&created.metadata), meta::name(&created.metadata));
-            change = change.create(key, meta::encode(created));
+        if let Some((created, maker)) = &self.created {
+            change = maker.finish(maker.create_set(change, created));
         }
         if self.next != self.deployment.object {
             let bytes = meta::encode(&self.next);
@@ -152,9 +153,9 @@ impl<'a> Pass<'a> {
             return change;
         }
         let about = event::reference(&self.deployment.object);
-        for (reason, message) in &self.told {
+        for (severity, reason, message) in &self.told {
             let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
-            change = teller.normal(change, &about, reason, message);
+            change = teller.tell(change, &about, *severity, reason, message);
         }
         change
     }

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::sets::{self, HASH};
 use super::{Pass, status};
+use crate::event::Severity;
 use crate::meta;
 
 /// Asks for it, with the value `true`.
@@ -36,7 +37,7 @@ impl Pass<'_> {
         let revision = sets::revision(&good.metadata);
         let message = format!("Rolled back to revision {revision}: {} did not come up in time", new.key.name());
         self.note_progress("True", status::FOUND, &message, now);
-        self.told.push(("DeploymentRollback", message));
+        self.told.push((Severity::Normal, "DeploymentRollback", message));
         true
     }
 }

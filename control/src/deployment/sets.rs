@@ -4,9 +4,13 @@ use flotilla_api::Change;
 use flotilla_api::k8s_openapi::api::apps::v1::{Deployment, DeploymentSpec, ReplicaSet, ReplicaSetSpec};
 use flotilla_api::k8s_openapi::api::core::v1::PodTemplateSpec;
 use flotilla_api::k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use jiff::Timestamp;
 
 use super::rollback::FAILED;
+use super::status::REFUSED;
 use super::{MANAGER, Pass, recreates, replicas, rollout};
+use crate::event::Severity;
+use crate::maker::{Maker, REFUSED_RETRY_MS};
 use crate::plan::{Context, Plan, change};
 use crate::view::Stored;
 use crate::{keys, meta, names, pods, selector};
@@ -100,11 +104,7 @@ fn same_metadata(set: Option<&ObjectMeta>, deployment: Option<&ObjectMeta>) -> b
 
 impl Pass<'_> {
     /// Begins a rollout: a set for the template, already as large as the rules allow.
-    pub(super) fn create_new_set(&mut self, cx: &mut Context<'_>) {
-        if let Err(message) = cx.view.admits(self.deployment.key.namespace()) {
-            self.note_progress("False", "ReplicaSetCreateError", &message, cx.now);
-            return;
-        }
+    pub(super) fn create_new_set(&mut self, cx: &mut Context<'_>, plan: &mut Plan) {
         let namespace = self.deployment.key.namespace().to_owned();
         let collisions = self.next.status.as_ref().and_then(|status| status.collision_count).unwrap_or(0);
         let hash = names::template_hash(&self.spec.template, collisions);
@@ -115,17 +115,35 @@ impl Pass<'_> {
             return;
         }
         let size = if recreates(self.spec) { replicas(self.spec) } else { self.room_for_new(0) };
-        let mut set = self.new_set(&namespace, name, &hash, size, cx);
+        let mut set = self.new_set(&namespace, name.clone(), &hash, size, cx);
+        let admitted = Maker::new(cx.view, &namespace).and_then(|mut maker| maker.admit_set(&set).map(|()| maker));
+        let maker = match admitted {
+            Ok(maker) => maker,
+            Err(why) => {
+                self.note_refusal(&name, &why, cx.now);
+                plan.wake(meta::plus_ms(cx.now, REFUSED_RETRY_MS));
+                return;
+            }
+        };
         let revision = self.next_revision();
         meta::set(&mut set.metadata.annotations, REVISION, revision.to_string());
         self.annotate_size(&mut set.metadata);
         meta::set(&mut self.next.metadata.annotations, REVISION, revision.to_string());
-        let name = meta::name(&set.metadata).to_owned();
         self.note_progress("True", "NewReplicaSetCreated", &format!("Created new replica set \"{name}\""), cx.now);
         if size > 0 {
-            self.told.push(("ScalingReplicaSet", format!("Scaled up replica set {name} from 0 to {size}")));
+            let message = format!("Scaled up replica set {name} from 0 to {size}");
+            self.told.push((Severity::Normal, "ScalingReplicaSet", message));
         }
-        self.created = Some(set);
+        self.created = Some((set, maker));
+    }
+
+    /// Says why the set cannot be made, once.
+    fn note_refusal(&mut self, name: &str, why: &str, now: Timestamp) {
+        let message = format!("Failed to create new replica set \"{name}\": {why}");
+        if self.progress().and_then(|progress| progress.message.as_ref()) != Some(&message) {
+            self.note_progress("False", REFUSED, &message, now);
+            self.told.push((Severity::Warning, REFUSED, message));
+        }
     }
 
     fn new_set(&self, namespace: &str, name: String, hash: &str, size: i32, cx: &mut Context<'_>) -> ReplicaSet {

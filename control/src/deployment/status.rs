@@ -14,6 +14,8 @@ const AVAILABLE: &str = "Available";
 const FAILURE: &str = "ReplicaFailure";
 const COMPLETE: &str = "NewReplicaSetAvailable";
 pub(super) const FOUND: &str = "FoundNewReplicaSet";
+/// The set of the current template may not be made.
+pub(super) const REFUSED: &str = "ReplicaSetCreateError";
 const TIMED_OUT: &str = "ProgressDeadlineExceeded";
 /// Upstream's default of `spec.progressDeadlineSeconds`.
 const DEFAULT_DEADLINE_SECONDS: i32 = 600;
@@ -23,7 +25,7 @@ impl Pass<'_> {
         self.next.status.get_or_insert_default()
     }
 
-    fn progress(&self) -> Option<&DeploymentCondition> {
+    pub(super) fn progress(&self) -> Option<&DeploymentCondition> {
         condition::find(self.next.status.as_ref()?.conditions.as_ref(), PROGRESSING)
     }
 
@@ -147,6 +149,9 @@ impl Pass<'_> {
             None => format!("Deployment \"{}\"", self.deployment.key.name()),
         };
         let reason = self.progress().and_then(|progress| progress.reason.clone()).unwrap_or_default();
+        if self.sets.new.is_none() && reason == REFUSED {
+            return;
+        }
         // A complete Deployment that loses a pod is no rollout; one with pods of two versions is.
         let moves = if reason == COMPLETE { self.is_rolling() } else { self.has_progressed(before) };
         if self.is_complete() {

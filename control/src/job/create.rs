@@ -7,6 +7,7 @@ use flotilla_api::k8s_openapi::api::core::v1::{EnvVar, Pod};
 
 use super::{MANAGER, Pass, TRACKING};
 use crate::event::{self, Teller};
+use crate::maker::Maker;
 use crate::plan::{Context, Plan, change};
 use crate::{meta, pods};
 
@@ -40,7 +41,7 @@ struct Turn {
 impl Pass<'_> {
     pub(super) fn create_pods(&mut self, missing: usize, cx: &mut Context<'_>, plan: &mut Plan) {
         // A namespace that is going takes the Job with it.
-        let Ok(mut maker) = pods::Maker::new(cx.view, self.job.key.namespace()) else { return };
+        let Ok(mut maker) = Maker::new(cx.view, self.job.key.namespace()) else { return };
         let numbers: Vec<Option<Turn>> = match self.is_indexed() {
             true => self.turns(missing, cx, plan).into_iter().map(Some).collect(),
             false => vec![None; missing],
@@ -50,7 +51,7 @@ impl Pass<'_> {
             let mut change = change(MANAGER).require(self.job.key.clone(), Expect::Exists);
             for turn in batch {
                 let mut pod = self.new_pod(*turn, cx);
-                let admitted = maker.admit(&mut pod, cx);
+                let admitted = maker.admit_pod(&mut pod, cx);
                 let mut teller = Teller { component: MANAGER, now: cx.now, rng: cx.rng };
                 if let Err(why) = admitted {
                     plan.add(maker.finish(change));
@@ -60,7 +61,7 @@ impl Pass<'_> {
                     return;
                 }
                 let message = format!("Created pod: {}", meta::name(&pod.metadata));
-                change = teller.normal(maker.create(change, &pod), &about, "SuccessfulCreate", &message);
+                change = teller.normal(maker.create_pod(change, &pod), &about, "SuccessfulCreate", &message);
             }
             plan.add(maker.finish(change));
         }

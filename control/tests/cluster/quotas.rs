@@ -3,7 +3,7 @@
 use flotilla_control::keys;
 use serde_json::{Value, json};
 
-use crate::sim::{Sim, condition, template};
+use crate::sim::{Sim, condition, deployment, template};
 
 fn set(name: &str, replicas: i32) -> Value {
     json!({"metadata": {"name": name}, "spec": {"replicas": replicas,
@@ -72,6 +72,48 @@ fn sets_share_what_a_quota_leaves_and_no_more() {
         sim.run();
         assert_eq!(sim.active().len(), 4, "seed {seed}");
     }
+}
+
+#[test]
+fn a_deployment_says_that_a_quota_refuses_its_set() {
+    let mut sim = Sim::with_nodes(8, 1);
+    sim.put_json("", "resourcequotas", quota(json!({"count/replicasets.apps": "1"})));
+    sim.settle();
+    let one = sim.put_json("apps", "deployments", deployment("one", 1, "a"));
+    sim.run();
+    let key = sim.put_json("apps", "deployments", deployment("two", 1, "a"));
+    sim.run();
+    sim.assert_settled();
+    assert_eq!(sim.replica_sets().len(), 1);
+    let two: Value = sim.get(&key);
+    let progress = condition(&two, "Progressing");
+    assert_eq!(
+        (progress["status"].as_str(), progress["reason"].as_str()),
+        (Some("False"), Some("ReplicaSetCreateError"))
+    );
+    let words = progress["message"].as_str().unwrap();
+    let name = words.split('"').nth(1).unwrap();
+    let count = |word: &str| format!("{word}: count/replicasets.apps=1");
+    let expected = format!(
+        "Failed to create new replica set \"{name}\": replicasets.apps \"{name}\" is forbidden: exceeded quota: q, {}, {}, {}",
+        count("requested"),
+        count("used"),
+        count("limited")
+    );
+    assert_eq!(words, expected);
+    sim.advance(3);
+    sim.run();
+    let events = sim.events("ReplicaSetCreateError");
+    assert_eq!((events.len(), events[0].type_.as_deref()), (1, Some("Warning")));
+
+    let set = keys::replica_set("default", sim.replica_sets()[0].metadata.name.as_deref().unwrap());
+    sim.delete(&one);
+    sim.delete(&set);
+    sim.run();
+    sim.advance(3);
+    sim.run();
+    assert_eq!(sim.deployment("two").status.unwrap().available_replicas, Some(1));
+    assert_eq!(used(&sim)["count/replicasets.apps"], "1");
 }
 
 #[test]
