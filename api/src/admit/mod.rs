@@ -15,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::error::{Cause, Reason, Status};
-use crate::field::Errors;
+use crate::field::{Errors, Path};
 use crate::key::Key;
 use crate::kinds::Kind;
 use crate::warn::Warnings;
