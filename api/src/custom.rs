@@ -11,6 +11,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use serde_json::{Map, Value};
 
+use crate::admit::strict::Findings;
 use crate::columns::{self, Column};
 use crate::field::{Errors, Path};
 use crate::jsonpath::JsonPath;
@@ -25,7 +26,7 @@ pub fn present(kind: &Kind, object: &mut Value) {
         object["apiVersion"] = kind.api_version().into();
     }
     if let Some(structure) = &kind.structure {
-        structural::prune(object, &structure.root, &mut Errors::new());
+        structural::prune(object, &structure.root, &mut Findings::default());
         structural::default(object, &structure.root);
     }
 }

@@ -291,7 +291,7 @@ fn inspect(kind: &Kind, object: &mut Value) -> strict::Findings {
     kind.to_stored(object);
     let mut findings = strict::check(object, kind.stored().schema.as_deref());
     if let Some(structure) = &kind.structure {
-        structural::prune(object, &structure.root, &mut findings.unknown);
+        structural::prune(object, &structure.root, &mut findings);
     }
     findings
 }

@@ -35,7 +35,8 @@ pub fn check(value: &mut Value, type_name: Option<&str>) -> Findings {
     findings
 }
 
-fn visit(value: &mut Value, schema: &Schema, path: &Path, findings: &mut Findings) {
+/// The same for a value at `path`.
+pub fn visit(value: &mut Value, schema: &Schema, path: &Path, findings: &mut Findings) {
     match schema.reference.as_deref() {
         Some(schema::QUANTITY) => visit_quantity(value, path, findings),
         Some(schema::INT_OR_STRING) => visit_int_or_string(value, path, findings),

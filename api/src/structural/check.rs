@@ -6,8 +6,9 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 
 use super::build::Builder;
 use super::{Rule, add_object_fields};
+use crate::admit::strict::Findings;
 use crate::cel::{Budget, Program, Type, check};
-use crate::field::{Errors, Path};
+use crate::field::Path;
 use crate::schema::Schema;
 
 impl Builder<'_> {
@@ -106,8 +107,9 @@ impl Builder<'_> {
         if let Some(default) = schema.constraints.as_ref().and_then(|c| c.default.as_ref()) {
             let at = path.child("default");
             let mut pruned = default.clone();
-            let mut unknown = Errors::new();
-            super::shape::prune_value(&mut pruned, schema, &at, &mut unknown);
+            let mut findings = Findings::default();
+            super::shape::prune_value(&mut pruned, schema, &at, &mut findings);
+            self.errors.append(findings.wrong);
             if pruned != *default {
                 self.errors.invalid(&at, default.clone(), "must not have unknown fields");
             }

@@ -1,6 +1,7 @@
 //! The schemas of custom kinds: read from a CustomResourceDefinition, and applied to objects.
 //!
-//! `build` reads and checks a schema, `shape` prunes and defaults objects, `validate` checks values, `rules` runs CEL.
+//! `build` reads and checks a schema, `shape` prunes and defaults objects, `validate` checks values and `embedded` resources
+//! among them, `rules` runs CEL.
 //! Defined by Kubernetes' "Extend the Kubernetes API with CustomResourceDefinitions", structural schemas.
 //!
 //! Invariant: an object that was pruned and defaulted by a schema stays as it is when that is done again.
@@ -8,6 +9,7 @@
 
 mod build;
 mod check;
+mod embedded;
 mod format;
 mod rules;
 mod shape;

@@ -3,24 +3,26 @@
 use serde_json::{Map, Value};
 
 use super::Constraints;
-use crate::field::{Errors, Path};
+use crate::admit::strict::{self, Findings};
+use crate::field::Path;
 use crate::schema::Schema;
 
-/// Takes out what the schema does not know; each such field is told.
-pub fn prune(object: &mut Value, schema: &Schema, unknown: &mut Errors) {
-    prune_value(object, schema, &Path::root(), unknown);
+/// Takes out what the schema does not know; each such field is told, and what is wrong with the metadata of resources
+/// inside of the object.
+pub fn prune(object: &mut Value, schema: &Schema, findings: &mut Findings) {
+    prune_value(object, schema, &Path::root(), findings);
 }
 
-pub(super) fn prune_value(value: &mut Value, schema: &Schema, path: &Path, unknown: &mut Errors) {
+pub(super) fn prune_value(value: &mut Value, schema: &Schema, path: &Path, findings: &mut Findings) {
     if schema.reference.is_some() {
-        return;
+        return prune_metadata(value, schema, path, findings);
     }
     match value {
-        Value::Object(map) => prune_map(map, schema, path, unknown),
+        Value::Object(map) => prune_map(map, schema, path, findings),
         Value::Array(items) => {
             if let Some(schema) = &schema.items {
                 for (index, item) in items.iter_mut().enumerate() {
-                    prune_value(item, schema, &path.index(index), unknown);
+                    prune_value(item, schema, &path.index(index), findings);
                 }
             }
         }
@@ -28,19 +30,30 @@ pub(super) fn prune_value(value: &mut Value, schema: &Schema, path: &Path, unkno
     }
 }
 
-fn prune_map(map: &mut Map<String, Value>, schema: &Schema, path: &Path, unknown: &mut Errors) {
+fn prune_metadata(metadata: &mut Value, schema: &Schema, path: &Path, findings: &mut Findings) {
+    // The object's own was decoded before.
+    if path.as_str() == "metadata" {
+        return;
+    }
+    if metadata.is_null() {
+        *metadata = Value::Object(Map::new());
+    }
+    strict::visit(metadata, schema, path, findings);
+}
+
+fn prune_map(map: &mut Map<String, Value>, schema: &Schema, path: &Path, findings: &mut Findings) {
     let keeps_others = schema.preserves() || schema.constraints.as_ref().is_some_and(|c| c.any_values);
     map.retain(|name, value| {
         if let Some(field) = schema.properties.get(name) {
-            prune_value(value, field, &path.child(name), unknown);
+            prune_value(value, field, &path.child(name), findings);
             return true;
         }
         if let Some(values) = &schema.values {
-            prune_value(value, values, &path.key(name), unknown);
+            prune_value(value, values, &path.key(name), findings);
             return true;
         }
         if !keeps_others {
-            unknown.unknown(&path.child(name));
+            findings.unknown.unknown(&path.child(name));
         }
         keeps_others
     });

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::admit::strict::Findings;
 
 fn built(schema: Value) -> (Schema, Vec<String>) {
     let props: JSONSchemaProps = serde_json::from_value(schema).unwrap();
@@ -86,10 +87,10 @@ fn objects_are_pruned_and_defaulted() {
         "template": {"kind": "Pod", "apiVersion": "v1", "metadata": {"name": "q"}, "more": true},
     }));
     value["other"] = json!(true);
-    let mut unknown = Errors::new();
-    prune(&mut value, &structure.root, &mut unknown);
+    let mut findings = Findings::default();
+    prune(&mut value, &structure.root, &mut findings);
     assert_eq!(
-        words(unknown),
+        words(findings.unknown),
         ["other: unknown field", "spec.nothing: unknown field", "spec.ports[0].other: unknown field"]
     );
     default(&mut value, &structure.root);
@@ -180,6 +181,48 @@ fn values_are_refused_in_upstreams_words() {
         let expected: Vec<String> = expected.iter().map(|words| words.replace("\\\\", "\\")).collect();
         assert_eq!(found, expected, "{spec}");
     }
+}
+
+#[test]
+fn resources_inside_of_resources_say_what_they_are() {
+    let structure = structure(json!({"type": "object", "properties": {"emb": {
+        "type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true,
+    }}}));
+    let judged = |emb: Value| {
+        let mut value = json!({"apiVersion": "a.example.com/v1", "kind": "Foo", "metadata": {}, "emb": emb});
+        let mut findings = Findings::default();
+        prune(&mut value, &structure.root, &mut findings);
+        let mut found = words(findings.unknown);
+        found.extend(words(findings.wrong));
+        found.extend(complaints(&structure, &value, None));
+        (value["emb"].clone(), found)
+    };
+    let (_, found) = judged(json!({"foo": 1}));
+    let required = ["emb.apiVersion: Required value: must not be empty", "emb.kind: Required value: must not be empty"];
+    assert_eq!(found, required);
+    let pod = |metadata: Value| json!({"apiVersion": "v1", "kind": "Pod", "metadata": metadata});
+    let table = [
+        (
+            json!({"apiVersion": "a/b/c", "kind": "P_d"}),
+            vec![
+                "emb.apiVersion: Invalid value: \"a/b/c\": unexpected GroupVersion string: a/b/c",
+                "emb.kind: Invalid value: \"P_d\": may have mixed case, but should otherwise match: a DNS-1035 label",
+            ],
+        ),
+        (
+            pod(json!({"labels": {"a": 5}})),
+            vec!["emb.metadata.labels[a]: Invalid value: \"integer\": must be of type string"],
+        ),
+        (pod(json!({"odd": 5})), vec!["emb.metadata.odd: unknown field"]),
+        (pod(json!({"name": "a/b"})), vec!["emb.metadata.name: Invalid value: \"a/b\": may not contain '/'"]),
+        (pod(json!({"finalizers": ["x"]})), vec!["emb.metadata.finalizers[0]: Invalid value: \"x\": name is neither"]),
+    ];
+    for (emb, expected) in table {
+        let (_, found) = judged(emb.clone());
+        let same = found.len() == expected.len() && found.iter().zip(&expected).all(|(a, b)| a.starts_with(b));
+        assert!(same, "{emb}: {found:#?}");
+    }
+    assert_eq!(judged(pod(Value::Null)), (pod(json!({})), vec![]));
 }
 
 #[test]
@@ -355,12 +398,12 @@ proptest! {
         let root = build(&props, &Path::root(), &mut Errors::new());
         let structure = Structure::new(root, &published(&props));
         let mut once = json!(value);
-        prune(&mut once, &structure.root, &mut Errors::new());
+        prune(&mut once, &structure.root, &mut Findings::default());
         default(&mut once, &structure.root);
         let mut twice = once.clone();
-        let mut unknown = Errors::new();
-        prune(&mut twice, &structure.root, &mut unknown);
-        prop_assert!(unknown.is_empty());
+        let mut findings = Findings::default();
+        prune(&mut twice, &structure.root, &mut findings);
+        prop_assert!(findings.unknown.is_empty());
         default(&mut twice, &structure.root);
         prop_assert_eq!(&once, &twice);
         // It may be valid or not, but it is judged, and by itself alike each time.

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use serde_json::{Map, Value};
 
-use super::{Constraints, format};
+use super::{Constraints, embedded, format};
 use crate::field::{Errors, Path, type_name};
 use crate::schema::Schema;
 
@@ -239,6 +239,9 @@ fn check_fields(
     for name in schema.required.iter().filter(|name| !map.contains_key(*name)) {
         found.errors.required(&path.child(name), "");
         found.blocking = true;
+    }
+    if constraints.embedded_resource {
+        embedded::check(map, path, &mut found.errors);
     }
     for (name, value) in map {
         let old = old.and_then(|old| old.get(name));

@@ -28,6 +28,22 @@ pub(crate) fn object(metadata: &ObjectMeta, kind: &Kind, errors: &mut Errors) {
     if kind.is_namespaced() {
         name(metadata.namespace.as_deref().unwrap_or_default(), names::dns_label, &path.child("namespace"), errors);
     }
+    content(metadata, &path, errors);
+}
+
+/// Of a resource inside of a resource, whose kind is not known and which need not be named.
+pub(crate) fn embedded(metadata: &ObjectMeta, path: &Path, errors: &mut Errors) {
+    for (field, text) in [("generateName", &metadata.generate_name), ("name", &metadata.name)] {
+        name(text.as_deref().unwrap_or_default(), names::path_segment, &path.child(field), errors);
+    }
+    if let Some(namespace) = metadata.namespace.as_deref().filter(|namespace| !namespace.is_empty()) {
+        name(namespace, names::dns_label, &path.child("namespace"), errors);
+    }
+    content(metadata, path, errors);
+}
+
+/// What does not depend on the kind.
+fn content(metadata: &ObjectMeta, path: &Path, errors: &mut Errors) {
     non_negative(metadata.generation, &path.child("generation"), errors);
     labels(metadata.labels.as_ref(), &path.child("labels"), errors);
     annotations(metadata.annotations.as_ref(), &path.child("annotations"), errors);
