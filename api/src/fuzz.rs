@@ -107,7 +107,7 @@ fn cel(input: &[u8]) {
     let Ok(program) = cel::Program::parse(text) else { return };
     let object = serde_json::json!({"a": [1, 2, 3], "b": {"c": "text"}, "n": 1.5, "t": true, "z": null});
     let types = [("self", cel::Type::Dyn), ("oldSelf", cel::Type::Dyn)];
-    _ = cel::check(program.expr(), &types);
+    _ = cel::check(&program, &types);
     let mut scope = cel::Scope::new();
     scope.bind("self", cel::Val::of(&object, None));
     scope.bind("oldSelf", cel::Val::Null);

@@ -8,7 +8,7 @@ use cel::IdedExpr;
 use cel::common::ast::{CallExpr, ComprehensionExpr, EntryExpr, Expr, LiteralValue, operators};
 
 use super::eval::{TYPES, qualified_type};
-use super::unescape;
+use super::{Program, unescape};
 use crate::schema::Schema;
 
 /// What an expression comes to.
@@ -82,22 +82,47 @@ impl fmt::Display for Type<'_> {
     }
 }
 
-/// What `expr` comes to where these variables are known.
+/// What a program comes to where these variables are known.
 ///
 /// # Errors
-/// What cannot work, in upstream's words.
-pub fn check<'a>(expr: &'a IdedExpr, variables: &[(&'a str, Type<'a>)]) -> Result<Type<'a>, String> {
-    Checker { variables: variables.to_vec() }.visit(expr)
+/// All that cannot work, in upstream's words.
+pub fn check<'a>(program: &'a Program, variables: &[(&'a str, Type<'a>)]) -> Result<Type<'a>, String> {
+    let mut checker = Checker { variables: variables.to_vec(), complaints: Vec::new() };
+    let type_ = checker.visit(program.expr());
+    match checker.complaints.is_empty() {
+        true => Ok(type_),
+        false => Err(program.explain(&checker.complaints)),
+    }
+}
+
+/// What is wrong with a node.
+pub(super) struct Complaint {
+    pub node: u64,
+    pub words: String,
 }
 
 struct Checker<'a> {
     variables: Vec<(&'a str, Type<'a>)>,
+    complaints: Vec<Complaint>,
 }
 
 type Checked<'a> = Result<Type<'a>, String>;
 
 impl<'a> Checker<'a> {
-    fn visit(&mut self, expr: &'a IdedExpr) -> Checked<'a> {
+    /// What cannot work may be anything, so that nothing is complained about twice.
+    fn visit(&mut self, expr: &'a IdedExpr) -> Type<'a> {
+        let checked = self.checked(expr);
+        self.accept(expr.id, checked)
+    }
+
+    fn accept(&mut self, node: u64, checked: Checked<'a>) -> Type<'a> {
+        checked.unwrap_or_else(|words| {
+            self.complaints.push(Complaint { node, words });
+            Type::Dyn
+        })
+    }
+
+    fn checked(&mut self, expr: &'a IdedExpr) -> Checked<'a> {
         match &expr.expr {
             Expr::Literal(literal) => Ok(match literal {
                 LiteralValue::Boolean(_) => Type::Plain("bool"),
@@ -113,35 +138,46 @@ impl<'a> Checker<'a> {
                 if qualified_type(expr).is_some() {
                     return Ok(Type::Plain("type"));
                 }
-                let operand = self.visit(&select.operand)?;
+                let operand = self.visit(&select.operand);
                 let field = self.select(operand, &select.field)?;
                 Ok(if select.test { Type::Plain("bool") } else { field })
             }
             Expr::Call(call) => self.call(call),
             Expr::List(list) => {
-                let mut item: Option<Type<'a>> = None;
-                for element in &list.elements {
-                    let type_ = self.visit(element)?;
-                    item = Some(match item {
-                        None => type_,
-                        Some(known) if known.to_string() == type_.to_string() => known,
-                        Some(_) => Type::Dyn,
-                    });
+                let mut item = None;
+                for (index, element) in list.elements.iter().enumerate() {
+                    item = Some(self.member(item, element, list.optional_indices.contains(&index)));
                 }
                 Ok(Type::List(Box::new(item.unwrap_or(Type::Dyn))))
             }
             Expr::Map(map) => {
+                let (mut key, mut value) = (None, None);
                 for entry in &map.entries {
                     if let EntryExpr::MapEntry(entry) = &entry.expr {
-                        self.visit(&entry.key)?;
-                        self.visit(&entry.value)?;
+                        key = Some(self.member(key, &entry.key, false));
+                        value = Some(self.member(value, &entry.value, entry.optional));
                     }
                 }
-                Ok(Type::Map(Box::new(Type::Dyn)))
+                let is_plain = key.is_none_or(|key| key.is("string"));
+                Ok(if is_plain { Type::Map(Box::new(value.unwrap_or(Type::Dyn))) } else { Type::Dyn })
             }
             Expr::Comprehension(all) => self.comprehension(all),
             Expr::Struct(_) | Expr::Unspecified => Err("messages cannot be made here".into()),
         }
+    }
+
+    /// One more value of a literal, whose values are of one type.
+    fn member(&mut self, known: Option<Type<'a>>, value: &'a IdedExpr, is_optional: bool) -> Type<'a> {
+        let type_ = match self.visit(value) {
+            Type::Optional(inner) if is_optional => *inner,
+            other => other,
+        };
+        let joined = match known {
+            Some(known) if !may_equal(&known, &type_) => Err(format!("expected type '{known}' but found '{type_}'")),
+            Some(known) => Ok(either(&known, &type_)),
+            None => Ok(type_),
+        };
+        self.accept(value.id, joined)
     }
 
     fn ident(&self, name: &str) -> Checked<'a> {
@@ -173,37 +209,32 @@ impl<'a> Checker<'a> {
     }
 
     fn comprehension(&mut self, all: &'a ComprehensionExpr) -> Checked<'a> {
-        let range = self.visit(&all.iter_range)?;
+        let range = self.visit(&all.iter_range);
         let (first, second) = match (range, &all.iter_var2) {
             (Type::List(item), None) => (*item, Type::Dyn),
             (Type::List(item), Some(_)) => (Type::Plain("int"), *item),
             (Type::Map(value), _) => (Type::Plain("string"), *value),
-            (Type::Object(_) | Type::Metadata, _) => {
-                return Err(
-                    "expression of type 'object' cannot be range of a comprehension (must be list, map, or dynamic)"
-                        .into(),
-                );
-            }
             (Type::Dyn, _) => (Type::Dyn, Type::Dyn),
             (other, _) => {
-                return Err(format!(
-                    "expression of type '{other}' cannot be range of a comprehension (must be list, map, or dynamic)"
-                ));
+                let words = "cannot be range of a comprehension (must be list, map, or dynamic)";
+                let words = format!("expression of type '{other}' {words}");
+                (self.accept(all.iter_range.id, Err(words)), Type::Dyn)
             }
         };
-        let initial = self.visit(&all.accu_init)?;
+        let initial = self.visit(&all.accu_init);
         let base = self.variables.len();
         self.variables.push((&all.accu_var, initial));
         self.variables.push((&all.iter_var, first));
         if let Some(name) = &all.iter_var2 {
             self.variables.push((name, second));
         }
-        let step = self.visit(&all.loop_cond).and_then(|_| self.visit(&all.loop_step));
+        self.visit(&all.loop_cond);
+        let step = self.visit(&all.loop_step);
         self.variables.truncate(base);
-        self.variables.push((&all.accu_var, step?));
+        self.variables.push((&all.accu_var, step));
         let result = self.visit(&all.result);
         self.variables.truncate(base);
-        result
+        Ok(result)
     }
 
     fn call(&mut self, call: &'a CallExpr) -> Checked<'a> {
@@ -215,8 +246,7 @@ impl<'a> Checker<'a> {
             && let [operand, field] = call.args.as_slice()
             && let Expr::Literal(LiteralValue::String(field)) = &field.expr
         {
-            let operand = self.visit(operand)?;
-            let operand = match operand {
+            let operand = match self.visit(operand) {
                 Type::Optional(inner) => *inner,
                 other => other,
             };
@@ -230,10 +260,10 @@ impl<'a> Checker<'a> {
         };
         let mut types = Vec::new();
         if let (Some(target), false) = (&call.target, library) {
-            types.push(self.visit(target)?);
+            types.push(self.visit(target));
         }
         for argument in &call.args {
-            types.push(self.visit(argument)?);
+            types.push(self.visit(argument));
         }
         if library {
             return Ok(of_library(name, &types));
@@ -361,16 +391,17 @@ fn overload<'a>(name: &str, is_member: bool, types: &[Type<'a>]) -> Option<Type<
         (operators::LOGICAL_AND | operators::LOGICAL_OR, [a, b]) => bool().filter(|_| a.is("bool") && b.is("bool")),
         (operators::LOGICAL_NOT | operators::NOT_STRICTLY_FALSE, [a]) => bool().filter(|_| a.is("bool")),
         (operators::CONDITIONAL, [condition, yes, no]) => {
-            if !condition.is("bool") {
-                return None;
-            }
-            Some(if yes.to_string() == no.to_string() { yes.clone() } else { Type::Dyn })
+            Some(either(yes, no)).filter(|_| condition.is("bool") && may_equal(yes, no))
         }
         (operators::EQUALS | operators::NOT_EQUALS, [a, b]) => bool().filter(|_| may_equal(a, b)),
         (operators::LESS | operators::LESS_EQUALS | operators::GREATER | operators::GREATER_EQUALS, [a, b]) => {
             bool().filter(|_| may_compare(a, b))
         }
-        (operators::IN, [_, list]) => bool().filter(|_| matches!(list, Type::List(_) | Type::Map(_) | Type::Dyn)),
+        (operators::IN, [item, list]) => bool().filter(|_| match list {
+            Type::List(of) => may_equal(item, of),
+            Type::Map(_) => item.is("string"),
+            other => other.is_dyn(),
+        }),
         (operators::INDEX, [list, _]) => match list {
             Type::Dyn => Some(Type::Dyn),
             Type::List(item) => Some(item.as_ref().clone()),
@@ -402,9 +433,7 @@ fn overload<'a>(name: &str, is_member: bool, types: &[Type<'a>]) -> Option<Type<
         }
         ("isSorted", [list]) => bool().filter(|_| matches!(list, Type::List(_) | Type::Dyn)),
         ("hasValue", [of]) => bool().filter(|_| matches!(of, Type::Optional(_) | Type::Dyn)),
-        ("orValue", [Type::Optional(inner), other]) => {
-            Some(if inner.to_string() == other.to_string() { other.clone() } else { Type::Dyn })
-        }
+        ("orValue", [Type::Optional(inner), other]) => Some(either(inner, other)),
         ("value", [Type::Optional(inner)]) => Some(inner.as_ref().clone()),
         ("lowerAscii" | "upperAscii" | "trim" | "replace" | "substring" | "charAt" | "format" | "find", [this, ..]) => {
             Some(Type::Plain("string")).filter(|_| is_member && this.is("string"))
@@ -418,6 +447,11 @@ fn overload<'a>(name: &str, is_member: bool, types: &[Type<'a>]) -> Option<Type<
         (_, [_, ..]) if is_member && KNOWN.contains(&name) => Some(Type::Dyn),
         _ => None,
     }
+}
+
+/// One of two types that may be the same.
+fn either<'a>(a: &Type<'a>, b: &Type<'a>) -> Type<'a> {
+    if a.to_string() == b.to_string() { a.clone() } else { Type::Dyn }
 }
 
 /// Upstream compares what is of one type; numbers among each other; null with what may be null.

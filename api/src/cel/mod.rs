@@ -15,8 +15,10 @@ mod value;
 use std::sync::Arc;
 
 use cel::IdedExpr;
-use cel::parser::PrattParser;
+use cel::common::ast::SourceInfo;
+use cel::parser::{ParseErrors, PrattParser};
 
+use check::Complaint;
 pub use check::{Type, check};
 #[cfg(test)]
 use eval::Error;
@@ -63,13 +65,12 @@ impl Program {
         if nesting(source) > usize::from(MAX_DEPTH) || conditions > MAX_CONDITIONS {
             return Err(format!("ERROR: <input>:1:1: expression recursion limit exceeded: {MAX_DEPTH}"));
         }
-        let parser = PrattParser::new()
-            .max_recursion_depth(MAX_DEPTH)
-            .max_expression_node_count(MAX_NODES)
-            .error_reporting_limit(8)
-            .enable_optional_syntax(true)
-            .enable_ident_escape_syntax(true);
-        let expr = parser.parse(source).map_err(|errors| bounded(&errors.to_string()))?;
+        let expr = parsed(source).map_err(|refused| {
+            let number = |part: isize| usize::try_from(part).unwrap_or_default();
+            let all = refused.errors.iter();
+            let all = all.map(|error| shown(source, (number(error.pos.0), number(error.pos.1)), &error.msg));
+            bounded(&all.collect::<Vec<_>>().join("\n"))
+        })?;
         let mut count = 0;
         if !is_shallow(&expr, 0, &mut count) {
             return Err(format!("ERROR: <input>:1:1: expression recursion limit exceeded: {MAX_DEPTH}"));
@@ -81,8 +82,15 @@ impl Program {
         &self.expr
     }
 
-    pub fn source(&self) -> &str {
-        &self.source
+    /// What is wrong with nodes of the expression, and where each stands.
+    fn explain(&self, complaints: &[Complaint]) -> String {
+        let places = places(&self.source);
+        let place = |node| places.as_ref()?.offset_for(node).map(|(start, _)| start as usize);
+        let mut all: Vec<(usize, &str)> =
+            complaints.iter().map(|one| (place(one.node).unwrap_or_default(), one.words.as_str())).collect();
+        all.sort_by_key(|(offset, _)| *offset);
+        let all = all.into_iter().map(|(offset, words)| shown(&self.source, position(&self.source, offset), words));
+        bounded(&all.collect::<Vec<_>>().join("\n"))
     }
 
     /// Whether the expression names this variable.
@@ -97,6 +105,40 @@ impl Program {
     pub fn run<'a>(&'a self, scope: &mut Scope<'a>, budget: &mut Budget) -> Result<Val<'a>, String> {
         eval::eval(&self.expr, scope, budget).map_err(|error| error.to_string())
     }
+}
+
+fn parsed(source: &str) -> Result<IdedExpr, ParseErrors> {
+    PrattParser::new()
+        .max_recursion_depth(MAX_DEPTH)
+        .max_expression_node_count(MAX_NODES)
+        .error_reporting_limit(8)
+        .enable_optional_syntax(true)
+        .enable_ident_escape_syntax(true)
+        .parse(source)
+}
+
+/// Where the nodes of an expression stand. The parser tells that only of what it refuses, so it is given something to
+/// refuse after them.
+fn places(source: &str) -> Option<Arc<SourceInfo>> {
+    let refused = parsed(&format!("{source}\n)")).err()?;
+    refused.errors.into_iter().find_map(|error| error.source_info)
+}
+
+/// The line and the column at an offset, counted from one, in bytes.
+fn position(source: &str, offset: usize) -> (usize, usize) {
+    let before = source.get(..offset).unwrap_or_default();
+    let start = before.rfind('\n').map_or(0, |at| at + 1);
+    (before.matches('\n').count() + 1, before.len() - start + 1)
+}
+
+/// What is wrong, with the line that it is about and a mark below the place.
+fn shown(source: &str, (line, column): (usize, usize), words: &str) -> String {
+    let Some(text) = line.checked_sub(1).and_then(|line| source.lines().nth(line)) else {
+        return format!("ERROR: <input>:{line}:{column}: {words}");
+    };
+    let before = text.get(..column.saturating_sub(1)).unwrap_or(text).chars().count();
+    let (column, dots) = (before + 1, ".".repeat(before));
+    format!("ERROR: <input>:{line}:{column}: {words}\n | {}\n | {dots}^", text.replace('\t', " "))
 }
 
 /// How deep brackets are nested at most, whatever stands between them.
@@ -337,8 +379,61 @@ mod tests {
         for source in ["self.", "1 +", "self..a", "(1", "'a", "self.all(1, true)", "has(1)"] {
             assert!(Program::parse(source).is_err(), "{source}");
         }
-        let words = Program::parse("self.a ==").unwrap_err();
-        assert!(words.starts_with("ERROR: <input>:1:"), "{words}");
+        let words = Program::parse("self.a +\n\t) é").unwrap_err();
+        assert!(words.starts_with("ERROR: <input>:2:2: "), "{words}");
+        assert!(words.contains("\n |  ) é\n | .^"), "{words}");
+    }
+
+    #[test]
+    fn what_cannot_work_is_told_where_it_stands() {
+        let schema: crate::schema::Schema =
+            serde_json::from_value(json!({"type": "object", "properties": {"n": {"type": "integer"}}})).unwrap();
+        let table = [
+            (
+                "self.n > 1 ? true : 1",
+                vec![(1, 12, "found no matching overload for '_?_:_' applied to '(bool, bool, int)'")],
+            ),
+            ("self.n in ['a', 1]", vec![(1, 17, "expected type 'string' but found 'int'")]),
+            ("self.n in ['a']", vec![(1, 8, "found no matching overload for '@in' applied to '(int, list(string))'")]),
+            ("{'a': 1, 'b': 'c'}.size() > 0", vec![(1, 15, "expected type 'int' but found 'string'")]),
+            (
+                "'é' == 'é' && self.x == 1 &&\n x",
+                vec![(1, 19, "undefined field 'x'"), (2, 2, "undeclared reference to 'x' (in container '')")],
+            ),
+            ("[1].all(i, i > 0 && i.x)", vec![(1, 22, "type 'int' does not support field selection")]),
+            (
+                "self.n.all(i, true)",
+                vec![(
+                    1,
+                    5,
+                    "expression of type 'int' cannot be range of a comprehension (must be list, map, or dynamic)",
+                )],
+            ),
+        ];
+        for (source, expected) in table {
+            let program = Program::parse(source).unwrap();
+            let words = check(&program, &[("self", Type::of(&schema))]).unwrap_err();
+            let expected: Vec<String> = expected
+                .into_iter()
+                .map(|(line, column, words)| {
+                    let text = source.lines().nth(line - 1).unwrap();
+                    let dots = ".".repeat(column - 1);
+                    format!("ERROR: <input>:{line}:{column}: {words}\n | {text}\n | {dots}^")
+                })
+                .collect();
+            assert_eq!(words, expected.join("\n"), "{source}");
+        }
+        let works = [
+            "self.n in [1, dyn('a')]",
+            "(self.n > 1 ? [] : [1]).size() > 0",
+            "[1, 2].filter(i, i > 1).map(i, {'a': i}).all(m, m.a > 0)",
+            "{1: 'a'}.all(k, k > 0)",
+            "[?optional.of(1), 2] == [1, 2]",
+        ];
+        for source in works {
+            let program = Program::parse(source).unwrap();
+            assert!(check(&program, &[("self", Type::of(&schema))]).is_ok(), "{source}");
+        }
     }
 
     #[test]

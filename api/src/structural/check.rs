@@ -70,15 +70,13 @@ impl Builder<'_> {
             false => this.clone(),
         };
         let variables = [("self", this), ("oldSelf", old)];
-        let checked = |program: &Program, wanted: &str| match check(program.expr(), &variables) {
-            Ok(Type::Plain(name)) if name == wanted => Ok(()),
-            Ok(Type::Dyn) => Ok(()),
-            Ok(_) if wanted == "bool" => Err("cel expression must evaluate to a bool".to_owned()),
-            Ok(_) => Err(format!("must evaluate to a {wanted}")),
-            Err(words) => Err(format!("compilation failed: ERROR: <input>:1:1: {words}\n | {}", program.source())),
+        let fits = |program: Result<&Program, &String>, wanted: &str| -> Result<bool, String> {
+            let type_ = check(program.map_err(String::clone)?, &variables)?;
+            Ok(matches!(type_, Type::Dyn) || matches!(type_, Type::Plain(name) if name == wanted))
         };
-        let outcome = match &rule.program {
-            Ok(program) => checked(program, "bool"),
+        let outcome = match fits(rule.program.as_ref(), "bool") {
+            Ok(true) => Ok(()),
+            Ok(false) => Err("cel expression must evaluate to a bool".to_owned()),
             Err(words) => Err(format!("compilation failed: {words}")),
         };
         if let Err(words) = outcome {
@@ -87,9 +85,13 @@ impl Builder<'_> {
         if rule.optional_old_self && !rule.uses_old_self {
             errors.invalid(&path.child("optionalOldSelf"), true, "may not be set if oldSelf is not used in rule");
         }
-        if let Some(text) = &written.message_expression {
-            let outcome = match Program::parse(text) {
-                Ok(program) => checked(&program, "string"),
+        let expression = written.message_expression.as_ref().filter(|text| !text.is_empty());
+        if expression.is_some_and(|text| text.trim().is_empty()) {
+            errors.required(&path.child("messageExpression"), "messageExpression must be non-empty if specified");
+        } else if let Some(text) = expression {
+            let outcome = match fits(Program::parse(text).as_ref(), "string") {
+                Ok(true) => Ok(()),
+                Ok(false) => Err("messageExpression must evaluate to a string".to_owned()),
                 Err(words) => Err(format!("messageExpression compilation failed: {words}")),
             };
             if let Err(words) = outcome {

@@ -294,7 +294,7 @@ fn schemas_that_are_not_structural_are_refused() {
         ),
         (
             spec(json!({"type": "object", "x-kubernetes-validations": [{"rule": "self.nothing == 1"}]})),
-            "properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self.nothing == 1\": compilation failed: ERROR: <input>:1:1: undefined field 'nothing'\n | self.nothing == 1",
+            "properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self.nothing == 1\": compilation failed: ERROR: <input>:1:5: undefined field 'nothing'\n | self.nothing == 1\n | ....^",
         ),
         (
             spec(json!({"type": "integer", "x-kubernetes-validations": [{"rule": "self + 1"}]})),
@@ -302,7 +302,7 @@ fn schemas_that_are_not_structural_are_refused() {
         ),
         (
             spec(json!({"type": "integer", "x-kubernetes-validations": [{"rule": "self + 'a' == 'b'"}]})),
-            "properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self + 'a' == 'b'\": compilation failed: ERROR: <input>:1:1: found no matching overload for '_+_' applied to '(int, string)'\n | self + 'a' == 'b'",
+            "properties[spec].x-kubernetes-validations[0].rule: Invalid value: \"self + 'a' == 'b'\": compilation failed: ERROR: <input>:1:6: found no matching overload for '_+_' applied to '(int, string)'\n | self + 'a' == 'b'\n | .....^",
         ),
     ];
     for (schema, expected) in table {
