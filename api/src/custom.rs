@@ -385,6 +385,14 @@ mod tests {
             assert!(message.contains(expected), "{expected}: {message}");
         }
         let message = refused(&|o| {
+            let versions = o["spec"]["versions"].as_array_mut().unwrap();
+            versions.remove(0);
+            versions[0]["schema"]["openAPIV3Schema"]["properties"]["spec"]["type"] = json!("odd");
+            versions[0]["additionalPrinterColumns"][0]["jsonPath"] = json!("x");
+        });
+        assert!(message.contains("spec.validation.openAPIV3Schema.properties[spec].type: Unsupported"), "{message}");
+        assert!(message.contains("spec.additionalPrinterColumns[0].jsonPath: Invalid"), "{message}");
+        let message = refused(&|o| {
             o["metadata"]["name"] = json!("shirts.networking.k8s.io");
             o["spec"]["group"] = json!("networking.k8s.io");
         });

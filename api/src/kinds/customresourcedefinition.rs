@@ -207,12 +207,14 @@ fn spec(spec: &CustomResourceDefinitionSpec, path: &Path, errors: &mut Errors) {
     let versions = path.child("versions");
     let mut seen = BTreeSet::new();
     for (index, version) in spec.versions.iter().enumerate() {
-        let path = versions.index(index);
-        validate::name(&version.name, names::dns_1035_label, &path.child("name"), errors);
+        let at = versions.index(index);
+        validate::name(&version.name, names::dns_1035_label, &at.child("name"), errors);
         if !seen.insert(version.name.as_str()) {
             errors.invalid(&versions, version.name.as_str(), "must contain unique version names");
         }
-        self::version(version, &path, errors);
+        // In upstream's own form, what belongs to the only version stands at the top.
+        let top = if spec.versions.len() == 1 { path } else { &at };
+        self::version(version, &at, top, errors);
     }
     if spec.versions.iter().filter(|version| version.storage).count() != 1 {
         let found = spec.versions.iter().map(|version| version.name.as_str()).collect::<Vec<_>>();
@@ -263,14 +265,14 @@ fn all_names(names: &CustomResourceDefinitionNames, path: &Path, errors: &mut Er
     }
 }
 
-fn version(version: &CustomResourceDefinitionVersion, path: &Path, errors: &mut Errors) {
-    let at = path.child("schema").child("openAPIV3Schema");
+fn version(version: &CustomResourceDefinitionVersion, path: &Path, top: &Path, errors: &mut Errors) {
     let schema = match version.schema.as_ref().and_then(|schema| schema.open_api_v3_schema.as_ref()) {
         None => {
-            errors.required(&at, "schemas are required");
+            errors.required(&path.child("schema").child("openAPIV3Schema"), "schemas are required");
             None
         }
         Some(props) => {
+            let at = top.child(if path == top { "schema" } else { "validation" }).child("openAPIV3Schema");
             let mut found = Errors::new();
             let schema = structural::build(props, &at, &mut found);
             errors.append(found);
@@ -282,10 +284,10 @@ fn version(version: &CustomResourceDefinitionVersion, path: &Path, errors: &mut 
         let warning = version.deprecation_warning.as_deref().unwrap_or_default();
         errors.invalid(&path.child("deprecationWarning"), warning, words);
     }
-    subresources(version, &path.child("subresources"), errors);
+    subresources(version, &top.child("subresources"), errors);
     let columns = version.additional_printer_columns.iter().flatten().enumerate();
     for (index, column) in columns {
-        let path = path.child("additionalPrinterColumns").index(index);
+        let path = top.child("additionalPrinterColumns").index(index);
         if column.name.is_empty() {
             errors.required(&path.child("name"), "");
         }
@@ -302,7 +304,7 @@ fn version(version: &CustomResourceDefinitionVersion, path: &Path, errors: &mut 
         json_path(&column.json_path, &path.child("jsonPath"), errors);
     }
     let fields = version.selectable_fields.as_deref().unwrap_or_default();
-    let at = path.child("selectableFields");
+    let at = top.child("selectableFields");
     if fields.len() > MAX_SELECTABLE_FIELDS {
         errors.too_many(&at, fields.len(), MAX_SELECTABLE_FIELDS);
     }
