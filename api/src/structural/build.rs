@@ -273,6 +273,9 @@ impl Builder<'_> {
         if level == Level::Root && !matches!(type_, "" | "object") {
             errors.invalid(&path.child("type"), type_, "must be object at the root");
         }
+        if level == Level::Root && on(props.nullable) {
+            errors.forbidden(&path.child("nullable"), "nullable cannot be true at the root");
+        }
         if either && preserves {
             let words = "must be false if x-kubernetes-int-or-string is true";
             errors.invalid(&path.child("x-kubernetes-preserve-unknown-fields"), true, words);
@@ -336,6 +339,17 @@ impl Builder<'_> {
                 errors.not_supported(&at, list_type.as_str(), &["atomic", "set", "map"]);
             }
         }
+        if let (Some(list_type @ ("set" | "map")), Some(JSONSchemaPropsOrArray::Schema(items))) =
+            (props.x_kubernetes_list_type.as_deref(), &props.items)
+        {
+            if list_type == "set" && type_ == "array" {
+                whole_items(items, &path.child("items"), errors);
+            }
+            if items.nullable == Some(true) {
+                let words = format!("cannot be nullable when x-kubernetes-list-type is {list_type}");
+                errors.forbidden(&path.child("items").child("nullable"), words);
+            }
+        }
         let is_map = props.x_kubernetes_list_type.as_deref() == Some("map");
         let at = path.child("x-kubernetes-list-map-keys");
         if is_map && keys.is_empty() {
@@ -358,12 +372,20 @@ impl Builder<'_> {
                         errors.invalid(&at.index(index), key.as_str(), words);
                     }
                     Some(field) => {
+                        let of_key = path.child("items").child("properties").key(key);
+                        if matches!(field.type_.as_deref(), Some("array" | "object")) {
+                            let words = "must be a scalar type if parent array's x-kubernetes-list-type is map";
+                            errors.invalid(&of_key.child("type"), field.type_.clone().unwrap_or_default(), words);
+                        }
+                        if field.nullable == Some(true) {
+                            let words = "this property is in x-kubernetes-list-map-keys, so it cannot be nullable";
+                            errors.forbidden(&of_key.child("nullable"), words);
+                        }
                         let required = items.required.as_ref().is_some_and(|names| names.contains(key));
                         if !required && field.default.is_none() {
                             let words = "this property is in x-kubernetes-list-map-keys, so it must have a default or \
                                          be a required property";
-                            let at = path.child("items").child("properties").key(key).child("default");
-                            errors.required(&at, words);
+                            errors.required(&of_key.child("default"), words);
                         }
                     }
                 }
@@ -416,6 +438,21 @@ impl Builder<'_> {
             let at = path.child("properties").key("metadata");
             self.errors.forbidden(&at, "must not be specified in a nested context");
         }
+    }
+}
+
+/// Items of a set are the same or not, in no part of theirs.
+fn whole_items(items: &JSONSchemaProps, path: &Path, errors: &mut Errors) {
+    let words = "must be atomic as item of a list with x-kubernetes-list-type=set";
+    let list_type = items.x_kubernetes_list_type.as_deref();
+    match items.type_.as_deref() {
+        Some("array") if list_type.is_some_and(|list_type| list_type != "atomic") => {
+            errors.invalid(&path.child("x-kubernetes-list-type"), list_type, words);
+        }
+        Some("object") if items.x_kubernetes_map_type.as_deref() != Some("atomic") => {
+            errors.invalid(&path.child("x-kubernetes-map-type"), items.x_kubernetes_map_type.as_deref(), words);
+        }
+        _ => {}
     }
 }
 

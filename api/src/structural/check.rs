@@ -18,25 +18,34 @@ impl Builder<'_> {
             add_object_fields(schema);
         }
         let schema: &Schema = schema;
-        self.check_rules_below(schema, props, path);
+        self.check_rules_below(schema, props, path, None);
     }
 
-    fn check_rules_below(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path) {
+    /// Items of the list at `mixed` cannot be told apart: no rule knows what was before.
+    fn check_rules_below(&mut self, schema: &Schema, props: &JSONSchemaProps, path: &Path, mixed: Option<&Path>) {
         let rules = schema.constraints.as_ref().map_or(&[][..], |c| &c.rules);
         for (index, (rule, written)) in rules.iter().zip(props.x_kubernetes_validations.iter().flatten()).enumerate() {
-            self.check_rule(rule, written, schema, &path.child("x-kubernetes-validations").index(index));
+            let at = path.child("x-kubernetes-validations").index(index);
+            self.check_rule(rule, written, schema, &at);
+            if let Some(mixed) = mixed.filter(|_| rule.uses_old_self) {
+                let words =
+                    format!("oldSelf cannot be used on the uncorrelatable portion of the schema within {mixed}");
+                self.errors.invalid(&at.child("rule"), rule.text.as_str(), words);
+            }
         }
         if let (Some(items), Some(JSONSchemaPropsOrArray::Schema(below))) = (&schema.items, &props.items) {
-            self.check_rules_below(items, below, &path.child("items"));
+            let is_map = schema.list_type.as_deref() == Some("map");
+            let mixed = mixed.or((!is_map).then_some(path));
+            self.check_rules_below(items, below, &path.child("items"), mixed);
         }
         if let (Some(values), Some(JSONSchemaPropsOrBool::Schema(below))) =
             (&schema.values, &props.additional_properties)
         {
-            self.check_rules_below(values, below, &path.child("additionalProperties"));
+            self.check_rules_below(values, below, &path.child("additionalProperties"), mixed);
         }
         for (name, below) in props.properties.iter().flatten() {
             if let Some(field) = schema.properties.get(name) {
-                self.check_rules_below(field, below, &path.child("properties").key(name));
+                self.check_rules_below(field, below, &path.child("properties").key(name), mixed);
             }
         }
     }
@@ -46,7 +55,10 @@ impl Builder<'_> {
         if rule.text.trim().is_empty() {
             return errors.required(&path.child("rule"), "rule is not specified");
         }
-        if rule.message.contains('\n') {
+        if rule.message.is_empty() && written.message.as_ref().is_some_and(|message| !message.is_empty()) {
+            let message = written.message.as_deref().unwrap_or_default();
+            errors.invalid(&path.child("message"), message, "message must be non-empty if specified");
+        } else if rule.message.contains('\n') {
             errors.invalid(&path.child("message"), rule.message.as_str(), "message must not contain line breaks");
         }
         if written.message.is_none() && rule.text.trim().contains('\n') && written.message_expression.is_none() {

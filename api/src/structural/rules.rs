@@ -47,7 +47,6 @@ impl Run<'_> {
                 }
             }
             Value::Object(map) => {
-                let old = old.filter(|_| schema.map_type.as_deref() != Some("atomic"));
                 for (name, value) in map {
                     let old = old.and_then(|old| old.get(name));
                     if let Some(field) = schema.properties.get(name) {

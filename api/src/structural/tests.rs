@@ -237,6 +237,13 @@ fn changes_are_judged_against_what_was() {
     let new = make(json!({"schedule": "* * * * *", "image": "b"}));
     assert_eq!(complaints(&structure, &new, Some(&old)), ["spec: Invalid value: \"object\": image is immutable"]);
     assert_eq!(complaints(&structure, &new, None), [""; 0]);
+    let image = json!({"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]});
+    let atomic = self::structure(
+        json!({"type": "object", "properties": {"spec": {"type": "object", "x-kubernetes-map-type": "atomic", "properties": {"image": image}}}}),
+    );
+    let (old, new) = (object(json!({"image": "a"})), object(json!({"image": "b"})));
+    let expected = ["spec.image: Invalid value: \"string\": failed rule: self == oldSelf"];
+    assert_eq!(complaints(&atomic, &new, Some(&old)), expected);
     // What was wrong before and was not touched is let be.
     let old = make(json!({"schedule": "* * * * *", "mode": "Odd"}));
     let new = make(json!({"schedule": "1 * * * *", "mode": "Odd"}));
@@ -277,6 +284,33 @@ fn schemas_that_are_not_structural_are_refused() {
         (
             spec(json!({"type": "array", "x-kubernetes-list-type": "map", "items": {"type": "object"}})),
             "properties[spec].x-kubernetes-list-map-keys: Required value: must not be empty if x-kubernetes-list-type is map",
+        ),
+        (json!({"type": "object", "nullable": true}), "nullable: Forbidden: nullable cannot be true at the root"),
+        (
+            spec(json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "object"}})),
+            "properties[spec].items.x-kubernetes-map-type: Invalid value: null: must be atomic as item of a list with x-kubernetes-list-type=set",
+        ),
+        (
+            spec(
+                json!({"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string", "nullable": true}}),
+            ),
+            "properties[spec].items.nullable: Forbidden: cannot be nullable when x-kubernetes-list-type is set",
+        ),
+        (
+            spec(
+                json!({"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["a"], "items": {"type": "object", "required": ["a"], "properties": {"a": {"type": "string", "nullable": true}}}}),
+            ),
+            "properties[spec].items.properties[a].nullable: Forbidden: this property is in x-kubernetes-list-map-keys, so it cannot be nullable",
+        ),
+        (
+            spec(json!({"type": "integer", "x-kubernetes-validations": [{"rule": "self > 1", "message": " "}]})),
+            "properties[spec].x-kubernetes-validations[0].message: Invalid value: \" \": message must be non-empty if specified",
+        ),
+        (
+            spec(
+                json!({"type": "array", "items": {"type": "object", "additionalProperties": {"type": "string", "x-kubernetes-validations": [{"rule": "self == oldSelf"}]}}}),
+            ),
+            "properties[spec].items.additionalProperties.x-kubernetes-validations[0].rule: Invalid value: \"self == oldSelf\": oldSelf cannot be used on the uncorrelatable portion of the schema within properties[spec]",
         ),
         (
             spec(json!({"type": "odd"})),
