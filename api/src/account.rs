@@ -25,9 +25,24 @@ pub fn name(spec: &PodSpec) -> &str {
     spec.service_account_name.as_deref().filter(|name| !name.is_empty()).unwrap_or(DEFAULT)
 }
 
-/// Makes a new pod one of its account. An account that is not there yet is one that says nothing.
-pub fn admit(spec: &mut PodSpec, account: Option<&ServiceAccount>, suffix: &str) {
+/// Makes a new pod, by its namespace and what is known of its name, one of its account. The default account is made soon
+/// after its namespace, and again whenever it is gone: until then it says nothing.
+///
+/// # Errors
+/// In upstream's words, that there is no such account.
+pub fn admit(
+    spec: &mut PodSpec,
+    account: Option<&ServiceAccount>,
+    suffix: &str,
+    (namespace, pod): (&str, &str),
+) -> Result<(), String> {
     let name = name(spec).to_owned();
+    if account.is_none() && name != DEFAULT {
+        return Err(format!(
+            "pods \"{pod}\" is forbidden: error looking up service account {namespace}/{name}: serviceaccount \"{name}\" \
+             not found"
+        ));
+    }
     spec.service_account = Some(name.clone());
     spec.service_account_name = Some(name);
     if spec.image_pull_secrets.as_ref().is_none_or(Vec::is_empty) {
@@ -38,6 +53,7 @@ pub fn admit(spec: &mut PodSpec, account: Option<&ServiceAccount>, suffix: &str)
     if wanted.unwrap_or(true) {
         mount(spec, suffix);
     }
+    Ok(())
 }
 
 /// Mounts the volume in each container that has nothing in its place.
@@ -113,7 +129,7 @@ mod tests {
     fn admitted(spec: Value, account: Value) -> PodSpec {
         let mut spec: PodSpec = serde_json::from_value(spec).unwrap();
         let account: ServiceAccount = serde_json::from_value(account).unwrap();
-        admit(&mut spec, Some(&account), "abcde");
+        admit(&mut spec, Some(&account), "abcde", ("a", "p")).unwrap();
         spec
     }
 
@@ -162,7 +178,19 @@ mod tests {
     fn a_pod_that_was_admitted_once_is_left_alone() {
         let once = admitted(json!({"containers": [{"name": "a"}], "serviceAccountName": "bot"}), json!({}));
         let mut twice = once.clone();
-        admit(&mut twice, None, "other");
+        admit(&mut twice, Some(&ServiceAccount::default()), "other", ("a", "p")).unwrap();
         assert_eq!(once, twice);
+    }
+
+    #[test]
+    fn only_the_default_account_may_be_missing() {
+        let mut spec = PodSpec::default();
+        assert_eq!(admit(&mut spec, None, "abcde", ("a", "p")), Ok(()));
+        spec.service_account_name = Some("bot".into());
+        let words = admit(&mut spec, None, "abcde", ("a", "p")).unwrap_err();
+        assert_eq!(
+            words,
+            "pods \"p\" is forbidden: error looking up service account a/bot: serviceaccount \"bot\" not found"
+        );
     }
 }

@@ -58,16 +58,9 @@ pub(crate) fn admit(pod: &mut Pod, cx: &mut Context<'_>) -> Result<(), String> {
     let Pod { metadata, spec: Some(spec), .. } = pod else { return Ok(()) };
     let (namespace, name) = (meta::namespace(metadata), flotilla_api::account::name(spec));
     let account = cx.view.service_account(&keys::service_account(namespace, name));
-    // The default one is made soon after its namespace, and again whenever it is gone.
-    if account.is_none() && name != DEFAULT {
-        return Err(format!(
-            "pods \"{}\" is forbidden: error looking up service account {namespace}/{name}: serviceaccount \"{name}\" \
-             not found",
-            metadata.generate_name.as_deref().unwrap_or_default()
-        ));
-    }
-    flotilla_api::account::admit(spec, account.map(|stored| &stored.object), &flotilla_api::names::suffix(cx.rng));
-    Ok(())
+    let known = metadata.generate_name.as_deref().unwrap_or_default();
+    let (account, suffix) = (account.map(|stored| &stored.object), flotilla_api::names::suffix(cx.rng));
+    flotilla_api::account::admit(spec, account, &suffix, (namespace, known))
 }
 
 #[cfg(test)]

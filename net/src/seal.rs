@@ -1,5 +1,5 @@
 //! Sealing: what must not stand readable in the log, in a snapshot or in a backup (the authority's key, Secrets) is
-//! encrypted before it is proposed, under a key that only replicas hold.
+//! encrypted before it is proposed, under a key that only the cluster's nodes hold.
 //!
 //! The envelope is `version 1 | key id 8 | nonce 12 | ciphertext | tag 16`, AES-256-GCM, and its header is authenticated
 //! together with the caller's context. Nonces are random: one key seals at most 2^32 envelopes before it is rotated.
@@ -59,7 +59,7 @@ impl fmt::Debug for SealKeyId {
     }
 }
 
-/// A key that seals and opens. It goes to replicas only, over a connection that has proved who they are.
+/// A key that seals and opens. It goes to the cluster's nodes only, over a connection that has proved who they are.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SealKey {
     id: SealKeyId,

@@ -42,11 +42,13 @@ pub(super) fn need(container: &Container, observed: &Observed, since: Timestamp,
             let fresh = now < fresh_until && failure.at <= now;
             let due = retry_at <= now;
             let (reason, message) = match fresh {
+                // It will not be another one the next time.
+                _ if failure.reason == "InvalidImageName" => ("InvalidImageName", failure.message.clone()),
                 true => ("ErrImagePull", failure.message.clone()),
                 false => ("ImagePullBackOff", format!("Back-off pulling image \"{reference}\": {}", failure.message)),
             };
             Need::Wait {
-                reason: if fresh && failure.reason == "InvalidImageName" { "InvalidImageName" } else { reason },
+                reason,
                 message: Some(message),
                 effect: due.then(pull),
                 wake_at: (!due).then_some(if fresh { fresh_until.min(retry_at) } else { retry_at }),

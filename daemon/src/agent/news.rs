@@ -107,7 +107,7 @@ fn of_container(pod: &str, old: Option<&ContainerStatus>, now: &ContainerStatus)
         }
     }
     let (was, is) = (old.and_then(|old| old.state.as_ref()), now.state.as_ref());
-    news.extend(waiting(pod, &now.name, was, is));
+    news.extend(waiting(pod, now, was, is));
     if let Some(ended) = is.and_then(|state| state.terminated.as_ref()).filter(|ended| ended.exit_code != 0)
         && was.and_then(|was| was.terminated.as_ref()).is_none_or(|was| was.container_id != ended.container_id)
     {
@@ -132,22 +132,32 @@ fn started(status: &ContainerStatus) -> Option<&str> {
     }
 }
 
-fn waiting(pod: &str, container: &str, was: Option<&ContainerState>, is: Option<&ContainerState>) -> Option<News> {
-    let waiting = is?.waiting.as_ref()?;
+fn waiting(pod: &str, now: &ContainerStatus, was: Option<&ContainerState>, is: Option<&ContainerState>) -> Vec<News> {
+    let Some(waiting) = is.and_then(|is| is.waiting.as_ref()) else { return Vec::new() };
     if was.and_then(|was| was.waiting.as_ref()) == Some(waiting) {
-        return None;
+        return Vec::new();
     }
+    let (container, image) = (&now.name, &now.image);
     let message = waiting.message.clone().unwrap_or_default();
-    let (severity, reason, message) = match waiting.reason.as_deref().unwrap_or_default() {
-        "" | "ContainerCreating" | "PodInitializing" => return None,
+    let reason = waiting.reason.as_deref().unwrap_or_default();
+    let told = |severity, reason, message| News::of(container, severity, reason, message);
+    let failed = |message| told(Severity::Warning, "Failed", message);
+    let as_error = || failed(format!("Error: {reason}"));
+    match reason {
+        "" | "ContainerCreating" | "PodInitializing" => Vec::new(),
         "CrashLoopBackOff" => {
             let words = format!("Back-off restarting failed container {container} in pod {pod}");
-            (Severity::Warning, "BackOff", words)
+            vec![told(Severity::Warning, "BackOff", words)]
         }
-        "ImagePullBackOff" => (Severity::Normal, "BackOff", message),
-        _ => (Severity::Warning, "Failed", message),
-    };
-    Some(News::of(container, severity, reason, message))
+        "ErrImagePull" => vec![failed(format!("Failed to pull image \"{image}\": {message}")), as_error()],
+        "ImagePullBackOff" => vec![told(Severity::Normal, "BackOff", message), as_error()],
+        "ErrImageNeverPull" => vec![told(Severity::Warning, "ErrImageNeverPull", message), as_error()],
+        "InvalidImageName" => {
+            let words = format!("Failed to apply default image tag \"{image}\": {message}");
+            vec![told(Severity::Warning, "InspectFailed", words), as_error()]
+        }
+        _ => vec![failed(format!("Error: {message}"))],
+    }
 }
 
 #[cfg(test)]
@@ -224,8 +234,22 @@ mod tests {
     fn waiting_is_told_when_its_reason_changes() {
         let waiting = |reason: &str| status(&json!({"waiting": {"reason": reason, "message": "m"}}), 0);
         assert!(reasons(&PodStatus::default(), &waiting("ContainerCreating")).is_empty());
-        assert_eq!(reasons(&waiting("ContainerCreating"), &waiting("ErrImagePull")), ["Failed"]);
-        assert_eq!(reasons(&waiting("ErrImagePull"), &waiting("ImagePullBackOff")), ["BackOff"]);
+        assert_eq!(reasons(&waiting("ContainerCreating"), &waiting("ErrImagePull")), ["Failed", "Failed"]);
+        assert_eq!(reasons(&waiting("ErrImagePull"), &waiting("ImagePullBackOff")), ["BackOff", "Failed"]);
+        let words = |reason: &str| {
+            let news = between("p_n(u)", &PodStatus::default(), &waiting(reason));
+            news.into_iter().map(|news| (news.reason, news.message)).collect::<Vec<_>>()
+        };
+        let told = |reason, message: &str| (reason, message.to_owned());
+        assert_eq!(
+            words("ErrImagePull"),
+            [told("Failed", "Failed to pull image \"i\": m"), told("Failed", "Error: ErrImagePull")]
+        );
+        assert_eq!(
+            words("ErrImageNeverPull"),
+            [told("ErrImageNeverPull", "m"), told("Failed", "Error: ErrImageNeverPull")]
+        );
+        assert_eq!(words("CreateContainerConfigError"), [told("Failed", "Error: m")]);
         assert!(reasons(&waiting("ImagePullBackOff"), &waiting("ImagePullBackOff")).is_empty());
     }
 }

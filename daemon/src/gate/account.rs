@@ -24,19 +24,10 @@ impl Gate {
             true => None,
             false => self.load(&Key::new(&Builtin::ServiceAccount.collection(), key.namespace(), &name))?,
         };
-        // The default one is made soon after its namespace, and again whenever it is gone.
-        if found.is_none() && name != account::DEFAULT {
-            let namespace = key.namespace();
-            let message = format!(
-                "pods \"{}\" is forbidden: error looking up service account {namespace}/{name}: serviceaccount \"{name}\" \
-                 not found",
-                key.name()
-            );
-            return Err(Status::new(Reason::Forbidden, message));
-        }
         let found: Option<ServiceAccount> =
             found.map(|kv| serde_json::from_slice(&kv.value)).transpose().map_err(Status::internal)?;
-        account::admit(&mut spec, found.as_ref(), &names::suffix(&mut rand::rng()));
+        account::admit(&mut spec, found.as_ref(), &names::suffix(&mut rand::rng()), (key.namespace(), key.name()))
+            .map_err(|message| Status::new(Reason::Forbidden, message))?;
         object["spec"] = serde_json::to_value(spec).map_err(Status::internal)?;
         Ok(())
     }
