@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use flotilla_net::{ClusterId, Token};
+use flotilla_net::{ClusterId, SealKey, Token};
 use flotilla_tests::{Cluster, cli, eventually, object};
 
 const WAIT: Duration = Duration::from_secs(40);
@@ -25,6 +25,7 @@ async fn a_machine_stays_what_it_is_until_somebody_says_otherwise() {
     who_left_stays_away(&mut cluster, &other, &token).await;
     who_cannot_listen_founds_nothing(&mut cluster, &other, &token).await;
     who_died_while_it_left_has_left(&mut cluster, &other).await;
+    what_is_lost_is_missed(&mut cluster).await;
 }
 
 /// The one that a member has joined with does no harm; nothing is what it was if that of another cluster did.
@@ -122,6 +123,32 @@ async fn who_died_while_it_left_has_left(cluster: &mut Cluster, node: &str) {
     assert!(said.err.contains(&format!("has left its cluster; remove {}", data.display())), "{said:?}");
     assert!(!data.join("identity").exists(), "what made it a node is forgotten");
     assert_eq!(sandboxes(), 0, "its pods have ended");
+}
+
+/// Without its store, or with another's seal key, a node does not begin anew or go on half: it says what to do.
+async fn what_is_lost_is_missed(cluster: &mut Cluster) {
+    cluster.dev.stop_daemon("node-1").unwrap();
+    let data = cluster.dev.places().data("node-1");
+    let refused = |words: &str| {
+        let said = up(cluster, "node-1", &[]);
+        assert!(said.code == REFUSED && said.err.contains(words), "{words}: {said:?}");
+    };
+    let (store, aside) = (data.join("store"), data.join("aside"));
+    fs::rename(&store, &aside).unwrap();
+    refused("this node had its replica in");
+    fs::create_dir(&store).unwrap();
+    refused("if that is on a disk of its own, mount it");
+    fs::remove_dir(&store).unwrap();
+    fs::rename(&aside, &store).unwrap();
+
+    let (identity, words) = (data.join("identity"), "copy it from another node of the cluster");
+    let key = identity.join("seal.key");
+    fs::rename(&key, &aside).unwrap();
+    refused(words);
+    SealKey::generate().store(&identity).unwrap();
+    refused(words);
+    fs::rename(&aside, &key).unwrap();
+    cluster.restart("node-1").await;
 }
 
 fn empty(dir: &Path) {
