@@ -229,7 +229,7 @@ fn kinds<'a>(registry: &'a Registry, group: &'a str, version: &'a str) -> impl I
 }
 
 /// The kinds that are kept, and those that are not.
-fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
+pub fn served(registry: &Registry) -> impl Iterator<Item = &Arc<Kind>> {
     registry.iter().chain(questions::all())
 }
 

@@ -134,11 +134,21 @@ fn tag(bytes: &[u8]) -> String {
 
 /// What there is below `/`.
 fn paths(registry: &Registry) -> Value {
-    let mut paths: Vec<String> =
-        ["/api", "/apis", "/healthz", "/livez", "/metrics", "/openapi/v2", "/openapi/v3", "/readyz"]
-            .map(str::to_owned)
-            .into();
-    for kind in registry.iter() {
+    let mut paths: Vec<String> = [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/apis",
+        "/healthz",
+        "/livez",
+        "/metrics",
+        "/openapi/v2",
+        "/openapi/v3",
+        "/openid/v1/jwks",
+        "/readyz",
+    ]
+    .map(str::to_owned)
+    .into();
+    for kind in discovery::served(registry) {
         let group = (!kind.group.is_empty()).then(|| format!("/apis/{}", kind.group));
         paths.extend(group.iter().cloned());
         paths.push(format!("{}/{}", group.unwrap_or_else(|| "/api".into()), kind.version));
