@@ -22,6 +22,7 @@ pub const TARGETS: &[Target] = &[
     ("frame", frames),
     ("backup", backup),
     ("journal", journal),
+    ("pointer", crate::snapshot::fuzz),
 ];
 
 fn same<T: Serialize + DeserializeOwned + PartialEq + std::fmt::Debug>(input: &[u8]) {

@@ -307,6 +307,16 @@ fn sync_all(disk: &Disk, dir: &Path) -> Result<(), DiskError> {
     disk.sync(dir).map_err(DiskError::io(dir))
 }
 
+/// What a damaged pointer says is inside of the replica's directory, whatever it is.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn fuzz(input: &[u8]) {
+    let root = Path::new("replica");
+    let Some(places) = std::str::from_utf8(input).ok().and_then(|text| Places::parse(root, text)) else { return };
+    for path in [&places.state, &places.log] {
+        assert_eq!(path.parent(), Some(root));
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
