@@ -79,9 +79,9 @@ pub fn event(
     }
 }
 
-/// Sorts by time, to a millisecond; random digits keep the Events of one plan apart.
+/// Sorts by time, to some microseconds; random digits keep the Events of one plan apart.
 fn suffix(now: Timestamp, rng: &mut dyn RngCore) -> String {
-    format!("{:011x}{:09x}", now.as_nanosecond() >> 20, rng.next_u64() >> 28)
+    format!("{:013x}{:09x}", now.as_nanosecond() >> 12, rng.next_u64() >> 28)
 }
 
 /// Adds an Event to a Change.
@@ -142,7 +142,7 @@ mod tests {
         let at = |ms: i64| start + SignedDuration::from_millis(ms);
         let names: Vec<String> = (0..1_000).map(|step| suffix(at(step * 2), &mut rng)).collect();
         assert!(names.is_sorted());
-        assert!(names.iter().all(|name| name.len() == 20));
+        assert!(names.iter().all(|name| name.len() == 22));
         assert_ne!(suffix(start, &mut rng), suffix(start, &mut rng));
     }
 }
