@@ -265,10 +265,9 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     F: Future<Output = Result<Response<Body>, Infallible>> + Send + 'static,
 {
+    let is_http2 = stream.is_http2;
+    let (stream, service) = (TokioIo::new(stream), service_fn(answer));
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    if stream.is_http2 {
-        builder = builder.http2_only();
-    }
     builder.http1().timer(TokioTimer::new()).header_read_timeout(HANDSHAKE_TIMEOUT);
     builder
         .http2()
@@ -276,12 +275,26 @@ where
         .keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE)
         .max_concurrent_streams(MAX_STREAMS);
-    let connection = builder.serve_connection_with_upgrades(TokioIo::new(stream), service_fn(answer));
+    if is_http2 {
+        let builder = builder.http2_only();
+        run(builder.serve_connection(stream, service), |connection| connection.graceful_shutdown(), &stop).await;
+    } else {
+        let connection = builder.serve_connection_with_upgrades(stream, service);
+        run(connection, |connection| connection.graceful_shutdown(), &stop).await;
+    }
+}
+
+/// Runs a connection to its end, which a stop brings nearer.
+async fn run<C, E>(connection: C, shut_down: impl FnOnce(Pin<&mut C>), stop: &CancellationToken)
+where
+    C: Future<Output = Result<(), E>>,
+    E: std::fmt::Display,
+{
     let mut connection = std::pin::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => ended,
         () = stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
+            shut_down(connection.as_mut());
             match tokio::time::timeout(LAST_REQUESTS, connection).await {
                 Ok(ended) => ended,
                 Err(_) => return,
