@@ -183,16 +183,16 @@ impl Places {
         if let Some(places) = named {
             return places.there(disk);
         }
-        let what = match bytes {
-            Some(bytes) => format!("names {:?}", bytes.escape_ascii().to_string()),
-            None => "is missing".to_owned(),
-        };
         let found = Self::list(root, disk)?;
-        if found.is_empty() && what == "is missing" {
+        if found.is_empty() && bytes.is_none() {
             let places = Self { state: fresh(root, STATE_PREFIX), log: root.join(LOG), is_new: true };
             places.point(root, disk)?;
             return Ok(places);
         }
+        let what = match bytes {
+            Some(bytes) => format!("names {:?}", bytes.escape_ascii().to_string()),
+            None => "is missing".to_owned(),
+        };
         // Both are there once, but for a moment while others take their places: then it cannot be told.
         let (states, logs): (Vec<_>, Vec<_>) = found.iter().partition(|name| name.starts_with(STATE_PREFIX));
         let ([state], [log]) = (states.as_slice(), logs.as_slice()) else {
@@ -229,7 +229,7 @@ impl Places {
         let lines: Vec<&str> = text.split('\n').collect();
         let (state, log, is_new) = match *lines.as_slice() {
             [state, log, made @ (MADE | NEW), sum] => {
-                let [named, _] = text.rsplit_once('\n').map(<[&str; 2]>::from)?;
+                let (named, _) = text.rsplit_once('\n')?;
                 (sum == checksum(named)).then_some((state, log, made == NEW))?
             }
             // As earlier builds wrote it.
